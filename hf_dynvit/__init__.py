@@ -1,0 +1,12 @@
+"""Vision Transformers that spend computation per image, as a Hugging Face transformers plugin."""
+
+from transformers import AutoConfig, AutoModel, AutoModelForImageClassification
+
+from .configuration_dynvit import DynViTConfig
+from .gate import LayerDecisions
+from .modeling_dynvit import DynViTForImageClassification, DynViTModel
+
+
+AutoConfig.register("dynvit", DynViTConfig)
+AutoModel.register(DynViTConfig, DynViTModel)
+AutoModelForImageClassification.register(DynViTConfig, DynViTForImageClassification)

@@ -1,0 +1,110 @@
+"""Attention over packed sequences: T rows of B images, each image attending to itself alone.
+
+Letters: B images, T packed rows, H heads, d channels of a head, n rows of one image.
+
+Three kernels compute the same thing. `loop` (CPU): one batched product per image, which on CPUs beats the fused
+kernels because the scores of one image stay in cache. `varlen` (CUDA, 16 bit): torch's variable-length flash
+attention. `padded` (the rest): images padded to the longest one, keys masked.
+"""
+
+import torch
+from torch.nn.functional import dropout, scaled_dot_product_attention
+
+try:
+    from torch.nn.attention.varlen import varlen_attn
+except ImportError:  # torch < 2.10
+    varlen_attn = None
+
+
+def choose_kernel(query):
+    """The kernel for `query` (T, H, d): by device, dtype and what this torch offers."""
+    if query.device.type == "cpu":
+        return "loop"
+    if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16) and varlen_attn is not None:
+        return "varlen"
+    return "padded"
+
+
+def packed_attention(query, key, value, lengths, heads=None, dropout_p=0.0, kernel=None):
+    """Softmax attention of each image over its own rows.
+
+    Args:
+        query, key, value: (T, H, d).
+        lengths: list of B ints, rows per image; they sum to T.
+        heads: bool (B, H), heads to compute, or None for all; the output of the others is 0.
+        dropout_p: dropout on the attention weights.
+        kernel: "loop", "varlen" or "padded"; None chooses.
+
+    Returns:
+        (T, H, d).
+    """
+    kernel = kernel or choose_kernel(query)
+    if kernel == "loop":
+        return _loop(query, key, value, lengths, heads, dropout_p)
+    attend = _varlen if kernel == "varlen" and dropout_p == 0.0 else _padded
+    if heads is None:
+        return attend(query, key, value, lengths, dropout_p)
+    # Every (head, image) pair that is on becomes a sequence with one head.
+    lengths_t = torch.tensor(lengths, device=query.device)
+    rows_on = heads.repeat_interleave(lengths_t, 0, output_size=len(query)).T  # (H, T)
+    pair_lengths = lengths_t.expand(heads.shape[1], -1)[heads.T].tolist()
+    out = torch.zeros_like(query).transpose(0, 1)  # (H, T, d)
+    if pair_lengths:
+        pairs = (t.transpose(0, 1)[rows_on].unsqueeze(1) for t in (query, key, value))
+        out = out.masked_scatter(rows_on.unsqueeze(-1), attend(*pairs, pair_lengths, dropout_p))
+    return out.transpose(0, 1)
+
+
+def _loop(query, key, value, lengths, heads, dropout_p):
+    # One copy per batch makes the rows of a head contiguous, which the products of all images profit from.
+    q, k, v = (t.transpose(0, 1).contiguous().split(lengths, 1) for t in (query, key, value))  # B of (H, n, d)
+    heads = [None] * len(lengths) if heads is None else _kept_heads(heads)
+    return torch.cat([_one_image(*image, dropout_p) for image in zip(q, k, v, heads, strict=True)])
+
+
+def _one_image(q, k, v, kept, dropout_p):
+    """q, k, v (H, n, d) of one image, the indices of the heads to compute or None for all -> (n, H, d)."""
+    if kept is not None:
+        out = torch.zeros_like(q)
+        if len(kept):
+            out = out.index_copy(0, kept, _one_image(q[kept], k[kept], v[kept], None, dropout_p).transpose(0, 1))
+        return out.transpose(0, 1)
+    empty = q.new_empty(()).expand(q.shape[0], q.shape[1], q.shape[1])  # never read: beta is 0
+    weights = torch.baddbmm(empty, q, k.transpose(1, 2), beta=0, alpha=q.shape[-1] ** -0.5).softmax(-1)
+    if dropout_p:
+        weights = dropout(weights, dropout_p)
+    return torch.bmm(weights, v).transpose(0, 1)
+
+
+def _kept_heads(heads):
+    """bool (B, H) -> per image the indices of its heads, None where all are on."""
+    all_on = heads.all(1).tolist()
+    return [None if everything else row.nonzero().squeeze(1) for row, everything in zip(heads, all_on, strict=True)]
+
+
+def _varlen(query, key, value, lengths, dropout_p):
+    if len(set(lengths)) == 1:  # equal lengths need no variable-length kernel
+        return _equal(query, key, value, len(lengths), dropout_p)
+    starts = torch.tensor([0, *lengths], device=query.device).cumsum(0).int()
+    longest = max(lengths)
+    return varlen_attn(
+        query.contiguous(), key.contiguous(), value.contiguous(), starts, starts, longest, longest
+    )
+
+
+def _padded(query, key, value, lengths, dropout_p):
+    if len(set(lengths)) == 1:
+        return _equal(query, key, value, len(lengths), dropout_p)
+    lengths_t = torch.tensor(lengths, device=query.device)
+    valid = torch.arange(max(lengths), device=query.device) < lengths_t[:, None]  # (B, n)
+    shape = (*valid.shape, *query.shape[1:])
+    q, k, v = (
+        t.new_zeros(shape).masked_scatter(valid[..., None, None], t).transpose(1, 2) for t in (query, key, value)
+    )
+    out = scaled_dot_product_attention(q, k, v, attn_mask=valid[:, None, None], dropout_p=dropout_p)
+    return out.transpose(1, 2)[valid]
+
+
+def _equal(query, key, value, images, dropout_p):
+    q, k, v = (t.unflatten(0, (images, -1)).transpose(1, 2) for t in (query, key, value))  # (B, H, n, d)
+    return scaled_dot_product_attention(q, k, v, dropout_p=dropout_p).transpose(1, 2).flatten(0, 1)

@@ -1,0 +1,50 @@
+"""Configuration of a Vision Transformer whose computation is decided per image: a `ViTConfig`, its gates, its budget."""
+
+from huggingface_hub.dataclasses import strict
+from transformers import ViTConfig
+
+
+@strict
+class DynViTConfig(ViTConfig):
+    r"""Everything of `ViTConfig`, plus which gates sit on which layers and the cost they aim at.
+
+    Args:
+        gates (`list[dict]`, *optional*):
+            One dict per kind of gate: `{"gate": name, "layers": [0, 1, ...], **options}`. `layers` counts from 0 and
+            defaults to all layers; the other keys are options of that gate. No gates: a plain ViT.
+        budget (`float`, defaults to 1.0):
+            The mean cost to aim at, in (0, 1]: multiply-accumulates spent / multiply-accumulates of the dense model.
+
+    Raises:
+        ValueError: a budget outside (0, 1], or a gate entry without a name or with layers that do not exist.
+    """
+
+    model_type = "dynvit"
+    # A Trainer that knows nothing of gates sees the logits alone.
+    keys_to_ignore_at_inference = ["cost", "decisions", "hidden_states", "attentions"]
+
+    gates: list[dict] | None = None
+    budget: float | int = 1.0
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        if not 0.0 < self.budget <= 1.0:
+            raise ValueError(f"budget must be in (0, 1], got {self.budget}")
+        for entry in self.gates or []:
+            self._check_gate(entry)
+
+    def _check_gate(self, entry):
+        if not isinstance(entry, dict) or not isinstance(entry.get("gate"), str):
+            raise ValueError(f'each gate must be a dict with the key "gate" (its name), got {entry!r}')
+        layers = entry.get("layers", list(range(self.num_hidden_layers)))
+        if not isinstance(layers, (list, tuple)) or not all(type(layer) is int for layer in layers):
+            raise ValueError(f'"layers" of gate {entry["gate"]!r} must be a list of integers, got {layers!r}')
+        wrong = [layer for layer in layers if not 0 <= layer < self.num_hidden_layers]
+        if wrong or len(set(layers)) < len(layers):
+            raise ValueError(
+                f'"layers" of gate {entry["gate"]!r} must be distinct and in 0..{self.num_hidden_layers - 1}, '
+                f"got {list(layers)}"
+            )
+
+
+__all__ = ["DynViTConfig"]

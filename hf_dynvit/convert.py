@@ -1,0 +1,45 @@
+"""From a trained ViT to the parts of a `DynViT`: the loaded native model, and a configuration with gates."""
+
+from transformers import PreTrainedConfig, ViTForImageClassification
+
+from .configuration_dynvit import DynViTConfig
+from .preset_gates import preset_gates
+
+
+def load_vit(source, **kwargs):
+    """The native classifier at `source` (folder or Hub id), or `source` itself if it is one.
+
+    Raises:
+        ValueError: another architecture, or a checkpoint that lacks weights of the body.
+    """
+    if isinstance(source, ViTForImageClassification):
+        if kwargs:
+            raise ValueError(f"{sorted(kwargs)} can only be given with a folder or a Hub id")
+        return source
+    if not isinstance(source, str) and not hasattr(source, "__fspath__"):
+        raise ValueError(
+            f"source must be a ViTForImageClassification, or a folder or Hub id of one, got {type(source).__name__}"
+        )
+    model_type = PreTrainedConfig.get_config_dict(source)[0].get("model_type")
+    if model_type != "vit":
+        hint = "; load it with from_pretrained" if model_type == "dynvit" else ""
+        raise ValueError(f"{source} is a {model_type!r} model, not a 'vit'{hint}")
+    model, info = ViTForImageClassification.from_pretrained(source, output_loading_info=True, **kwargs)
+    missing = sorted(key for key in info["missing_keys"] if not key.startswith("classifier."))
+    if missing:
+        raise ValueError(f"{source} lacks {len(missing)} weights of a ViT, for example {missing[:3]}")
+    return model
+
+
+def dynvit_config(config, gates, budget):
+    """A `ViTConfig`, the gates and the budget -> `DynViTConfig`."""
+    fields = config.to_dict()
+    for name in ("model_type", "architectures", "transformers_version", "auto_map", "_name_or_path"):
+        fields.pop(name, None)
+    if isinstance(gates, str):
+        gates = preset_gates(gates, config.num_hidden_layers)
+    built = DynViTConfig(**fields, gates=gates, budget=budget)
+    built._name_or_path = config._name_or_path  # the base model, for the card
+    return built
+
+

@@ -1,0 +1,78 @@
+"""The cost of a forward: multiply-accumulates (MACs) in closed form, from what the packed layout really runs.
+
+Counted: the patch projection, all matrix products of the layers, the gates, the classifier. Not counted, here as in the
+dense model: norms, activations, softmax, additions. A head that is off saves its queries, keys, values and attention;
+the output projection and the MLP's input keep their full width.
+
+Letters: B images, N tokens, D channels, F channels of the MLP, H heads, L layers.
+"""
+
+import torch
+
+
+def layer_macs(config, attention_tokens, mlp_tokens, heads):
+    """MACs of one layer for one image; numbers or tensors that broadcast.
+
+    Args:
+        attention_tokens: tokens that take part in attention, 0 where the image skips it.
+        mlp_tokens: tokens that the MLP transforms, 0 where the image skips it.
+        heads: heads that are on.
+    """
+    width = config.hidden_size
+    share = heads / config.num_attention_heads
+    projections = attention_tokens * width * width * (3 * share + 1)
+    scores_and_values = 2 * attention_tokens * attention_tokens * width * share
+    return projections + scores_and_values + 2 * mlp_tokens * width * config.intermediate_size
+
+
+def stem_macs(config, num_tokens, classes):
+    """MACs outside the layers for one image: patch projection and classifier."""
+    patch = config.patch_size
+    pixels = patch * patch if isinstance(patch, int) else patch[0] * patch[1]
+    return (num_tokens - 1) * pixels * config.num_channels * config.hidden_size + config.hidden_size * classes
+
+
+def dense_macs(config, num_tokens, classes):
+    """MACs of the dense model for one image of `num_tokens` tokens, [CLS] included."""
+    layer = layer_macs(config, num_tokens, num_tokens, config.num_attention_heads)
+    return stem_macs(config, num_tokens, classes) + config.num_hidden_layers * layer
+
+
+def cost(config, decisions, batch, num_tokens, classes, gate_macs, device):
+    """Cost of each image relative to the dense model; differentiable where the decisions are.
+
+    Args:
+        decisions: L `LayerDecisions`.
+        batch, num_tokens: B and N.
+        classes: outputs of the classifier, 0 without one.
+        gate_macs: MACs of all gates that were evaluated, per image.
+
+    Returns:
+        (B,) float32: MACs spent / MACs of the dense model.
+    """
+
+    def usage(slot, full):
+        """Units of a slot that each layer keeps: (L, B), or (L, B, 2) for sub-layers, or `full` if no layer decides."""
+        keeps = [getattr(decision, slot) for decision in decisions]
+        decided = [layer for layer, keep in enumerate(keeps) if keep is not None]
+        if not decided:
+            return full
+        stacked = torch.stack([keeps[layer] for layer in decided])
+        kept = stacked.float() if slot == "sublayers" else stacked.sum(-1, dtype=torch.float32)
+        if len(decided) == len(decisions):
+            return kept
+        return kept.new_full((len(decisions), *kept.shape[1:]), full).index_copy(
+            0, torch.tensor(decided, device=device), kept
+        )
+
+    sublayers = usage("sublayers", 1)
+    attention, mlp = sublayers.unbind(-1) if torch.is_tensor(sublayers) else (1, 1)
+    attention_tokens = usage("attention_tokens", num_tokens) * attention
+    mlp_tokens = usage("mlp_tokens", num_tokens) * mlp
+    heads = usage("heads", config.num_attention_heads)
+    layers = layer_macs(config, attention_tokens, mlp_tokens, heads)
+    layers = layers.sum(0) if torch.is_tensor(layers) else torch.tensor(float(layers * len(decisions)), device=device)
+    total = dense_macs(config, num_tokens, classes)
+    return ((layers + stem_macs(config, num_tokens, classes) + gate_macs) / total).expand(batch)
+
+

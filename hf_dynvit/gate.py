@@ -1,0 +1,88 @@
+"""The contract of all gates: what a decision is, and how logits become one (sampled, thresholded or replayed)."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+
+# How a forward decides. sample: stochastic, straight-through; threshold: deterministic; open: keep everything.
+GATINGS = ("sample", "threshold", "open")
+
+
+class LayerDecisions(NamedTuple):
+    """What one layer runs, for B images of N tokens and H heads; `None` keeps everything.
+
+    A bool says keep or not; a float is the same as 0.0 or 1.0 and carries the straight-through gradient.
+    """
+
+    attention_tokens: torch.Tensor | None = None  # (B, N) tokens that take part in attention
+    mlp_tokens: torch.Tensor | None = None  # (B, N) tokens that the MLP transforms
+    heads: torch.Tensor | None = None  # (B, H)
+    sublayers: torch.Tensor | None = None  # (B, 2) attention, MLP
+
+
+def sample_straight_through(logits, tau, threshold):
+    """Gumbel-sigmoid with a hard forward and a soft backward (AdaViT, Eq. 5).
+
+    Args:
+        logits: any shape.
+        tau: temperature of the relaxation; scales the gradient only when `threshold` is 0.5.
+        threshold: keep where the relaxed sample exceeds it; the keep probability is
+            `sigmoid(logit - tau * log(threshold / (1 - threshold)))`.
+
+    Returns:
+        Floats of the shape of `logits`, exactly 0.0 or 1.0.
+    """
+    logits = logits.float()
+    # The difference of two Gumbel variables is logistic.
+    uniform = torch.rand_like(logits).clamp_(1e-6, 1 - 1e-6)
+    soft = torch.sigmoid((logits + torch.logit(uniform)) / tau)
+    hard = (soft > threshold).float()
+    return hard + (soft - soft.detach())
+
+
+class Score(nn.Linear):
+    """The linear map from features to logits; fresh, its logits are `init_bias` whatever the features."""
+
+    def __init__(self, in_features, out_features, init_bias):
+        super().__init__(in_features, out_features)
+        self.init_bias = init_bias
+
+
+class Gate(nn.Module):
+    """A small policy that sits on one layer and decides one kind of unit.
+
+    Subclasses set `slots` (the fields of `LayerDecisions` they fill), `reads` (`"input"`: the tokens entering the
+    block, `"normed"`: the same after the sub-layer's LayerNorm) and define `logits`.
+    """
+
+    slots: tuple[str, ...] = ()
+    reads = "input"
+
+    def __init__(self, in_features, units, init_bias=3.0, tau=1.0, threshold=0.5):
+        super().__init__()
+        if not 0 < threshold < 1:
+            raise ValueError(f"threshold of a gate must be in (0, 1), got {threshold}")
+        if tau <= 0:
+            raise ValueError(f"tau of a gate must be positive, got {tau}")
+        self.score = Score(in_features, units, init_bias)
+        self.tau, self.threshold = tau, threshold
+
+    def logits(self, tokens):
+        """tokens (B, N, D) -> (B, units)."""
+        raise NotImplementedError
+
+    def forward(self, tokens, gating, replay=None):
+        """tokens (B, N, D) -> keep (B, units): bool, or float with a straight-through gradient when sampled."""
+        logits = self.logits(tokens)
+        if replay is not None:
+            return replay
+        if gating == "sample":
+            return sample_straight_through(logits, self.tau, self.threshold)
+        return logits > math.log(self.threshold / (1 - self.threshold))
+
+    def macs(self, num_tokens):
+        """Multiply-accumulates of one image with `num_tokens` tokens."""
+        return self.score.in_features * self.score.out_features

@@ -1,0 +1,37 @@
+"""AdaViT's patch gate: each token decides from its own normed state whether the layer transforms it."""
+
+from .gate import Gate
+
+
+class PatchGate(Gate):
+    """`Linear(D, 1)` on every normed token; [CLS] is always kept (AdaViT, section 3.2).
+
+    Args:
+        on: `"block"`: one decision, read before attention, for attention and MLP (AdaViT); `"attention"` or `"mlp"`:
+            for that sub-layer alone, read at its own entrance.
+    """
+
+    reads = "normed"
+    SLOTS = {
+        "block": ("attention_tokens", "mlp_tokens"),
+        "attention": ("attention_tokens",),
+        "mlp": ("mlp_tokens",),
+    }
+
+    def __init__(self, config, on="block", **options):
+        super().__init__(config.hidden_size, 1, **options)
+        if on not in self.SLOTS:
+            raise ValueError(f'"on" of a patch gate must be one of {sorted(self.SLOTS)}, got {on!r}')
+        self.slots = self.SLOTS[on]
+
+    def logits(self, tokens):
+        return self.score(tokens).squeeze(-1)  # (B, N)
+
+    def forward(self, tokens, gating, replay=None):
+        keep = super().forward(tokens, gating, replay)
+        if replay is None:
+            keep[:, 0] = True
+        return keep
+
+    def macs(self, num_tokens):
+        return num_tokens * super().macs(num_tokens)

@@ -1,0 +1,43 @@
+"""The baseline every learned gate must beat: units kept at random, at a fixed rate, in training and evaluation."""
+
+import torch
+
+from .gate_patch import PatchGate
+
+
+class RandomGate(torch.nn.Module):
+    """Keeps each unit of each image with probability `rate`, independently; [CLS] always.
+
+    Args:
+        unit: `"patch"`, `"head"` or `"sublayer"`.
+        rate: probability in [0, 1].
+        on: for patches, as in `PatchGate`.
+    """
+
+    reads = "input"
+    deactivation = "attention"
+
+    def __init__(self, config, unit="patch", rate=0.5, on="block"):
+        super().__init__()
+        slots = {"patch": PatchGate.SLOTS.get(on), "head": ("heads",), "sublayer": ("sublayers",)}
+        if slots.get(unit) is None:
+            raise ValueError(
+                f'a random gate has unit in {sorted(slots)} and, for patches, on in {sorted(PatchGate.SLOTS)}, '
+                f"got unit {unit!r}, on {on!r}"
+            )
+        if not 0 <= rate <= 1:
+            raise ValueError(f"rate of a random gate must be in [0, 1], got {rate}")
+        self.slots, self.rate, self.unit = slots[unit], rate, unit
+        self.units = {"head": config.num_attention_heads, "sublayer": 2}.get(unit)
+
+    def forward(self, tokens, gating, replay=None):
+        if replay is not None:
+            return replay
+        units = self.units or tokens.shape[1]
+        keep = torch.rand(tokens.shape[0], units, device=tokens.device) < self.rate
+        if self.unit == "patch":
+            keep[:, 0] = True
+        return keep
+
+    def macs(self, num_tokens):
+        return 0

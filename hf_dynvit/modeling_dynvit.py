@@ -1,0 +1,249 @@
+"""A Vision Transformer that spends computation per image: a native `ViTModel`, and gates that decide what it runs.
+
+Letters: B images, N tokens ([CLS] first), D channels, L layers, C classes.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel, ViTModel
+from transformers import initialization as init
+from transformers.modeling_outputs import ModelOutput
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_dynvit import DynViTConfig
+from .convert import dynvit_config, load_vit
+from .cost import cost
+from .execute import LAYOUTS, run_layer
+from .gate import GATINGS, Score
+from .gates import build_gates
+
+
+@dataclass
+class DynViTModelOutput(ModelOutput):
+    """Features of a `DynViTModel`.
+
+    Attributes:
+        last_hidden_state: (B, N, D), after the final LayerNorm.
+        cost: (B,) multiply-accumulates spent / those of the dense model.
+        decisions: L `LayerDecisions`, what each layer ran.
+        hidden_states: L + 1 tensors (B, N, D), on request.
+        attentions: L tensors (B, H, N, N), on request.
+    """
+
+    last_hidden_state: torch.FloatTensor | None = None
+    cost: torch.FloatTensor | None = None
+    decisions: tuple | None = None
+    hidden_states: tuple | None = None
+    attentions: tuple | None = None
+
+
+@dataclass
+class DynViTClassifierOutput(ModelOutput):
+    """Logits (B, C) of a `DynViTForImageClassification`, the loss if labels were given, and the rest as in
+    `DynViTModelOutput`."""
+
+    loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    cost: torch.FloatTensor | None = None
+    decisions: tuple | None = None
+    hidden_states: tuple | None = None
+    attentions: tuple | None = None
+
+
+class DynViTPreTrainedModel(PreTrainedModel):
+    config: DynViTConfig
+    config_class = DynViTConfig
+    base_model_prefix = "vit"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False  # the gates' losses are means: the Trainer must divide by the accumulation steps
+    _no_split_modules = ["ViTEmbeddings", "ViTLayer"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_attention_backend = True
+    _input_embed_layer = "patch_embeddings"
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if isinstance(module, Score):  # open: nothing is skipped before the gates have learned to
+            init.zeros_(module.weight)
+            init.constant_(module.bias, module.init_bias)
+
+
+class DynViTModel(DynViTPreTrainedModel):
+    """A native `ViTModel` without pooler, and gates on its layers; gives features."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.vit = ViTModel(config, add_pooling_layer=False)
+        self.gates = build_gates(config)
+        self._layout = None
+        self.post_init()
+
+    @property
+    def layout(self):
+        """`"packed"` or `"masked"`; unless set, packed in evaluation and masked in training and under a compiler."""
+        if self._layout is not None:
+            return self._layout
+        return "masked" if self.training or torch.compiler.is_compiling() else "packed"
+
+    @layout.setter
+    def layout(self, value):
+        if value is not None and value not in LAYOUTS:
+            raise ValueError(f"layout must be one of {LAYOUTS} or None, got {value!r}")
+        self._layout = value
+
+    def encode(
+        self,
+        pixel_values,
+        decisions=None,
+        gating=None,
+        interpolate_pos_encoding=None,
+        output_attentions=None,
+        output_hidden_states=None,
+    ):
+        """Run embeddings and layers; the arguments are those of `forward`.
+
+        Returns:
+            x (B, N, D) before the final LayerNorm, cost (B,), decisions, hidden_states, attentions.
+        """
+        gating = gating or ("sample" if self.training else "threshold")
+        self._check(pixel_values, decisions, gating)
+        output_attentions = self.config.output_attentions if output_attentions is None else output_attentions
+        wants_hidden = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        layout = self.layout
+        if output_attentions:
+            if self.config._attn_implementation != "eager":
+                raise ValueError(
+                    "output_attentions needs eager attention, not "
+                    f'{self.config._attn_implementation!r}: call model.set_attn_implementation("eager")'
+                )
+            layout = "masked"  # the packed layout has no (N, N) matrix; the meaning is the same
+        x = self.vit.embeddings(
+            pixel_values.to(self.vit.embeddings.patch_embeddings.projection.weight.dtype),
+            interpolate_pos_encoding=bool(interpolate_pos_encoding),
+        )
+        used, hidden, attentions = [], [x.clone()] if wants_hidden else None, []
+        for index, (layer, gates) in enumerate(zip(self.vit.layers, self.gates, strict=True)):
+            replay = decisions[index] if decisions is not None else None
+            if layer.gradient_checkpointing and self.training:
+                # Gates sample from the global generator, which checkpointing restores for the second forward.
+                x, decision, weights = layer._gradient_checkpointing_func(
+                    run_layer, layer, gates, x, gating, layout, replay
+                )
+            else:
+                x, decision, weights = run_layer(layer, gates, x, gating, layout, replay)
+            used.append(decision)
+            attentions.append(weights)
+            if wants_hidden:
+                hidden.append(x.clone())
+        spent = self._cost(used, x, gating)
+        return x, spent, tuple(used), tuple(hidden) if wants_hidden else None, (
+            tuple(attentions) if output_attentions else None
+        )
+
+    def _cost(self, decisions, x, gating):
+        batch, num_tokens = x.shape[:2]
+        gate_macs = 0
+        if gating != "open":
+            gate_macs = sum(gate.macs(num_tokens) for layer in self.gates for gate in layer.values())
+        classes = getattr(self, "num_labels", 0) if hasattr(self, "classifier") else 0
+        return cost(self.config, decisions, batch, num_tokens, classes, gate_macs, x.device)
+
+    def _check(self, pixel_values, decisions, gating):
+        if pixel_values is None:
+            raise ValueError("You have to specify pixel_values")
+        if gating not in GATINGS:
+            raise ValueError(f"gating must be one of {GATINGS}, got {gating!r}")
+        if decisions is not None and len(decisions) != len(self.vit.layers):
+            raise ValueError(f"decisions must have one entry per layer ({len(self.vit.layers)}), got {len(decisions)}")
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values=None,
+        decisions=None,
+        gating=None,
+        interpolate_pos_encoding=None,
+        output_attentions=None,
+        output_hidden_states=None,
+    ):
+        """Features of images.
+
+        Args:
+            pixel_values: (B, channels, height, width).
+            decisions: L `LayerDecisions` to replay instead of the gates' own.
+            gating: how gates decide, `"sample"`, `"threshold"` or `"open"`; sample in training, else threshold.
+            interpolate_pos_encoding: accept another image size than the configured one.
+            output_attentions: needs eager attention, and runs the masked layout.
+            output_hidden_states: collect the token stream before and after each layer.
+
+        Returns:
+            `DynViTModelOutput`, or a tuple with `return_dict=False`.
+        """
+        x, spent, used, hidden, attentions = self.encode(
+            pixel_values, decisions, gating, interpolate_pos_encoding, output_attentions, output_hidden_states
+        )
+        return DynViTModelOutput(self.vit.layernorm(x), spent, used, hidden, attentions)
+
+
+class DynViTForImageClassification(DynViTModel):
+    """A `ViTForImageClassification` with gates: the same weights under the same names, and those of the gates."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels) if config.num_labels > 0 else nn.Identity()
+        self.post_init()
+
+    @classmethod
+    def from_vit(cls, source, gates=None, budget=1.0, **kwargs):
+        """Put gates on a trained ViT; fresh learned gates are open, so the logits stay the ViT's.
+
+        Args:
+            source: a `ViTForImageClassification`, or a folder or Hub id of one (or of a bare `ViTModel`).
+            gates: the name of a preset, a list of gate dicts as in `DynViTConfig`, or None for none.
+            budget: mean cost to aim at, in (0, 1].
+            kwargs: given on to `ViTForImageClassification.from_pretrained` (num_labels, dtype, revision, ...).
+
+        Raises:
+            ValueError: a source that is not a ViT or lacks weights, an unknown preset, gate or option.
+        """
+        vit = load_vit(source, **kwargs)
+        model = cls(dynvit_config(vit.config, gates, budget)).to(vit.dtype)
+        model.load_state_dict({**model.state_dict(), **vit.state_dict()})
+        model.set_attn_implementation(vit.config._attn_implementation)
+        return model.eval()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values=None,
+        labels=None,
+        decisions=None,
+        gating=None,
+        interpolate_pos_encoding=None,
+        output_attentions=None,
+        output_hidden_states=None,
+    ):
+        """Logits of images; arguments as in `DynViTModel.forward`.
+
+        Args:
+            labels: (B,) class indices, or (B, C) floats for multi-label problems; adds the loss.
+
+        Returns:
+            `DynViTClassifierOutput`, or a tuple with `return_dict=False`.
+        """
+        x, spent, used, hidden, attentions = self.encode(
+            pixel_values, decisions, gating, interpolate_pos_encoding, output_attentions, output_hidden_states
+        )
+        logits = self.classifier(self.vit.layernorm(x[:, 0]))  # (B, C)
+        loss = None if labels is None else self.loss_function(labels, logits, self.config)
+        return DynViTClassifierOutput(loss, logits, spent, used, hidden, attentions)
+
+
+__all__ = ["DynViTForImageClassification", "DynViTModel", "DynViTPreTrainedModel"]

@@ -1,0 +1,87 @@
+"""The packed layout of a sub-layer: gather the rows that are used, compute on those alone, add the result back.
+
+Letters: B images, N tokens, D channels, H heads, d channels of a head, T packed rows.
+"""
+
+import torch
+from torch.nn import functional as F
+
+from .attention import packed_attention
+from .rows import add_rows, chunks, take_rows, used_rows
+
+
+# Up to this width three products cost more in calls than joining their weights costs in copies (measured on CPU).
+FUSE_UP_TO = 384
+
+
+def packed_attention_sublayer(layer, x, normed, tokens, use, heads):
+    """x + attention over the rows in use.
+
+    Args:
+        layer: the host's `ViTLayer`.
+        x: (B, N, D). normed: the same after `layernorm_before` if a gate has read it, else None.
+        tokens: (B, N) or None. use: (B,) or None. heads: (B, H) or None.
+
+    Returns:
+        x (B, N, D), and None where the masked layout has the attention weights.
+    """
+    used = used_rows(x, tokens, use)
+    if not used.lengths:
+        return x, None
+    host = layer.attention
+    h = take_rows(x, normed, layer.layernorm_before, used)
+    if heads is not None:
+        heads = (heads if used.images is None else heads[used.images]) > 0.5
+        heads = None if heads.all() else heads
+    q, k, v = _project(host, h, used, heads)  # (T, H, d)
+    out = packed_attention(q, k, v, used.lengths, heads, host.attention_dropout if layer.training else 0.0)
+    out = host.o_proj(used.pad(out.flatten(1)))
+    if layer.training:
+        out = layer.dropout(out)
+    return add_rows(x, used, out), None
+
+
+def packed_mlp_sublayer(layer, x, normed, tokens, use, hide):
+    """x + MLP of the rows in use; `hide` (B, H) or None: heads whose channels the MLP does not see."""
+    used = used_rows(x, tokens, use)
+    if not used.lengths:
+        return x
+    h = take_rows(x, normed, layer.layernorm_after, used)
+    if hide is not None:
+        h = h * used.spread(spread_heads(hide if used.images is None else hide[used.images], h))
+    out = torch.cat([layer.mlp(part) for part in chunks(h, layer.mlp.fc1.out_features)])
+    if layer.training:
+        out = layer.dropout(out)
+    return add_rows(x, used, out)
+
+
+def spread_heads(heads, like):
+    """heads (B, H) -> (B, D) in the dtype of `like` (..., D): each head stands for D / H consecutive channels."""
+    return heads.to(like.dtype).repeat_interleave(like.shape[-1] // heads.shape[1], dim=1)
+
+
+def _project(host, h, used, heads):
+    """q, k, v (T, H, d) of the rows h; those of heads that are off are not computed but 0."""
+    linears = (host.q_proj, host.k_proj, host.v_proj)
+    if heads is not None:
+        return _project_heads(linears, host.head_dim, h[: used.total], used, heads)
+    if h.shape[1] <= FUSE_UP_TO:
+        weight = torch.cat([linear.weight for linear in linears])
+        bias = None if linears[0].bias is None else torch.cat([linear.bias for linear in linears])
+        outs = F.linear(h, weight, bias)[: used.total].unflatten(1, (3, -1, host.head_dim)).unbind(1)
+    else:
+        outs = [linear(h)[: used.total].unflatten(1, (-1, host.head_dim)) for linear in linears]
+    return outs
+
+
+def _project_heads(linears, head_dim, h, used, heads):
+    rows_on = used.spread(heads)  # (T, H)
+    outs = [h.new_zeros(len(h), heads.shape[1], head_dim) for _ in linears]
+    for head in range(heads.shape[1]):
+        channels = slice(head * head_dim, (head + 1) * head_dim)
+        rows = rows_on[:, head].nonzero().squeeze(1)
+        taken = h.index_select(0, rows)
+        for linear, out in zip(linears, outs, strict=True):
+            part = F.linear(taken, linear.weight[channels], None if linear.bias is None else linear.bias[channels])
+            out[:, head].index_copy_(0, rows, part.to(out.dtype))
+    return outs

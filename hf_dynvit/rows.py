@@ -1,0 +1,98 @@
+"""The rows of a token stream that a sub-layer uses: which they are, taken out, and added back.
+
+Letters: B images, N tokens, D channels, T packed rows.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch.nn import functional as F
+
+
+# 16-bit products on CPU compile one kernel per number of rows. Rounding that number up keeps the kernels few.
+ROUND_TO = 16
+
+
+class UsedRows(NamedTuple):
+    """Rows of x (B, N, D), as flattened to (B * N, D).
+
+    Attributes:
+        index: (T,) positions, None for all rows. padding: copies of row 0 to add at the end of what is taken.
+        lengths: rows per image, images without any left out. images: their indices, None for all images.
+        total: T.
+    """
+
+    index: torch.Tensor | None
+    padding: int
+    lengths: list
+    images: torch.Tensor | None
+    total: int
+
+    def spread(self, per_image):
+        """(images, ...) -> (T, ...): one row per packed row of the image; padding gets zeros."""
+        if len(self.lengths) == 1:
+            out = per_image.expand(self.total, *per_image.shape[1:])
+        else:
+            counts = torch.tensor(self.lengths, device=per_image.device)
+            out = per_image.repeat_interleave(counts, 0, output_size=self.total)
+        return self.pad(out)
+
+    def pad(self, rows):
+        """(T, D) -> (T + padding, D)."""
+        return F.pad(rows, (0, 0, 0, self.padding)) if self.padding else rows
+
+
+def used_rows(x, tokens, use):
+    """Which rows of x (B, N, D) a sub-layer uses, given tokens (B, N) and images use (B,), each of which may be None."""
+    batch, num_tokens = x.shape[:2]
+    used = None if use is None else use.tolist()
+    if used is not None and not any(used):
+        return UsedRows(None, 0, [], None, 0)
+    keep = tokens
+    if keep is not None and keep.dtype != torch.bool:
+        keep = keep > 0.5
+    if used is not None and not all(used):
+        on = use.bool().unsqueeze(1)
+        keep = on.expand(batch, num_tokens) if keep is None else keep & on
+    if keep is None:
+        return UsedRows(None, 0, [num_tokens] * batch, None, batch * num_tokens)
+    index = keep.flatten().nonzero().squeeze(1)
+    total = len(index)
+    if total == batch * num_tokens:
+        return UsedRows(None, 0, [num_tokens] * batch, None, total)
+    lengths = [total] if batch == 1 else keep.sum(1).tolist()
+    images = None
+    if 0 in lengths:
+        images = torch.tensor([image for image, rows in enumerate(lengths) if rows], device=x.device)
+        lengths = [rows for rows in lengths if rows]
+    return UsedRows(index, -total % ROUND_TO if _sixteen_bit_on_cpu(x) else 0, lengths, images, total)
+
+
+def take_rows(x, normed, norm, used):
+    """The normed rows (T + padding, D); `normed` (B, N, D) where a gate has read them all, else None."""
+    rows = (x if normed is None else normed).flatten(0, 1)
+    if used.index is not None:
+        rows = rows.index_select(0, F.pad(used.index, (0, used.padding)) if used.padding else used.index)
+    return norm(rows) if normed is None else rows
+
+
+def add_rows(x, used, out):
+    """x (B, N, D) with out (T + padding, D) added to the rows in use; in place where no gradient is recorded."""
+    out = out[: used.total].to(x.dtype)  # under autocast the stream stays wider than the products
+    inplace = not torch.is_grad_enabled()
+    if used.index is None:
+        out = out.view_as(x)
+        return x.add_(out) if inplace else x + out
+    flat = x.flatten(0, 1)
+    return (flat.index_add_ if inplace else flat.index_add)(0, used.index, out).view_as(x)
+
+
+def chunks(h, width):
+    """Parts of h (T, D) whose `width` intermediate channels stay in a CPU's cache; all of h elsewhere."""
+    if h.device.type != "cpu" or torch.is_grad_enabled():
+        return (h,)
+    return h.split(512 if width >= 1024 else 1024)
+
+
+def _sixteen_bit_on_cpu(x):
+    return x.device.type == "cpu" and (x.dtype.itemsize == 2 or torch.is_autocast_enabled("cpu"))
