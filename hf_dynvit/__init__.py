@@ -5,8 +5,21 @@ from transformers import AutoConfig, AutoModel, AutoModelForImageClassification
 from .configuration_dynvit import DynViTConfig
 from .gate import LayerDecisions
 from .modeling_dynvit import DynViTForImageClassification, DynViTModel
+from .trainer import DynViTTrainer
+from .training_args import DynViTTrainingArguments
 
+
+__version__ = "0.1.0"
 
 AutoConfig.register("dynvit", DynViTConfig)
 AutoModel.register(DynViTConfig, DynViTModel)
 AutoModelForImageClassification.register(DynViTConfig, DynViTForImageClassification)
+
+__all__ = [
+    "DynViTConfig",
+    "DynViTForImageClassification",
+    "DynViTModel",
+    "DynViTTrainer",
+    "DynViTTrainingArguments",
+    "LayerDecisions",
+]

@@ -10,6 +10,7 @@ attention. `padded` (the rest): images padded to the longest one, keys masked.
 import torch
 from torch.nn.functional import dropout, scaled_dot_product_attention
 
+
 try:
     from torch.nn.attention.varlen import varlen_attn
 except ImportError:  # torch < 2.10
@@ -17,12 +18,14 @@ except ImportError:  # torch < 2.10
 
 
 def choose_kernel(query):
-    """The kernel for `query` (T, H, d): by device, dtype and what this torch offers."""
+    """The kernel for `query` (T, H, d): by device, dtype, head width and what this torch offers."""
     if query.device.type == "cpu":
         return "loop"
-    if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16) and varlen_attn is not None:
-        return "varlen"
-    return "padded"
+    if varlen_attn is None or not query.is_cuda or query.dtype not in (torch.float16, torch.bfloat16):
+        return "padded"
+    # What torch's flash attention asks for: head widths in steps of 8 up to 256, and Ampere or newer.
+    width_fits = query.shape[-1] % 8 == 0 and query.shape[-1] <= 256
+    return "varlen" if width_fits and torch.cuda.get_device_capability(query.device) >= (8, 0) else "padded"
 
 
 def packed_attention(query, key, value, lengths, heads=None, dropout_p=0.0, kernel=None):
@@ -59,7 +62,8 @@ def _loop(query, key, value, lengths, heads, dropout_p):
     # One copy per batch makes the rows of a head contiguous, which the products of all images profit from.
     q, k, v = (t.transpose(0, 1).contiguous().split(lengths, 1) for t in (query, key, value))  # B of (H, n, d)
     heads = [None] * len(lengths) if heads is None else _kept_heads(heads)
-    return torch.cat([_one_image(*image, dropout_p) for image in zip(q, k, v, heads, strict=True)])
+    outs = [_one_image(*image, dropout_p) for image in zip(q, k, v, heads, strict=True)]
+    return outs[0] if len(outs) == 1 else torch.cat(outs)
 
 
 def _one_image(q, k, v, kept, dropout_p):

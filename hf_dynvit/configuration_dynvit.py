@@ -4,6 +4,14 @@ from huggingface_hub.dataclasses import strict
 from transformers import ViTConfig
 
 
+# Where the Auto classes find the code that travels with a saved model, whichever class was saved.
+AUTO_MAP = {
+    "AutoConfig": "configuration_dynvit.DynViTConfig",
+    "AutoModel": "modeling_dynvit.DynViTModel",
+    "AutoModelForImageClassification": "modeling_dynvit.DynViTForImageClassification",
+}
+
+
 @strict
 class DynViTConfig(ViTConfig):
     r"""Everything of `ViTConfig`, plus which gates sit on which layers and the cost they aim at.
@@ -28,6 +36,7 @@ class DynViTConfig(ViTConfig):
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
+        self.auto_map = {**AUTO_MAP, **(getattr(self, "auto_map", None) or {})}
         if not 0.0 < self.budget <= 1.0:
             raise ValueError(f"budget must be in (0, 1], got {self.budget}")
         for entry in self.gates or []:
@@ -46,5 +55,7 @@ class DynViTConfig(ViTConfig):
                 f"got {list(layers)}"
             )
 
+
+DynViTConfig.register_for_auto_class("AutoConfig")
 
 __all__ = ["DynViTConfig"]

@@ -18,11 +18,19 @@ def layer_macs(config, attention_tokens, mlp_tokens, heads):
         mlp_tokens: tokens that the MLP transforms, 0 where the image skips it.
         heads: heads that are on.
     """
+    return attention_macs(config, attention_tokens, heads) + mlp_macs(config, mlp_tokens)
+
+
+def attention_macs(config, tokens, heads):
+    """MACs of one layer's attention for one image, projections included."""
     width = config.hidden_size
     share = heads / config.num_attention_heads
-    projections = attention_tokens * width * width * (3 * share + 1)
-    scores_and_values = 2 * attention_tokens * attention_tokens * width * share
-    return projections + scores_and_values + 2 * mlp_tokens * width * config.intermediate_size
+    return tokens * width * width * (3 * share + 1) + 2 * tokens * tokens * width * share
+
+
+def mlp_macs(config, tokens):
+    """MACs of one layer's MLP for one image."""
+    return 2 * tokens * config.hidden_size * config.intermediate_size
 
 
 def stem_macs(config, num_tokens, classes):
@@ -67,12 +75,10 @@ def cost(config, decisions, batch, num_tokens, classes, gate_macs, device):
 
     sublayers = usage("sublayers", 1)
     attention, mlp = sublayers.unbind(-1) if torch.is_tensor(sublayers) else (1, 1)
-    attention_tokens = usage("attention_tokens", num_tokens) * attention
-    mlp_tokens = usage("mlp_tokens", num_tokens) * mlp
     heads = usage("heads", config.num_attention_heads)
-    layers = layer_macs(config, attention_tokens, mlp_tokens, heads)
+    # Switches multiply MACs, not tokens, which attention squares: the gradient of a switch is what it saves.
+    layers = attention * attention_macs(config, usage("attention_tokens", num_tokens), heads)
+    layers = layers + mlp * mlp_macs(config, usage("mlp_tokens", num_tokens))
     layers = layers.sum(0) if torch.is_tensor(layers) else torch.tensor(float(layers * len(decisions)), device=device)
     total = dense_macs(config, num_tokens, classes)
     return ((layers + stem_macs(config, num_tokens, classes) + gate_macs) / total).expand(batch)
-
-

@@ -27,7 +27,7 @@ def run_layer(layer, gates, x, gating, layout, replay=None):
         x: (B, N, D); the packed layout updates it in place where no gradient is recorded.
         gating: one of `GATINGS`.
         layout: one of `LAYOUTS`.
-        replay: `LayerDecisions` to use instead of the gates' own, which are evaluated all the same.
+        replay: `LayerDecisions` to use instead of the gates' own, which are evaluated all the same; its `None`s too.
 
     Returns:
         x (B, N, D), the `LayerDecisions` used, and the attention weights (B, H, N, N) if the attention gives them.
@@ -40,7 +40,8 @@ def run_layer(layer, gates, x, gating, layout, replay=None):
         given = getattr(replay, slot) if replay is not None else None
         if slot not in gates or gating == "open":
             return given
-        return gates[slot](tokens, gating, given)
+        keep = gates[slot](tokens, gating, given)
+        return keep if replay is None else given
 
     attention, mlp = (packed_attention_sublayer, packed_mlp_sublayer) if layout == "packed" else (_masked_attention, _masked_mlp)
     heads = ask("heads", x)
@@ -69,7 +70,7 @@ def _refuse_straight_through(*keeps):
     if any(keep is not None and keep.requires_grad for keep in keeps):
         raise ValueError(
             "straight-through gates learn from what they drop, which the packed layout does not compute: "
-            'set model.layout = "masked", or freeze the gates (requires_grad_(False))'
+            'set model.layout = "masked", or let the gates decide for good with gating="threshold"'
         )
 
 

@@ -73,6 +73,16 @@ class DynViTPreTrainedModel(PreTrainedModel):
             init.zeros_(module.weight)
             init.constant_(module.bias, module.init_bias)
 
+    def activation_checkpointing_enable(self, activation_checkpointing_kwargs=None, **options):
+        """Recompute layers in the backward pass; as in transformers, without the reentrant variant.
+
+        Raises:
+            ValueError: `use_reentrant=True`, which would lose the gradients that reach gates through the cost.
+        """
+        if (activation_checkpointing_kwargs or {}).get("use_reentrant"):
+            raise ValueError("activation checkpointing needs use_reentrant=False: decisions carry gradients too")
+        super().activation_checkpointing_enable(activation_checkpointing_kwargs, **options)
+
 
 class DynViTModel(DynViTPreTrainedModel):
     """A native `ViTModel` without pooler, and gates on its layers; gives features."""
@@ -127,7 +137,7 @@ class DynViTModel(DynViTPreTrainedModel):
             pixel_values.to(self.vit.embeddings.patch_embeddings.projection.weight.dtype),
             interpolate_pos_encoding=bool(interpolate_pos_encoding),
         )
-        used, hidden, attentions = [], [x.clone()] if wants_hidden else None, []
+        used, attentions, hidden = [], [], [self._snapshot(x, 0, wants_hidden)]
         for index, (layer, gates) in enumerate(zip(self.vit.layers, self.gates, strict=True)):
             replay = decisions[index] if decisions is not None else None
             if layer.gradient_checkpointing and self.training:
@@ -139,12 +149,17 @@ class DynViTModel(DynViTPreTrainedModel):
                 x, decision, weights = run_layer(layer, gates, x, gating, layout, replay)
             used.append(decision)
             attentions.append(weights)
-            if wants_hidden:
-                hidden.append(x.clone())
+            hidden.append(self._snapshot(x, index + 1, wants_hidden))
         spent = self._cost(used, x, gating)
-        return x, spent, tuple(used), tuple(hidden) if wants_hidden else None, (
-            tuple(attentions) if output_attentions else None
-        )
+        hidden = tuple(hidden) if wants_hidden else None
+        attentions = tuple(attentions) if output_attentions else None
+        return x, spent, tuple(used), hidden, attentions
+
+    def _snapshot(self, x, index, wanted):
+        """The token stream as it is now, if hidden state `index` is wanted: all are (`True`), or the list has it."""
+        if not wanted or (wanted is not True and index not in {i % (len(self.vit.layers) + 1) for i in wanted}):
+            return None
+        return x if torch.is_grad_enabled() else x.clone()  # without gradients the packed layout updates in place
 
     def _cost(self, decisions, x, gating):
         batch, num_tokens = x.shape[:2]
@@ -180,7 +195,8 @@ class DynViTModel(DynViTPreTrainedModel):
             gating: how gates decide, `"sample"`, `"threshold"` or `"open"`; sample in training, else threshold.
             interpolate_pos_encoding: accept another image size than the configured one.
             output_attentions: needs eager attention, and runs the masked layout.
-            output_hidden_states: collect the token stream before and after each layer.
+            output_hidden_states: collect the token stream before and after each layer; a list of indices collects
+                those alone (None stands for the others).
 
         Returns:
             `DynViTModelOutput`, or a tuple with `return_dict=False`.
@@ -245,5 +261,9 @@ class DynViTForImageClassification(DynViTModel):
         loss = None if labels is None else self.loss_function(labels, logits, self.config)
         return DynViTClassifierOutput(loss, logits, spent, used, hidden, attentions)
 
+
+# Saving a model also saves its code.
+DynViTModel.register_for_auto_class("AutoModel")
+DynViTForImageClassification.register_for_auto_class("AutoModelForImageClassification")
 
 __all__ = ["DynViTForImageClassification", "DynViTModel", "DynViTPreTrainedModel"]

@@ -49,7 +49,8 @@ def packed_mlp_sublayer(layer, x, normed, tokens, use, hide):
     h = take_rows(x, normed, layer.layernorm_after, used)
     if hide is not None:
         h = h * used.spread(spread_heads(hide if used.images is None else hide[used.images], h))
-    out = torch.cat([layer.mlp(part) for part in chunks(h, layer.mlp.fc1.out_features)])
+    parts = [layer.mlp(part) for part in chunks(h, layer.mlp.fc1.out_features)]
+    out = parts[0] if len(parts) == 1 else torch.cat(parts)
     if layer.training:
         out = layer.dropout(out)
     return add_rows(x, used, out)
@@ -76,12 +77,14 @@ def _project(host, h, used, heads):
 
 def _project_heads(linears, head_dim, h, used, heads):
     rows_on = used.spread(heads)  # (T, H)
-    outs = [h.new_zeros(len(h), heads.shape[1], head_dim) for _ in linears]
+    device = h.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else h.dtype  # of the products
+    outs = [h.new_zeros(len(h), heads.shape[1], head_dim, dtype=dtype) for _ in linears]
     for head in range(heads.shape[1]):
         channels = slice(head * head_dim, (head + 1) * head_dim)
         rows = rows_on[:, head].nonzero().squeeze(1)
         taken = h.index_select(0, rows)
         for linear, out in zip(linears, outs, strict=True):
             part = F.linear(taken, linear.weight[channels], None if linear.bias is None else linear.bias[channels])
-            out[:, head].index_copy_(0, rows, part.to(out.dtype))
+            out[:, head].index_copy_(0, rows, part)
     return outs

@@ -91,7 +91,8 @@ def chunks(h, width):
     """Parts of h (T, D) whose `width` intermediate channels stay in a CPU's cache; all of h elsewhere."""
     if h.device.type != "cpu" or torch.is_grad_enabled():
         return (h,)
-    return h.split(512 if width >= 1024 else 1024)
+    rows = 512 if width >= 1024 else 1024
+    return h.split(rows) if len(h) > rows else (h,)
 
 
 def _sixteen_bit_on_cpu(x):

@@ -1,0 +1,152 @@
+"""The command line of the benchmarks: `python -m hf_dynvit.benchmark` times packed against dense ViTs.
+
+Without `--models`, random decisions of a given mean cost are replayed in ViTs of the given sizes. With `--models` and
+`--data_files`, trained models are compared on real images: accuracy, mean cost, images per second.
+"""
+
+import itertools
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+from transformers import HfArgumentParser, ViTConfig, ViTForImageClassification
+
+from .benchmark_decisions import draw_decisions
+from .benchmark_models import compare
+from .benchmark_report import models_plot, models_table, speed_plot, speed_table
+from .benchmark_speed import DTYPES, SIZES, Setting, gated, measure, random_vit
+from .convert import load_vit
+from .data_source import DataArguments
+from .environment import measured_on
+
+
+@dataclass
+class BenchmarkArguments:
+    """What to time, and where to write it."""
+
+    sizes: list[str] = field(default_factory=lambda: ["tiny"], metadata={"help": f"sizes of ViT, of {list(SIZES)}"})
+    model: str | None = field(default=None, metadata={"help": "folder or Hub id of a ViT to time instead of sizes"})
+    dtypes: list[str] = field(default_factory=lambda: ["float32"], metadata={"help": f"of {list(DTYPES)}"})
+    batch_sizes: list[int] = field(default_factory=lambda: [1, 8, 32])
+    gates: list[str] = field(
+        default_factory=lambda: ["patch+sublayer", "patch+sublayer+head"],
+        metadata={"help": 'gate sets; "head@0.8" has a mean cost of its own'},
+    )
+    cost: float = field(default=0.5, metadata={"help": "mean cost of the decisions, gates included"})
+    draws: int = field(default=8, metadata={"help": "sets of decisions per gate set, taken in turns"})
+    rounds: int | None = field(default=None, metadata={"help": "timed rounds; None: as many as fit into --seconds"})
+    seconds: float = field(default=20.0, metadata={"help": "time per row, warm-up not counted"})
+    compile: bool = field(default=False, metadata={"help": "also compile the dense model (always on CUDA)"})
+    models: list[str] | None = field(default=None, metadata={"help": "trained models to compare on --data_files"})
+    data_files: list[str] | None = field(default=None, metadata={"help": "Parquet with labelled images for --models"})
+    max_images: int | None = field(default=None, metadata={"help": "use at most so many of these images"})
+    trust_label_order: bool = field(default=False, metadata={"help": "class i of the data is class i of the models"})
+    seed: int = 0
+    device: str | None = field(default=None, metadata={"help": "cuda or cpu; None: CUDA where there is one"})
+    json: str | None = field(default=None, metadata={"help": "file for rows and circumstances"})
+    plot: str | None = field(default=None, metadata={"help": "file for a PNG"})
+
+    def __post_init__(self):
+        self.device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.compile = self.compile or self.device.startswith("cuda")
+        _check_names("sizes", self.sizes, SIZES)
+        _check_names("dtypes", self.dtypes, DTYPES)
+        for name in ("draws", "rounds", "max_images"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if min(self.batch_sizes) < 1:
+            raise ValueError(f"batch_sizes must be at least 1, got {self.batch_sizes}")
+        if (self.models is None) != (self.data_files is None):
+            raise ValueError(f"models and data_files belong together, got {self.models} and {self.data_files}")
+        for path in filter(None, (self.json, self.plot)):
+            if not os.access(Path(path).absolute().parent, os.W_OK):
+                raise ValueError(f"cannot write {path}: its folder is missing or closed to you")
+
+    def gate_sets(self):
+        """(kinds joined by "+", mean cost) of each of `gates`."""
+        sets = []
+        for entry in self.gates:
+            kinds, at, cost = entry.partition("@")
+            try:
+                sets.append((kinds, float(cost) if at else self.cost))
+            except ValueError as error:
+                raise ValueError(f'a gate set is "KINDS" or "KINDS@COST", got {entry!r}') from error
+            if not 0 < sets[-1][1] <= 1:
+                raise ValueError(f"the mean cost of a gate set must be in (0, 1], got {sets[-1][1]}")
+        return sets
+
+
+def _check_names(option, given, known):
+    wrong = [name for name in given if name not in known]
+    if wrong:
+        raise ValueError(f"{option} must be of {list(known)}, got {wrong[0]!r}")
+
+
+def main(arguments=None):
+    """Run the benchmark that the command line asks for; the table goes to stdout, progress to stderr."""
+    (args,) = HfArgumentParser(BenchmarkArguments).parse_args_into_dataclasses(arguments)
+    for dtype in args.dtypes:
+        _check_dtype(dtype, args.device)
+    rows = _compare_models(args) if args.models else _measure_speed(args)
+    print(models_table(rows) if args.models else speed_table(rows))
+    if args.plot:
+        (models_plot if args.models else speed_plot)(rows, args.plot)
+
+
+def _measure_speed(args):
+    if args.model:
+        vits = {Path(args.model).name: load_vit(args.model, dtype=torch.float32).eval()}
+    else:
+        vits = {size: random_vit(size) for size in dict.fromkeys(args.sizes)}
+    generator = torch.Generator().manual_seed(args.seed)
+    for vit, (kinds, target) in itertools.product(vits.values(), args.gate_sets()):
+        draw_decisions(gated(vit, kinds), 8, target, generator)  # refuses costs out of reach
+    jobs = list(itertools.product(vits, args.dtypes, args.batch_sizes))
+    rows = []
+    with tqdm(jobs, unit="setting") as bar:
+        for size, dtype, batch in bar:
+            bar.set_description(f"{size} {dtype} batch {batch}")
+            setting = Setting(
+                size, dtype, batch, args.gate_sets(), args.draws, args.rounds, args.seconds, args.compile
+            )
+            rows += measure(vits[size].to(args.device, DTYPES[dtype]), setting, args.seed)
+            _write(args, rows)  # an interrupted run keeps what it has
+    return rows
+
+
+def _compare_models(args):
+    data_args = DataArguments(
+        data_files=args.data_files, max_eval_samples=args.max_images, trust_label_order=args.trust_label_order
+    )
+    rows = []
+    for row in compare(
+        args.models, data_args, args.dtypes, args.batch_sizes, args.device, args.seconds, args.rounds, args.compile
+    ):
+        rows.append(row)
+        _write(args, rows)
+    return rows
+
+
+def _check_dtype(dtype, device):
+    """Refuse a dtype that the device cannot compute a ViT in."""
+    config = ViTConfig(hidden_size=64, num_attention_heads=1, num_hidden_layers=1, intermediate_size=64, image_size=32)
+    try:
+        with torch.inference_mode():
+            ViTForImageClassification(config).to(device, DTYPES[dtype])(
+                torch.zeros(1, 3, 32, 32, device=device, dtype=DTYPES[dtype])
+            )
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"a ViT in {dtype} does not run on {device}: {error}") from error
+
+
+def _write(args, rows):
+    if args.json:
+        circumstances = measured_on(args.device, ", ".join(args.dtypes), args.seed)
+        Path(args.json).write_text(json.dumps({**circumstances, "rows": rows}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+"""Trained models side by side on real images: accuracy, mean cost, and images per second dense and packed."""
+
+import math
+import statistics
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+from transformers import AutoImageProcessor, PreTrainedConfig, ViTConfig, ViTForImageClassification
+
+from .benchmark_speed import DTYPES, dense_calls, rounds_within, with_progress
+from .configuration_dynvit import DynViTConfig
+from .data import ImageDataset, load_validation
+from .modeling_dynvit import DynViTForImageClassification
+from .timing import interleaved_seconds
+
+
+TIMED_BATCHES = 5  # different images, taken in turns by the rounds
+EVAL_BATCH = 32
+
+
+class Entrant(NamedTuple):
+    """A model to compare: its name, itself, the dense ViT of the same weights, its images, its image processor."""
+
+    name: str
+    model: DynViTForImageClassification
+    vit: ViTForImageClassification
+    images: ImageDataset
+    processor: str
+
+
+def open_models(paths, data_args, device="cpu", dtype=torch.float32):
+    """Load models (folders or Hub ids of a DynViT or a ViT, which keeps everything) and the images for each.
+
+    Args:
+        data_args: `DataArguments`; the validation split is used.
+
+    Raises:
+        ValueError, OSError, FileNotFoundError: a model that is neither, or data that do not fit it.
+    """
+    names = [Path(path).name for path in paths]
+    if len(set(names)) < len(names):
+        names = list(paths)
+    entrants = []
+    for name, path in zip(names, paths, strict=True):
+        gated = PreTrainedConfig.get_config_dict(path)[0].get("model_type") == DynViTConfig.model_type
+        load = DynViTForImageClassification.from_pretrained if gated else DynViTForImageClassification.from_vit
+        model = load(path, dtype=dtype).eval().to(device)
+        processor = AutoImageProcessor.from_pretrained(path)
+        images = load_validation(data_args, processor, model.config)
+        entrants.append(Entrant(name, model, dense_vit(model), images, processor.to_json_string()))
+    return entrants
+
+
+def dense_vit(model):
+    """The transformers ViT with the weights of `model`, shared, and without its gates."""
+    known = set(ViTConfig().to_dict()) - {"model_type", "architectures"}
+    fields = {name: value for name, value in model.config.to_dict().items() if name in known}
+    with torch.device("meta"):
+        vit = ViTForImageClassification(ViTConfig(**fields))
+    weights = {name: weight for name, weight in model.state_dict().items() if not name.startswith("gates.")}
+    vit.load_state_dict(weights, assign=True)
+    return vit.eval()
+
+
+def compare(paths, data_args, dtypes, batch_sizes, device, seconds, rounds=None, compiled=False):
+    """Measure accuracy and cost once per dtype, speed per dtype and batch size, all models in turns in one run.
+
+    Args:
+        seconds: time for the rounds per model and batch size. rounds: their number instead.
+
+    Yields:
+        dict per model: `model`, `dtype`, `batch`, `images` (of the accuracy), `accuracy`, `cost`, `rounds`,
+        `timed_cost` (of the timed images), `dense_ms` (kernel -> milliseconds per batch), `packed_ms`,
+        `dense_images_per_s` (fastest kernel), `packed_images_per_s`, `speedup`, `predicted` (1 / timed cost),
+        `realised` (speedup * timed cost).
+    """
+    for dtype in dtypes:
+        entrants = open_models(paths, data_args, device, DTYPES[dtype])
+        fewest = min(len(entrant.images) for entrant in entrants)
+        if max(batch_sizes) > fewest:
+            raise ValueError(f"a batch size of {max(batch_sizes)} needs as many images, there are {fewest}")
+        scores = evaluate(entrants)
+        for batch in tqdm(batch_sizes, desc=f"timing {dtype}", unit="batch size"):
+            torch.compiler.reset()
+            for entrant, row in zip(entrants, time_batches(entrants, batch, seconds, rounds, compiled), strict=True):
+                yield {"model": entrant.name, "dtype": dtype, "batch": batch, **scores[entrant.name], **row}
+
+
+@torch.inference_mode()
+def evaluate(entrants):
+    """Name -> `images`, `accuracy` (top-1) and mean `cost`; models with the same image processor share the loading."""
+    hits = {entrant.name: [] for entrant in entrants}
+    costs = {entrant.name: [] for entrant in entrants}
+    for processor in dict.fromkeys(entrant.processor for entrant in entrants):
+        group = [entrant for entrant in entrants if entrant.processor == processor]
+        for batch in tqdm(DataLoader(group[0].images, EVAL_BATCH), desc="accuracy", unit="batch"):
+            for entrant in group:
+                out = entrant.model(batch["pixel_values"].to(entrant.model.device))
+                hits[entrant.name].append(out.logits.argmax(-1).cpu() == batch["labels"])
+                costs[entrant.name].append(out.cost.cpu())
+    return {
+        name: {
+            "images": len(torch.cat(hits[name])),
+            "accuracy": torch.cat(hits[name]).float().mean().item(),
+            "cost": torch.cat(costs[name]).mean().item(),
+        }
+        for name in hits
+    }
+
+
+@torch.inference_mode()
+def time_batches(entrants, batch, seconds, rounds, compiled):
+    """The timings of `compare` for one batch size, one dict per entrant."""
+    calls, names, timed_costs = {}, [], []
+    period = min(TIMED_BATCHES, *(len(entrant.images) // batch for entrant in entrants))
+    for number, entrant in enumerate(entrants):
+        dtype, device = entrant.model.dtype, entrant.model.device
+        images = torch.stack([entrant.images[index]["pixel_values"] for index in range(period * batch)])
+        batches = images.to(device, dtype).split(batch)
+        models = dense_calls(entrant.vit, compiled) | {"packed": entrant.model}
+        for name, model in models.items():
+            calls[number, name] = lambda index, model=model, batches=batches: model(batches[index % period])
+        names.append(list(models))
+        timed_costs.append(torch.cat([entrant.model(part).cost for part in batches]).mean().item())
+    rounds = rounds or rounds_within(calls, seconds * len(entrants))
+    rounds = math.ceil(rounds / period) * period  # each batch is timed equally often
+    took = interleaved_seconds(with_progress(calls, rounds), rounds)
+    rows = []
+    for number, cost in enumerate(timed_costs):
+        ms = {name: 1e3 * _mean_of_medians(took[number, name], period) for name in names[number]}
+        packed = ms.pop("packed")
+        dense, speedup = min(ms.values()), min(ms.values()) / packed
+        row = {"rounds": rounds, "timed_cost": cost, "dense_ms": ms, "packed_ms": packed}
+        row |= {"dense_images_per_s": 1e3 * batch / dense, "packed_images_per_s": 1e3 * batch / packed}
+        rows.append(row | {"speedup": speedup, "predicted": 1 / cost, "realised": speedup * cost})
+    return rows
+
+
+def _mean_of_medians(seconds, period):
+    """Mean over the batches, which differ in cost, of the median over the turns, which differ in luck."""
+    return statistics.mean(statistics.median(seconds[start::period]) for start in range(period))

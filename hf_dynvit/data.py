@@ -1,0 +1,161 @@
+"""The torch datasets that a recipe trains and measures on: loaded, checked against the model, split, transformed."""
+
+import random
+from dataclasses import dataclass
+
+import torch
+from transformers import TrainerCallback
+
+from .data_source import load_rows, split_names
+from .image_transforms import EvalTransform, TrainTransform, output_size
+from .labels import check_label_order, check_label_range, label_names
+
+
+CALIBRATION_POOL = 4096  # rows offered for calibration, drawn at random: files are often sorted by class
+
+
+class ImageDataset(torch.utils.data.Dataset):
+    """Rows as {"pixel_values": float32 (channels, height, width), "labels": int}.
+
+    What an augmentation draws depends on (seed, epoch, row) alone: a resumed run, which does not prepare the batches
+    that it skips and has others prepared ahead, sees the same pixels as an uninterrupted one, on any number of
+    processes and loader workers.
+    """
+
+    def __init__(self, rows, transform, image_column, label_column, seed=0):
+        self.rows, self.transform, self.seed = rows, transform, seed
+        self.image_column, self.label_column = image_column, label_column
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # loader workers must see it change
+
+    def set_epoch(self, epoch):
+        self._epoch.fill_(epoch)
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, index):
+        row = self.rows[index]
+        draw = random.Random(f"{self.seed}/{int(self._epoch)}/{index}")
+        return {"pixel_values": self.transform(row[self.image_column], draw), "labels": row[self.label_column]}
+
+
+class SetEpoch(TrainerCallback):
+    """Tells the training data which epoch it is; accelerate does so only without resuming and on one process."""
+
+    def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
+        if hasattr(train_dataloader.dataset, "set_epoch"):
+            train_dataloader.dataset.set_epoch(int(state.epoch))
+
+
+@dataclass
+class ImageData:
+    """What a recipe trains and measures on.
+
+    Attributes:
+        train: augmented.
+        selection: to choose on while training; a held-out part of train, or the validation split.
+        validation: to report on; the validation split, or the held-out part where the data has none.
+        calibration: training images that are not augmented, the held-out part if there is one.
+        reported_split: what `validation` is, in words.
+        names: of the classes, or None.
+        num_labels: number of classes of the data.
+    """
+
+    train: ImageDataset
+    selection: ImageDataset
+    validation: ImageDataset
+    calibration: ImageDataset
+    reported_split: str
+    names: list | None
+    num_labels: int
+
+
+def load_image_data(args, processor, config, new_classifier=False, seed=0):
+    """Load, check and split the images of a training run.
+
+    Args:
+        args: `DataArguments`.
+        processor: the checkpoint's image processor.
+        config: the checkpoint's `ViTConfig`.
+        new_classifier: the model will get new classes from the data; its own are not compared.
+        seed: of the held-out part, of `max_*_samples` and of the augmentation.
+
+    Raises:
+        ValueError, FileNotFoundError: files, splits, columns, labels or sizes that do not fit, each named.
+    """
+    mode = check_processor(processor, config)
+    splits = [args.train_split] + ([] if args.validation_fraction else [args.validation_split])
+    available = split_names(args)
+    if args.validation_fraction and args.validation_split in available:
+        splits.append(args.validation_split)
+    rows = {split: load_rows(args, split) for split in splits}
+    names = label_names(rows[args.train_split], args.label_column)
+    for other in rows.values():
+        if label_names(other, args.label_column) != names:
+            raise ValueError(f"splits {splits} have different class names")
+    train = rows[args.train_split]
+    if not new_classifier:
+        num_labels = config.num_labels
+    elif names:
+        num_labels = len(names)
+    else:
+        num_labels = int(max(train.with_format("numpy")[:][args.label_column])) + 1
+    for other in rows.values():
+        check_label_range(other, args.label_column, num_labels)
+    if not new_classifier and not args.trust_label_order:
+        check_label_order(names, config.id2label)
+
+    held_out = None
+    if args.validation_fraction:
+        parts = train.train_test_split(test_size=args.validation_fraction, seed=seed)
+        train, held_out = parts["train"], parts["test"]
+    validation = rows.get(args.validation_split, held_out)
+    train = sample(train, args.max_train_samples, seed)
+    validation = sample(validation, args.max_eval_samples, seed)
+    held_out = sample(held_out, args.max_eval_samples, seed) if held_out is not None else None
+    calibration = sample(held_out if held_out is not None else train, CALIBRATION_POOL, seed)
+
+    def dataset(rows, transform):
+        return ImageDataset(rows, transform, args.image_column, args.label_column, seed)
+
+    plain = EvalTransform(processor, mode)
+    augmented = TrainTransform(processor, mode, args.min_crop_area, args.horizontal_flip)
+    return ImageData(
+        train=dataset(train, augmented),
+        selection=dataset(validation if held_out is None else held_out, plain),
+        validation=dataset(validation, plain),
+        calibration=dataset(calibration, plain),
+        reported_split=args.validation_split if args.validation_split in rows else f"held out of {args.train_split}",
+        names=names,
+        num_labels=num_labels,
+    )
+
+
+def load_validation(args, processor, config, seed=0):
+    """The validation split alone, prepared as for evaluation; errors as in `load_image_data`."""
+    mode = check_processor(processor, config)
+    rows = load_rows(args, args.validation_split)
+    check_label_range(rows, args.label_column, config.num_labels)
+    if not args.trust_label_order:
+        check_label_order(label_names(rows, args.label_column), config.id2label)
+    rows = sample(rows, args.max_eval_samples, seed)
+    return ImageDataset(rows, EvalTransform(processor, mode), args.image_column, args.label_column, seed)
+
+
+def check_processor(processor, config):
+    """The PIL mode of the model's images; raises ValueError if processor and model differ in size."""
+    modes = {1: "L", 3: "RGB"}
+    if config.num_channels not in modes:
+        raise ValueError(f"images have 1 or 3 channels, the model takes {config.num_channels}")
+    wanted = config.image_size
+    wanted = (wanted, wanted) if isinstance(wanted, int) else tuple(wanted)
+    if output_size(processor) != wanted:
+        raise ValueError(
+            f"the image processor gives images of {output_size(processor)} (height, width), the model takes {wanted}"
+        )
+    return modes[config.num_channels]
+
+
+def sample(rows, count, seed):
+    """`count` rows at random, or all of them if there are no more."""
+    return rows if count is None or count >= len(rows) else rows.shuffle(seed=seed).select(range(count))

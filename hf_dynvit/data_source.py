@@ -1,0 +1,117 @@
+"""Rows of labelled images from the Hub or from local files, and the arguments that say where they are."""
+
+import glob
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import datasets
+
+
+@dataclass
+class DataArguments:
+    """Where the images are, and which of them to use."""
+
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "Hub name of a data set, or 'imagefolder' together with data_dir"}
+    )
+    dataset_config_name: str | None = field(default=None, metadata={"help": "configuration of the Hub data set"})
+    data_dir: str | None = field(default=None, metadata={"help": "folder with train/<class>/*, validation/<class>/*"})
+    data_files: list[str] | None = field(
+        default=None,
+        metadata={"help": "Parquet files as split=path, e.g. train=a.parquet validation=b.parquet; or none"},
+    )
+    train_split: str = field(default="train", metadata={"help": "split to train on"})
+    validation_split: str = field(default="validation", metadata={"help": "split to report on"})
+    image_column: str = field(default="image", metadata={"help": "column with the images"})
+    label_column: str = field(default="label", metadata={"help": "column with the class indices"})
+    validation_fraction: float = field(
+        default=0.0, metadata={"help": "part of train held out to choose on; validation is then only reported"}
+    )
+    max_train_samples: int | None = field(default=None, metadata={"help": "use at most so many training images"})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "use at most so many validation images"})
+    min_crop_area: float = field(
+        default=0.35, metadata={"help": "smallest area of a training crop, share of the image"}
+    )
+    horizontal_flip: bool = field(default=True, metadata={"help": "mirror half of the training images"})
+    trust_label_order: bool = field(
+        default=False, metadata={"help": "class i of the data is class i of the model, although the names differ"}
+    )
+
+    def __post_init__(self):
+        if self.data_files in ([], ["none"]):  # how the command line takes back what a YAML file names
+            self.data_files = None
+        if not 0.0 <= self.validation_fraction < 1.0:
+            raise ValueError(f"validation_fraction must be in [0, 1), got {self.validation_fraction}")
+        for name in ("max_train_samples", "max_eval_samples"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if (self.dataset_name is None) == (self.data_files is None):
+            raise ValueError(
+                "give either dataset_name or data_files, got "
+                f"dataset_name={self.dataset_name!r} and data_files={self.data_files!r}"
+            )
+        if self.dataset_name == "imagefolder" and not Path(self.data_dir or "").is_dir():
+            raise FileNotFoundError(f"imagefolder needs data_dir, a folder that exists; got {self.data_dir!r}")
+
+    def is_on_hub(self):
+        return self.dataset_name not in (None, "imagefolder")
+
+    def name(self):
+        """The data set's Hub name, or the name of the folder that holds it."""
+        if self.is_on_hub():
+            return self.dataset_name
+        if self.data_dir:
+            return Path(self.data_dir).resolve().name
+        return Path(self.data_files[-1].partition("=")[2] or self.data_files[-1]).resolve().parent.name
+
+
+def split_names(args):
+    """Names of the splits there are."""
+    if args.data_files:
+        return list(parse_data_files(args))
+    if args.dataset_name == "imagefolder":
+        return list(datasets.load_dataset("imagefolder", data_dir=args.data_dir))
+    return datasets.get_dataset_split_names(args.dataset_name, args.dataset_config_name)
+
+
+def parse_data_files(args):
+    """`split=path` strings -> {split: [paths]}; a path without a split is the validation split's."""
+    files = {}
+    for entry in args.data_files:
+        split, equals, path = entry.partition("=")
+        split, path = (split, path) if equals else (args.validation_split, entry)
+        if not path.endswith(".parquet"):
+            raise ValueError(f"data_files must be Parquet files, got {path!r}; for images in folders use imagefolder")
+        if "://" not in path and not glob.glob(path):
+            raise FileNotFoundError(f"data_files: there is no file {path!r} (split {split!r})")
+        files.setdefault(split, []).append(path)
+    return files
+
+
+def load_rows(args, split):
+    """One split as a `datasets.Dataset` with image and label; raises an error that names what is missing."""
+    available = split_names(args)
+    if split not in available:
+        hint = "; or hold out a part of train with validation_fraction" if split == args.validation_split else ""
+        raise ValueError(f"there is no split {split!r}, the data has {available}{hint}")
+    source = {"path": args.dataset_name, "name": args.dataset_config_name, "data_dir": args.data_dir}
+    if args.data_files:  # one split at a time: only the files that are used need to have the columns
+        source = {"path": "parquet", "data_files": {split: parse_data_files(args)[split]}}
+    try:
+        rows = datasets.load_dataset(**source, split=split)
+    except ValueError as error:
+        if "corresponds to no data" in str(error):  # how `datasets` says that there are no rows
+            raise ValueError(f"split {split!r} is empty") from error
+        raise
+    for column in (args.image_column, args.label_column):
+        if column not in rows.column_names:
+            raise ValueError(f"split {split!r} has no column {column!r}, its columns are {rows.column_names}")
+    if len(rows) == 0:
+        raise ValueError(f"split {split!r} is empty")
+    rows = rows.select_columns([args.image_column, args.label_column])
+    image = rows.features[args.image_column]
+    if isinstance(image, dict) and "bytes" in image:  # Parquet that was not written by `datasets`
+        return rows.cast_column(args.image_column, datasets.Image())
+    if not isinstance(image, datasets.Image):
+        raise ValueError(f"column {args.image_column!r} must hold images, it holds {image}")
+    return rows

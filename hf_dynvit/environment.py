@@ -1,0 +1,102 @@
+"""Where a number was measured: device, dtype, threads, seed, versions, commit and command, to travel with the number."""
+
+import platform
+import shlex
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+
+SOURCE_TREE = Path(__file__).resolve().parent.parent
+PACKAGES = ("torch", "transformers", "hf_dynvit")
+
+
+def measured_on(device, dtype, seed=None):
+    """What a measurement taken now depends on; JSON-ready, to be merged into a dict of results.
+
+    Args:
+        device: `torch.device` or its name, where the model ran.
+        dtype: `torch.dtype` or its name, what the products ran in.
+        seed: the seed of the run, None if nothing was drawn.
+
+    Returns:
+        dict with `device` (the processor's name), `dtype` ("float32"), `threads` (CPU threads of torch), `seed`,
+        `versions` (python, torch, ...), `commit` of the source tree ("+changes" if it differs from it, None outside
+        git) and `command` (the command line, tokens blanked).
+    """
+    return {
+        "device": device_name(device),
+        "dtype": str(dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "seed": seed,
+        "versions": versions(),
+        "commit": commit(SOURCE_TREE),
+        "command": command_line(sys.orig_argv),
+    }
+
+
+def device_name(device):
+    """The name of a processor as its vendor writes it."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type == "cpu":
+        return _cpu_name()
+    return device.type
+
+
+def _cpu_name():
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # not Linux
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return next(filter(None, names), None) or platform.processor() or platform.machine()
+
+
+def versions():
+    """Installed versions; a package that runs from its source tree without being installed is left out."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    if torch.version.cuda:
+        found["cuda"] = torch.version.cuda
+    return found
+
+
+def commit(tree):
+    """Short hash of the commit checked out at `tree`, with "+changes" if its code differs; None if it is no checkout."""
+    top = _git(tree, "rev-parse", "--show-toplevel")
+    # A package installed below some other project's folder must not report that project's commit.
+    if not top or Path(top).resolve() != Path(tree).resolve():
+        return None
+    head = _git(tree, "rev-parse", "--short", "HEAD")
+    if not head:
+        return None
+    changed = _git(tree, "status", "--porcelain", "--", "*.py", "*.yaml")
+    return f"{head}+changes" if changed else head
+
+
+def _git(tree, *arguments):
+    try:
+        done = subprocess.run(["git", "-C", str(tree), *arguments], capture_output=True, text=True)
+    except OSError:  # git is not installed
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def command_line(arguments):
+    """The command line to type again: the interpreter by its name, values of `--...token` blanked."""
+    words, hide = [], False
+    for word in arguments[1:]:
+        name, equals, _ = word.partition("=")
+        secret = name.startswith("-") and name.lower().endswith("token")
+        words.append(f"{name}=..." if secret and equals else "..." if hide else word)
+        hide = secret and not equals
+    return shlex.join(["python", *words])

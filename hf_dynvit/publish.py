@@ -1,0 +1,69 @@
+"""What a finished training run is published with: pictures, the model card, and all of it on the Hub."""
+
+from pathlib import Path
+
+import torch
+from huggingface_hub import create_repo, upload_folder
+from transformers.utils import logging
+
+from .model_card import write_model_card
+from .visualize import plot_usage, show_decisions
+
+
+logger = logging.get_logger(__name__)
+
+PICTURES = {
+    "decisions.png": "What is computed of eight validation images",
+    "usage.png": "Usage of each layer on the validation images",
+}
+SETTINGS = ("objective", "learning_rate", "gate_learning_rate", "weight_decay", "lr_scheduler_type", "optim")
+RUN = ("epochs", "steps", "images_seen", "batch_size", "processes", "train_seconds")
+NOT_PUBLISHED = ["checkpoint-*", "runs/*", "training_args.bin", "trainer_state.json", "results.json"]
+
+
+def describe(model, dataset, results, folder, **card):
+    """Write the model card, with pictures where there are gates and matplotlib.
+
+    Args:
+        model: the model that was trained.
+        dataset: an `ImageDataset` prepared as for evaluation; its first eight images are shown.
+        results: the content of results.json.
+        folder: where the model is saved.
+        card: given on to `write_model_card`.
+    """
+    pictures = {}
+    if model.config.gates:
+        try:
+            draw_pictures(model, dataset, results["usage"], folder)
+            pictures = PICTURES
+        except ImportError as error:
+            logger.warning(f"no pictures: {error}")
+    settings = results["settings"]["training"]
+    training = {name: settings[name] for name in SETTINGS} | {name: results[name] for name in RUN}
+    write_model_card(model, results, folder, pictures=pictures, training=training, **card)
+
+
+def draw_pictures(model, dataset, usage, folder):
+    """decisions.png and usage.png, from the first eight images."""
+    items = [dataset[index] for index in range(min(8, len(dataset)))]
+    processor = dataset.transform.processor
+    mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else (0.0, 1.0)
+    images = torch.stack([item["pixel_values"] for item in items])
+    titles = [model.config.id2label[item["labels"]] for item in items]
+    show_decisions(model, images, folder / "decisions.png", titles=titles, mean=mean, std=std)
+    plot_usage(usage, folder / "usage.png")
+
+
+def push(folder, model_id=None, private=None):
+    """Model, code, card and pictures to the Hub, without checkpoints, arguments or paths of this machine.
+
+    Args:
+        folder: what to push.
+        model_id: Hub id, the folder's name in your namespace unless given.
+        private: whether a new repository is private.
+    """
+    folder = Path(folder)
+    repo = create_repo(model_id or folder.resolve().name, private=private, exist_ok=True)
+    upload_folder(
+        repo_id=repo.repo_id, folder_path=folder, ignore_patterns=NOT_PUBLISHED, commit_message="Trained model"
+    )

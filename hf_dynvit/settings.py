@@ -1,0 +1,76 @@
+"""Settings of a recipe: a YAML file whose keys can all be given, and overridden, on the command line."""
+
+import dataclasses
+import difflib
+import json
+from pathlib import Path
+
+import yaml
+from transformers import HfArgumentParser
+
+
+def parse_settings(argv, *dataclass_types):
+    """Parse `[FILE.yaml] [--key value | --key=value ...]`; the command line wins over the file.
+
+    Args:
+        argv: the words after the program's name.
+        dataclass_types: the dataclasses whose fields are the keys.
+
+    Returns:
+        One instance of each dataclass.
+
+    Raises:
+        ValueError: a key that no dataclass has, named together with the keys that look like it, or a wrong value.
+        FileNotFoundError: the YAML file does not exist.
+    """
+    argv = list(argv)
+    words = []
+    if argv and not argv[0].startswith("-"):
+        words = yaml_words(argv.pop(0), _keys(dataclass_types))
+    parser = _Parser(dataclass_types, allow_abbrev=False)
+    *parsed, unknown = parser.parse_args_into_dataclasses(
+        args=words + argv, return_remaining_strings=True, look_for_args_file=False
+    )
+    if unknown:
+        key = unknown[0].partition("=")[0]
+        if not key.startswith("--"):
+            raise ValueError(f"{key!r} belongs to no key: write --key {key}, and the YAML file first")
+        raise ValueError(_unknown(key.removeprefix("--"), "the command line", _keys(dataclass_types)))
+    return parsed
+
+
+class _Parser(HfArgumentParser):
+    """Raises instead of printing all keys, the mistake last."""
+
+    def error(self, message):
+        raise ValueError(f"{message} (--help lists all keys)")
+
+
+def yaml_words(path, known):
+    """The content of a YAML file as command-line words; what is null is left at its default."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"there is no settings file {str(path)!r}")
+    content = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold `key: value` lines, it holds a {type(content).__name__}")
+    words = []
+    for key, value in content.items():
+        if key not in known:
+            raise ValueError(_unknown(str(key), path, known))
+        if value is None:
+            continue
+        if isinstance(value, list) and not any(isinstance(item, (dict, list)) for item in value):
+            words += [f"--{key}", *map(str, value)]
+        else:  # one word with "=", or a negative number would look like a key
+            words.append(f"--{key}={json.dumps(value) if isinstance(value, (dict, list)) else value}")
+    return words
+
+
+def _keys(dataclass_types):
+    return [field.name for kind in dataclass_types for field in dataclasses.fields(kind) if field.init]
+
+
+def _unknown(key, place, known):
+    close = difflib.get_close_matches(key.replace("-", "_"), known)
+    hint = f"; did you mean {' or '.join(close)}?" if close else ""
+    return f"unknown key {key!r} in {place}{hint}"

@@ -1,0 +1,51 @@
+"""Seconds of things to compare, measured in turns so that a machine that slows down slows all of them."""
+
+import statistics
+import time
+
+import torch
+
+
+def interleaved_seconds(calls, rounds, warmup=1):
+    """Time each call once per round, in an order that shifts from round to round.
+
+    Args:
+        calls: name -> callable taking the number of the round, so that rounds can use different batches; warm-up
+            rounds get 0.
+        rounds: timed rounds; each runs every call once.
+        warmup: untimed rounds before them (compilation, caches).
+
+    Returns:
+        dict, name -> list of `rounds` floats in seconds; entry i of all lists is from the same round, so ratios can be
+        taken per round.
+    """
+    if rounds < 1:
+        raise ValueError(f"rounds must be at least 1, got {rounds}")
+    names = list(calls)
+    for _ in range(warmup):
+        for call in calls.values():
+            call(0)
+    seconds = {name: [] for name in names}
+    for index in range(rounds):
+        start = index % len(names)  # nobody always runs after the same neighbour's cache
+        for name in names[start:] + names[:start]:
+            seconds[name].append(_seconds(calls[name], index))
+    return seconds
+
+
+def interleaved_medians(calls, rounds, warmup=1):
+    """Median seconds of each call; the arguments are those of `interleaved_seconds`."""
+    return {name: statistics.median(times) for name, times in interleaved_seconds(calls, rounds, warmup).items()}
+
+
+def _seconds(call, index):
+    _wait_for_gpu()
+    start = time.perf_counter()
+    call(index)
+    _wait_for_gpu()
+    return time.perf_counter() - start
+
+
+def _wait_for_gpu():
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()

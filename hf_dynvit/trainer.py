@@ -1,0 +1,205 @@
+"""The ordinary Trainer, taught to train gates: joint objective, budget schedule, packed tuning, safe checkpoints."""
+
+import torch
+from torch.utils.data import DataLoader, Subset
+from transformers import Trainer, TrainerCallback, default_data_collator
+
+from .calibrate import calibrate
+from .gate import Gate
+from .metrics import compute_metrics as default_metrics
+from .objectives import budget_loss, distillation_loss, usage_loss
+from .usage import UsageMeter
+
+
+class DynViTTrainer(Trainer):
+    """Trains a model with gates; also the same model without, by the same recipe.
+
+    Args:
+        model: a `DynViTForImageClassification`.
+        args: `DynViTTrainingArguments`.
+        teacher: a dense classifier to distil from, or None.
+        calibration_dataset: images on which the cost is brought to the budget (labels are not used): a part of train,
+            prepared as for evaluation. None: no calibration.
+        kwargs: as for `Trainer`; `compute_metrics` defaults to top-1, top-5 and mean cost.
+
+    Raises:
+        ValueError: an empty dataset.
+        FloatingPointError: a loss that is not finite; the last checkpoint is kept.
+    """
+
+    def __init__(self, model=None, args=None, teacher=None, calibration_dataset=None, **kwargs):
+        for name in ("train_dataset", "eval_dataset"):
+            dataset = kwargs.get(name)
+            if dataset is not None and hasattr(dataset, "__len__") and len(dataset) == 0:
+                raise ValueError(f"{name} is empty")
+        kwargs.setdefault("compute_metrics", default_metrics)
+        kwargs.setdefault("data_collator", default_data_collator)
+        super().__init__(model=model, args=args, **kwargs)
+        self.teacher = None if teacher is None else teacher.to(self.args.device).eval().requires_grad_(False)
+        self.calibration_dataset = calibration_dataset
+        self.train_usage, self.eval_usage = UsageMeter(), UsageMeter()
+        self._train_costs = []
+        self.add_callback(_FreezeGates(self))
+
+    # ------------------------------------------------------------------------------------------ objective
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        if not model.training:
+            outputs = model(**inputs)
+            self.eval_usage.update(outputs.decisions)
+            return (outputs.loss, outputs) if return_outputs else outputs.loss
+        outputs = model(**inputs, gating=self._gating())
+        loss = self.args.label_weight * outputs.loss
+        if self.teacher is not None and self.args.distillation_weight:
+            with torch.no_grad():
+                target = self.teacher(inputs["pixel_values"]).logits
+            loss = loss + self.args.distillation_weight * distillation_loss(
+                outputs.logits, target, self.args.distillation_temperature
+            )
+        loss = loss + self._gate_loss(outputs)
+        if not torch.isfinite(loss):
+            raise FloatingPointError(
+                f"the loss is {loss.item()} at step {self.state.global_step}: training stops; the checkpoints in "
+                f"{self.args.output_dir} are kept. Lower learning_rate or gate_learning_rate, or train in float32."
+            )
+        self.train_usage.update(outputs.decisions)
+        self._train_costs.append(outputs.cost.detach().mean())
+        return (loss, outputs) if return_outputs else loss
+
+    def _gate_loss(self, outputs):
+        if not outputs.cost.requires_grad:  # no gates, open or frozen
+            return 0.0
+        if self.args.objective == "usage":
+            target = self.args.usage_target
+            return self.args.usage_weight * usage_loss(outputs.decisions, target, target, target)
+        return self.args.cost_weight * budget_loss(outputs.cost, self._budget_now())
+
+    # ------------------------------------------------------------------------------------------ schedule
+
+    def _progress(self):
+        return self.state.global_step / max(1, self.state.max_steps)
+
+    def _gating(self):
+        if self._progress() < self.args.gate_warmup:
+            return "open"
+        return "threshold" if self._frozen() else "sample"
+
+    def _budget_now(self):
+        budget, ramp = self.model.config.budget, self.args.budget_ramp
+        done = 1.0 if ramp == 0 else min(1.0, (self._progress() - self.args.gate_warmup) / ramp)
+        return 1.0 - (1.0 - budget) * done
+
+    def _frozen(self):
+        return self.args.freeze_gates_at < 1.0 and self._progress() >= self.args.freeze_gates_at
+
+    def calibrate(self):
+        """Shift the gates until the mean cost on `calibration_dataset` is the budget; returns (shift, cost) or None."""
+        model = self.accelerator.unwrap_model(self.model)
+        count = min(self.args.calibration_images, len(self.calibration_dataset or ()))
+        if not count or self.args.objective != "cost" or not any(isinstance(m, Gate) for m in model.modules()):
+            return None
+        loader = DataLoader(
+            Subset(self.calibration_dataset, range(count)),
+            batch_size=self.args.per_device_eval_batch_size,
+            collate_fn=self.data_collator,
+        )
+        batches = [self._prepare_input(batch["pixel_values"]) for batch in loader]
+        layout, model.layout = model._layout, None
+        with self.compute_loss_context_manager():
+            shift, cost = calibrate(model, batches, model.config.budget)
+        model.layout = layout
+        self.log({"calibration_shift": round(shift, 4), "calibration_cost": round(cost, 4)})
+        return shift, cost
+
+    def train(self, *args, **kwargs):
+        model, layout = self.model, self.model._layout
+        trainable = [gate for gate in model.modules() if isinstance(gate, Gate)]
+        try:
+            result = super().train(*args, **kwargs)
+        finally:
+            model.layout = layout
+            for gate in trainable:
+                gate.requires_grad_(True)
+        self.calibrate()
+        return result
+
+    # ------------------------------------------------------------------------------------------ Trainer's parts
+
+    def create_optimizer(self, model=None):
+        """Gates learn at their own rate, without weight decay."""
+        if self.optimizer is None:
+            model = self.model if model is None else model
+            gates = {id(p) for m in model.modules() if isinstance(m, Gate) for p in m.parameters()}
+            decay = set(self.get_decay_parameter_names(model))
+            named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+            body = [(name, p) for name, p in named if id(p) not in gates]
+            groups = [
+                {"params": [p for name, p in body if name in decay], "weight_decay": self.args.weight_decay},
+                {"params": [p for name, p in body if name not in decay], "weight_decay": 0.0},
+                {
+                    "params": [p for _, p in named if id(p) in gates],
+                    "weight_decay": 0.0,
+                    "lr": self.args.gate_learning_rate,
+                },
+            ]
+            cls, options = self.get_optimizer_cls_and_kwargs(self.args, model)
+            self.optimizer = cls([group for group in groups if group["params"]], **options)
+        return self.optimizer
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        """Predictions are (logits, cost): `compute_metrics` sees what was spent."""
+        if ignore_keys is None:
+            ignore_keys = [key for key in self.model.config.keys_to_ignore_at_inference if key != "cost"]
+        return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+
+    def evaluate(self, *args, **kwargs):
+        self.eval_usage.reset()
+        return super().evaluate(*args, **kwargs)
+
+    def log(self, logs, start_time=None):
+        """Adds the mean cost and usage of training, and the usage per layer of evaluation."""
+        if "loss" in logs and self._train_costs:
+            logs["cost"] = round(torch.stack(self._train_costs).mean().item(), 4)
+            logs |= {f"usage/{kind}": round(share, 4) for kind, share in self.train_usage.means().items()}
+            self._train_costs = []
+            self.train_usage.reset()
+        if "eval_loss" in logs:
+            logs |= self.eval_usage.flat("eval_")
+        super().log(logs, start_time)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            return super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self._reload(resume_from_checkpoint, model)
+
+    def _load_best_model(self):
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            return super()._load_best_model()
+        self._reload(self.state.best_model_checkpoint)
+
+    def _reload(self, folder, model=None):
+        # Checkpoints hold the published key names; only from_pretrained renames them.
+        model = self.accelerator.unwrap_model(self.model if model is None else model)
+        source = type(model).from_pretrained(folder, dtype=torch.float32)
+        model.load_state_dict(source.state_dict(), strict=True)
+
+
+class _FreezeGates(TrainerCallback):
+    """Fixes the gates at `freeze_gates_at` and lets the body train on what they keep, packed."""
+
+    def __init__(self, trainer):
+        self.trainer = trainer
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        trainer = self.trainer
+        if not trainer._frozen():
+            return
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        gates = [gate for gate in model.modules() if isinstance(gate, Gate)]
+        if gates and next(gates[0].parameters()).requires_grad:
+            first = (state.global_step - 1) / max(1, state.max_steps) < args.freeze_gates_at
+            if first:  # not when a later step is resumed
+                trainer.calibrate()
+            for gate in gates:
+                gate.requires_grad_(False)
+            model.layout = "packed"

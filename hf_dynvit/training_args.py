@@ -1,0 +1,53 @@
+"""The arguments of a `DynViTTrainer`: those of the `Trainer`, and how gates are taught."""
+
+from dataclasses import dataclass, field
+
+from transformers import TrainingArguments
+
+
+OBJECTIVES = ("cost", "usage")
+
+
+@dataclass
+class DynViTTrainingArguments(TrainingArguments):
+    """`TrainingArguments`, and how gates are taught. Fractions are of the whole training.
+
+    Raises:
+        ValueError: an unknown objective, or a fraction outside [0, 1].
+    """
+
+    objective: str = field(
+        default="cost",
+        metadata={"help": "what gates aim at: 'cost' (mean cost = budget) or 'usage' (AdaViT's usage targets)"},
+    )
+    cost_weight: float = field(default=20.0, metadata={"help": "weight of the squared distance from the budget"})
+    usage_weight: float = field(default=2.0, metadata={"help": "weight of AdaViT's usage loss"})
+    usage_target: float = field(default=0.5, metadata={"help": "share of tokens, heads and sub-layers to use"})
+    gate_learning_rate: float = field(default=1e-2, metadata={"help": "peak learning rate of the gates"})
+    gate_warmup: float = field(default=0.0, metadata={"help": "fraction of training in which all gates stay open"})
+    budget_ramp: float = field(
+        default=0.3, metadata={"help": "fraction of training, after the warm-up, in which the budget falls from 1"}
+    )
+    freeze_gates_at: float = field(
+        default=1.0,
+        metadata={"help": "fraction of training after which gates are fixed and the body is tuned in packed layout"},
+    )
+    distillation_weight: float = field(default=1.0, metadata={"help": "weight of the loss against the teacher"})
+    distillation_temperature: float = field(default=1.0, metadata={"help": "softens teacher and student"})
+    label_weight: float = field(default=1.0, metadata={"help": "weight of the loss against the labels"})
+    calibration_images: int = field(
+        default=512, metadata={"help": "images on which the gates are shifted until the mean cost is the budget; 0: off"}
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.objective not in OBJECTIVES:
+            raise ValueError(f"objective must be one of {OBJECTIVES}, got {self.objective!r}")
+        for name in ("gate_warmup", "budget_ramp", "freeze_gates_at", "usage_target"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
+        if self.gate_warmup >= self.freeze_gates_at:
+            raise ValueError(
+                f"gate_warmup ({self.gate_warmup}) must end before freeze_gates_at ({self.freeze_gates_at}): "
+                "gates would never learn"
+            )

@@ -1,0 +1,145 @@
+"""Measure a model: python recipes/evaluate.py --model DIR --data_files FILE --json OUT
+
+Top-1, top-5, mean cost, GMACs and usage on the validation images, then images per second of the packed model and of the
+dense one (the best of eager, SDPA and compiled), timed in turns on real images.
+"""
+
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+# This file must not hide the library of the same name.
+sys.path[:] = [path for path in sys.path if Path(path or ".").resolve() != Path(__file__).resolve().parent]
+
+import torch
+from torch.utils.data import DataLoader, Subset
+from tqdm import tqdm
+
+from hf_dynvit.benchmark_models import open_models, time_batches
+from hf_dynvit.benchmark_speed import DTYPES
+from hf_dynvit.cost import dense_macs
+from hf_dynvit.data_source import DataArguments
+from hf_dynvit.environment import measured_on
+from hf_dynvit.settings import parse_settings
+from hf_dynvit.usage import UsageMeter
+
+
+@dataclass
+class EvaluateArguments:
+    """What to measure, on what, and where to write it."""
+
+    model: str | None = field(default=None, metadata={"help": "the model: folder or Hub id"})
+    dense: str | None = field(default=None, metadata={"help": "a dense ViT to compare the accuracy with"})
+    json: str | None = field(default=None, metadata={"help": "file to write"})
+    batch_sizes: list[int] = field(default_factory=lambda: [1, 8, 32], metadata={"help": "to time; 0: no timing"})
+    eval_batch_size: int = field(default=32, metadata={"help": "batch of the accuracy, which it does not change"})
+    dtype: str = field(default="float32", metadata={"help": f"one of {list(DTYPES)}"})
+    device: str = field(default="auto", metadata={"help": "cpu, cuda, ...; auto: CUDA where there is one"})
+    seed: int = field(
+        default=0, metadata={"help": "which images are timed, and which are used of more than max_samples"}
+    )
+    max_samples: int | None = field(default=None, metadata={"help": "use at most so many images"})
+    num_workers: int = field(default=0, metadata={"help": "processes that load images"})
+    seconds: float = field(default=20.0, metadata={"help": "time for the rounds of one batch size"})
+    rounds: int | None = field(default=None, metadata={"help": "number of rounds instead of seconds"})
+    compile: bool = field(default=True, metadata={"help": "also compile the dense model"})
+
+    def __post_init__(self):
+        if not self.model or not self.json:
+            raise ValueError(f"--model and --json are needed, got {self.model!r} and {self.json!r}")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype must be one of {list(DTYPES)}, got {self.dtype!r}")
+        if not Path(self.json).absolute().parent.is_dir():
+            raise FileNotFoundError(f"there is no folder for {self.json!r}")
+        if self.device == "auto":
+            self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.batch_sizes = [size for size in self.batch_sizes if size]
+        if any(size < 1 for size in (*self.batch_sizes, self.eval_batch_size)):
+            raise ValueError(f"batch sizes must be at least 1, got {self.batch_sizes} and {self.eval_batch_size}")
+
+
+def main(argv=None):
+    """Measure; returns what it wrote to the JSON file."""
+    args, data_args = parse_settings(sys.argv[1:] if argv is None else argv, EvaluateArguments, DataArguments)
+    data_args.max_eval_samples = args.max_samples
+    paths = [args.model] + ([args.dense] if args.dense else [])
+    entrants = open_models(paths, data_args, args.device, DTYPES[args.dtype])
+    entrant, images = entrants[0], entrants[0].images
+    if args.batch_sizes and max(args.batch_sizes) > len(images):
+        raise ValueError(f"a batch of {max(args.batch_sizes)} needs as many images, there are {len(images)}")
+    if args.compile and args.batch_sizes:
+        check_compiler(args.device)
+
+    config = entrant.model.config
+    gmacs = dense_macs(config, entrant.model.vit.embeddings.position_embeddings.shape[1], config.num_labels) / 1e9
+    measured, usage = accuracy(entrant, args)
+    results = {
+        "kind": "evaluation",
+        "model": args.model,
+        "gates": config.gates,
+        "budget": config.budget,
+        "dataset": data_args.name(),
+        "split": data_args.validation_split,
+        "images": len(images),
+        **measured,
+        "gmacs": measured["cost"] * gmacs,
+        "gmacs_dense": gmacs,
+        "dense": accuracy(entrants[1], args)[0] | {"gmacs": gmacs} if args.dense else None,
+        "dense_model": args.dense,
+        "usage": usage,
+        "batch_size": args.eval_batch_size,
+        "throughput": [],
+        **measured_on(args.device, args.dtype, args.seed),
+    }
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(args.seed)).tolist()
+    entrant = entrant._replace(images=Subset(images, order))  # files are often sorted by class
+    for batch_size in args.batch_sizes:
+        torch.compiler.reset()
+        (row,) = time_batches([entrant], batch_size, args.seconds, args.rounds, args.compile)
+        row = {
+            "batch_size": batch_size,
+            "dense_images_per_second": row.pop("dense_images_per_s"),
+            "packed_images_per_second": row.pop("packed_images_per_s"),
+            **row,
+        }
+        results["throughput"].append(row)
+        print(
+            f"batch {batch_size}: dense {row['dense_images_per_second']:.1f} images/s, "
+            f"packed {row['packed_images_per_second']:.1f} images/s, {row['speedup']:.2f} times as fast"
+        )
+    Path(args.json).write_text(json.dumps(results, indent=2) + "\n")
+    return results
+
+
+@torch.inference_mode()
+def accuracy(entrant, args):
+    """Shares of images right at the first and within five guesses and the mean cost; and the usage of the layers."""
+    top1, top5, costs, usage = [], [], [], UsageMeter()
+    loader = DataLoader(entrant.images, args.eval_batch_size, num_workers=args.num_workers)
+    for batch in tqdm(loader, desc=f"accuracy of {entrant.name}", unit="batch"):
+        out = entrant.model(batch["pixel_values"].to(args.device))
+        guesses = out.logits.float().topk(min(5, out.logits.shape[-1])).indices.cpu()  # (B, 5)
+        hits = guesses == batch["labels"][:, None]
+        top1.append(hits[:, 0])
+        top5.append(hits.any(1))
+        costs.append(out.cost.float().cpu())
+        usage.update(out.decisions)
+    names = ("accuracy", "accuracy_top5", "cost")
+    parts = (top1, top5, costs)
+    return {name: torch.cat(part).float().mean().item() for name, part in zip(names, parts, strict=True)}, (
+        usage.per_layer()
+    )
+
+
+def check_compiler(device):
+    """Refuse before any work what would fail after it."""
+    try:
+        torch.compile(torch.nn.Linear(2, 2).to(device))(torch.zeros(1, 2, device=device))
+    except Exception as error:  # whatever a missing or broken compiler raises
+        raise RuntimeError(f"nothing can be compiled on {device}; add --no-compile ({error})") from error
+
+
+if __name__ == "__main__":
+    main()

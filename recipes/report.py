@@ -1,0 +1,140 @@
+"""Write the results tables of recipes/README.md: python recipes/report.py results.json ... evaluation.json ...
+
+Each file is one that train.py or evaluate.py wrote; all numbers of the tables come from them.
+"""
+
+import json
+import re
+import shlex
+import sys
+from pathlib import Path, PurePosixPath
+
+
+README = Path(__file__).resolve().parent / "README.md"
+START, END = "<!-- results:start -->", "<!-- results:end -->"
+PROVENANCE = ("device", "dtype", "batch", "seed", "commit", "command")
+
+
+def main(argv=None):
+    """`[--readme FILE] JSON ...`; returns the text between the markers."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    readme = README
+    if "--readme" in argv:
+        at = argv.index("--readme")
+        readme = Path(argv[at + 1])
+        del argv[at : at + 2]
+    if not argv:
+        raise ValueError("give the JSON files of train.py and evaluate.py")
+    text = readme.read_text(encoding="utf-8")
+    if text.count(START) != 1 or text.count(END) != 1:
+        raise ValueError(f"{readme} must contain {START} and {END} once each")
+    tables = render([read(path) for path in argv])
+    before, after = text.split(START)[0], text.split(END)[1]
+    readme.write_text(f"{before}{START}\n\n{tables}\n\n{END}{after}", encoding="utf-8")
+    return tables
+
+
+def read(path):
+    """One JSON file; raises ValueError if neither train.py nor evaluate.py wrote it."""
+    results = json.loads(Path(path).read_text(encoding="utf-8"))
+    if not isinstance(results, dict) or results.get("kind") not in ("training", "evaluation"):
+        raise ValueError(f"{path} was written neither by train.py nor by evaluate.py")
+    return results
+
+
+def render(all_results):
+    """The tables as Markdown: trainings, evaluations, speed."""
+    trainings = [results for results in all_results if results["kind"] == "training"]
+    evaluations = [results for results in all_results if results["kind"] == "evaluation"]
+    parts = []
+    if trainings:
+        parts += ["### Trained", table([training_row(results) for results in trainings])]
+    if evaluations:
+        parts += ["### Evaluated", table([evaluation_row(results) for results in evaluations])]
+    speeds = [speed_row(results, row) for results in evaluations for row in results["throughput"]]
+    if speeds:
+        parts += ["### Speed", table(speeds)]
+    return "\n\n".join(parts)
+
+
+def training_row(results):
+    model = results["settings"]["model"]
+    return {
+        "data": results["dataset"],
+        "gates": gates_name(model["gates"]),
+        "budget": "–" if model["gates"] == "none" else model["budget"],
+        **accuracy_columns(results),
+        "images seen": f"{results['images_seen']:,}",
+        "training": f"{results['train_seconds'] / 60:.1f} min" + (" (resumed)" if results["resumed"] else ""),
+        **provenance(results, results["batch_size"]),
+    }
+
+
+def evaluation_row(results):
+    return {
+        "model": short(results["model"]),
+        "data": results["dataset"],
+        "budget": results["budget"] if results["gates"] else "–",
+        **accuracy_columns(results),
+        **provenance(results, results["batch_size"]),
+    }
+
+
+def speed_row(results, row):
+    kernel = min(row["dense_ms"], key=row["dense_ms"].get)
+    return {
+        "model": short(results["model"]),
+        "cost": f"{row['timed_cost']:.3f}",
+        "dense images/s": f"{row['dense_images_per_second']:.1f} ({kernel})",
+        "packed images/s": f"{row['packed_images_per_second']:.1f}",
+        "speed-up": f"{row['speedup']:.2f}×",
+        "of the MACs' promise": f"{row['realised']:.2f}",
+        "threads": results["threads"],
+        **provenance(results, row["batch_size"]),
+    }
+
+
+def accuracy_columns(results):
+    dense = results.get("dense")
+    return {
+        "images": f"{results['images']:,} ({results['split']})",
+        "top-1": f"{100 * results['accuracy']:.2f}",
+        "top-5": f"{100 * results['accuracy_top5']:.2f}",
+        "cost": f"{results['cost']:.3f}",
+        "GMACs": f"{results['gmacs']:.3g}",
+        "top-1 of the dense checkpoint": f"{100 * dense['accuracy']:.2f}" if dense else "–",
+    }
+
+
+def gates_name(gates):
+    """A preset's name as it is, a list of gates by the names in it."""
+    names = re.findall(r'gate"?\s*:\s*"?(\w+)', gates)
+    return " + ".join(dict.fromkeys(names)) if names else gates
+
+
+def provenance(results, batch):
+    values = {**results, "batch": batch, "command": f"`{command(results['command'])}`"}
+    return {key: "–" if values[key] is None else values[key] for key in PROVENANCE}
+
+
+def command(line):
+    """The command line with the folders of this machine cut to their last names."""
+    return shlex.join(["=".join(short(part) for part in word.split("=", 1)) for word in shlex.split(line)])
+
+
+def short(path):
+    """An absolute or upward path by its last two names; everything else as it is."""
+    if not path.startswith(("/", "../")):
+        return path
+    parts = [part for part in PurePosixPath(path).parts if part not in ("/", "..")]
+    return "/".join(parts[-2:])
+
+
+def table(rows):
+    """dicts with the same keys -> a Markdown table."""
+    cells = [list(rows[0])] + [["---"] * len(rows[0])] + [[str(value) for value in row.values()] for row in rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in cells)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,221 @@
+"""Train a ViT to skip computation: accelerate launch recipes/train.py recipes/EXPERIMENT.yaml [--key value ...]
+
+Loads a dense checkpoint, puts gates on it (or none: the dense baseline by the same recipe), trains, reports on the
+validation split, and writes model, card, pictures and results.json to output_dir.
+"""
+
+import json
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+
+# This folder holds an evaluate.py, which must not hide the library of that name.
+sys.path[:] = [path for path in sys.path if Path(path or ".").resolve() != Path(__file__).resolve().parent]
+
+import torch
+import yaml
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, set_seed
+from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils import logging
+
+from hf_dynvit import DynViTForImageClassification
+from hf_dynvit.cost import dense_macs
+from hf_dynvit.data import SetEpoch, load_image_data
+from hf_dynvit.data_source import DataArguments
+from hf_dynvit.environment import measured_on
+from hf_dynvit.publish import describe, push
+from hf_dynvit.settings import parse_settings
+from hf_dynvit.trainer import DynViTTrainer
+from hf_dynvit.training_args import DynViTTrainingArguments
+
+
+logger = logging.get_logger("hf_dynvit.recipes")
+
+
+@dataclass
+class ModelArguments:
+    """Which model to make."""
+
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "dense ViT to start from: folder or Hub id"}
+    )
+    gates: str = field(default="adavit", metadata={"help": "a preset, a YAML list of gates, or 'none' (stays dense)"})
+    budget: float = field(default=0.5, metadata={"help": "mean cost to aim at, relative to the dense model"})
+    teacher: str = field(
+        default="base", metadata={"help": "to distil from: 'base' (the checkpoint itself), 'none', a folder or Hub id"}
+    )
+    new_classifier: bool = field(default=False, metadata={"help": "new classes: take names and number from the data"})
+    dataset_terms: str | None = field(default=None, metadata={"help": "terms of the data, for the model card"})
+    num_processes: int | None = field(
+        default=None, metadata={"help": "refuse to run on another number of processes; None: any number"}
+    )
+    evaluate_dense: bool = field(default=True, metadata={"help": "also report on the checkpoint as given"})
+    license: str | None = field(default=None, metadata={"help": "licence of the model, for the model card"})
+
+    def __post_init__(self):
+        if not self.model_name_or_path:
+            raise ValueError(
+                "model_name_or_path is missing: give the dense ViT to start from, --model_name_or_path PATH"
+            )
+        if self.new_classifier and self.teacher == "base":
+            raise ValueError(
+                "the checkpoint cannot teach new classes: with new_classifier, give --teacher PATH or none"
+            )
+
+    def gate_list(self):
+        """What `from_vit` takes: None, the name of a preset or a list of dicts."""
+        gates = yaml.safe_load(self.gates)
+        return None if gates in (None, "none") else gates
+
+
+def main(argv=None):
+    """Run one recipe; returns the content of results.json."""
+    model_args, data_args, args = parse_settings(
+        sys.argv[1:] if argv is None else argv, ModelArguments, DataArguments, DynViTTrainingArguments
+    )
+    push_at_end, args.push_to_hub = args.push_to_hub, False  # once, at the end, with the card
+    args.resume_from_checkpoint = find_checkpoint(args)
+    if model_args.num_processes not in (None, args.world_size):
+        raise ValueError(f"this recipe is for {model_args.num_processes} processes, {args.world_size} were launched")
+    logging.set_verbosity(args.get_process_log_level())
+    set_seed(args.seed)
+
+    processor = AutoImageProcessor.from_pretrained(model_args.model_name_or_path)
+    base_config = AutoConfig.from_pretrained(model_args.model_name_or_path)
+    with args.main_process_first(desc="loading the data"):
+        data = load_image_data(data_args, processor, base_config, model_args.new_classifier, args.seed)
+    model = load_model(model_args, data)
+    trainer = DynViTTrainer(
+        model=model,
+        args=args,
+        teacher=load_teacher(model_args, args, model.config),
+        train_dataset=data.train,
+        eval_dataset=data.selection,
+        calibration_dataset=data.calibration,
+        processing_class=processor,
+        callbacks=[SetEpoch()],
+    )
+    logger.info(
+        f"{len(data.train)} images to train on, {len(data.validation)} to report on, {args.world_size} processes"
+    )
+
+    started = time.perf_counter()
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    seconds = time.perf_counter() - started
+    trainer.save_model()  # with the processor
+    metrics = trainer.evaluate(data.validation)
+    trainer.log_metrics("eval", metrics)
+
+    results = collect(model_args, data_args, trainer, data, metrics, seconds)
+    if model_args.evaluate_dense and not model_args.new_classifier:
+        results["dense"] = dense_results(model_args, args, data, results["gmacs_dense"])
+    if trainer.is_world_process_zero():
+        folder = Path(args.output_dir)
+        (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+        describe(
+            trainer.accelerator.unwrap_model(trainer.model),
+            data.validation,
+            results,
+            folder,
+            model_id=args.hub_model_id,
+            datasets=[data_args.dataset_name] if data_args.is_on_hub() else None,
+            license=model_args.license,
+            dataset_terms=model_args.dataset_terms,
+        )
+        if push_at_end:
+            push(folder, args.hub_model_id, args.hub_private_repo)
+    trainer.accelerator.wait_for_everyone()
+    return results
+
+
+def find_checkpoint(args):
+    """The checkpoint to resume from, None to start; refuses an output_dir that already holds a run."""
+    folder = Path(args.output_dir)
+    last = get_last_checkpoint(folder) if folder.is_dir() else None
+    resume = args.resume_from_checkpoint
+    if resume is None or str(resume).lower() == "false":
+        if last or (folder / "results.json").exists() or (folder / "model.safetensors").exists():
+            raise ValueError(
+                f"output_dir {str(folder)!r} already holds a run ({last and Path(last).name or 'finished'}): give "
+                "another output_dir, or go on with --resume_from_checkpoint true"
+            )
+        return None
+    checkpoint = last if str(resume).lower() == "true" else resume
+    if checkpoint is None or not Path(checkpoint).is_dir():
+        raise FileNotFoundError(f"there is no checkpoint to resume from: {checkpoint or folder}")
+    return checkpoint
+
+
+def load_model(model_args, data):
+    """The checkpoint with gates, with its own or with new classes."""
+    options = {}
+    if model_args.new_classifier:
+        names = data.names or [f"LABEL_{index}" for index in range(data.num_labels)]
+        options = {
+            "num_labels": data.num_labels,
+            "id2label": dict(enumerate(names)),
+            "label2id": {name: index for index, name in enumerate(names)},
+            "ignore_mismatched_sizes": True,
+        }
+    gates = model_args.gate_list()
+    budget = model_args.budget if gates else 1.0
+    return DynViTForImageClassification.from_vit(
+        model_args.model_name_or_path, gates=gates, budget=budget, dtype=torch.float32, **options
+    )
+
+
+def load_teacher(model_args, args, config):
+    """The dense classifier to distil from, or None."""
+    if model_args.teacher == "none" or not args.distillation_weight:
+        return None
+    source = model_args.model_name_or_path if model_args.teacher == "base" else model_args.teacher
+    teacher = AutoModelForImageClassification.from_pretrained(source, dtype=torch.float32)
+    if teacher.config.num_labels != config.num_labels:
+        raise ValueError(f"teacher {source} has {teacher.config.num_labels} classes, the model {config.num_labels}")
+    return teacher
+
+
+def collect(model_args, data_args, trainer, data, metrics, seconds):
+    """Everything that results.json holds."""
+    args, model = trainer.args, trainer.accelerator.unwrap_model(trainer.model)
+    config = model.config
+    per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    images_seen = min(trainer.state.global_step * per_step, round(trainer.state.epoch * len(data.train)))
+    dense = dense_macs(config, model.vit.embeddings.position_embeddings.shape[1], config.num_labels)
+    dtype = "bfloat16 autocast" if args.bf16 else "float16 autocast" if args.fp16 else "float32"
+    return {
+        "kind": "training",
+        "dataset": data_args.name(),
+        "split": data.reported_split,
+        "images": len(data.validation),
+        "accuracy": metrics["eval_accuracy"],
+        "accuracy_top5": metrics["eval_accuracy_top5"],
+        "loss": metrics["eval_loss"],
+        "cost": metrics["eval_cost"],
+        "gmacs": metrics["eval_cost"] * dense / 1e9,
+        "gmacs_dense": dense / 1e9,
+        "usage": trainer.eval_usage.per_layer(),  # on the main process's share of the images
+        "train_seconds": seconds,
+        "resumed": args.resume_from_checkpoint is not None,
+        "images_seen": images_seen,
+        "epochs": trainer.state.epoch,
+        "steps": trainer.state.global_step,
+        "batch_size": per_step,
+        "processes": args.world_size,
+        **measured_on(args.device, dtype, args.seed),
+        "settings": {"model": asdict(model_args), "data": asdict(data_args), "training": args.to_sanitized_dict()},
+    }
+
+
+def dense_results(model_args, args, data, gmacs):
+    """Accuracy of the checkpoint as given, on the same images by the same code."""
+    model = DynViTForImageClassification.from_vit(model_args.model_name_or_path, dtype=torch.float32)
+    metrics = DynViTTrainer(model=model, args=args).evaluate(data.validation)
+    top5 = metrics["eval_accuracy_top5"]
+    return {"accuracy": metrics["eval_accuracy"], "accuracy_top5": top5, "cost": metrics["eval_cost"], "gmacs": gmacs}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""What all tests share: no network, seeded generators, quiet logs, and a tiny ViT."""
+
+import os
+
+
+# Read by the libraries when they are imported, so they come first.
+os.environ.update(
+    HF_HUB_OFFLINE="1",
+    HF_DATASETS_OFFLINE="1",
+    HF_HUB_DISABLE_TELEMETRY="1",
+    HF_HUB_DISABLE_PROGRESS_BARS="1",
+    MPLBACKEND="agg",
+    TOKENIZERS_PARALLELISM="false",
+)
+os.environ.pop("HF_TOKEN", None)
+
+import logging
+
+import pytest
+import torch
+from transformers import ViTConfig, ViTForImageClassification, set_seed
+from transformers.utils import logging as transformers_logging
+
+
+class NoLoadReport(logging.Filter):
+    """Loading a bare ViT leaves the classifier fresh, which is meant, and reported on every load."""
+
+    def filter(self, record):
+        return "LOAD REPORT" not in record.getMessage()
+
+
+for handler in transformers_logging.get_logger("transformers").handlers:
+    handler.addFilter(NoLoadReport())
+transformers_logging.disable_progress_bar()
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    set_seed(0)
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def tiny_vit():
+    """Builds a `ViTForImageClassification` in evaluation mode: 16 patches of 8 pixels, 4 heads, 2 layers.
+
+    Any field of `ViTConfig` can be given. The weights are large enough for a dropped unit to show in the logits.
+    """
+
+    def build(num_hidden_layers=2, **fields):
+        fields = {
+            "image_size": 32,
+            "patch_size": 8,
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_attention_heads": 4,
+            "num_labels": 5,
+            "initializer_range": 0.2,
+            **fields,
+        }
+        return ViTForImageClassification(ViTConfig(num_hidden_layers=num_hidden_layers, **fields)).eval()
+
+    return build

@@ -1,0 +1,90 @@
+"""Gated tiny models for the tests: sets of gates, gates that decide at random but for good, and extreme decisions."""
+
+import torch
+
+from hf_dynvit import DynViTForImageClassification, LayerDecisions
+from hf_dynvit.gate import Score
+
+
+GATE_SETS = {
+    "patch on block": [{"gate": "patch"}],
+    "patch on attention": [{"gate": "patch", "on": "attention"}],
+    "patch on mlp": [{"gate": "patch", "on": "mlp"}],
+    "head": [{"gate": "head"}],
+    "head official": [{"gate": "head", "deactivation": "official"}],
+    "sublayer": [{"gate": "sublayer"}],
+    "random patch": [{"gate": "random"}],
+    "random head": [{"gate": "random", "unit": "head"}],
+    "random sublayer": [{"gate": "random", "unit": "sublayer"}],
+    "all": [
+        {"gate": "patch", "on": "attention"},
+        {"gate": "patch", "on": "mlp"},
+        {"gate": "head"},
+        {"gate": "sublayer"},
+    ],
+    "all official": [{"gate": "patch"}, {"gate": "head", "deactivation": "official"}, {"gate": "sublayer"}],
+}
+
+
+def gated(vit, gates, **options):
+    """A model whose gates have random weights, so that they decide differently for each image and layer."""
+    model = DynViTForImageClassification.from_vit(vit, gates=gates, **options)
+    for module in model.modules():
+        if isinstance(module, Score):
+            torch.nn.init.normal_(module.weight)
+            torch.nn.init.normal_(module.bias)
+    return model
+
+
+def images(batch, size=32, channels=3, **options):
+    return torch.randn(batch, channels, size, size, **options)
+
+
+def random_decisions(batch, layers, tokens=17, heads=4, keep=0.5):
+    """L `LayerDecisions` that keep each unit with probability `keep`, [CLS] always."""
+
+    def draw(*shape):
+        return torch.rand(batch, *shape) < keep
+
+    def draw_tokens():
+        kept = draw(tokens)
+        kept[:, 0] = True
+        return kept
+
+    return [LayerDecisions(draw_tokens(), draw_tokens(), draw(heads), draw(2)) for _ in range(layers)]
+
+
+def extreme_decisions(name, batch, layers, tokens=17, heads=4):
+    """L equal `LayerDecisions` at a limit."""
+    cls_only = torch.arange(tokens).eq(0).repeat(batch, 1)
+    every_second = torch.arange(batch).remainder(2).eq(0)
+    everything = LayerDecisions(
+        *(torch.ones(batch, n, dtype=torch.bool) for n in (tokens, tokens, heads)), torch.ones(batch, 2).bool()
+    )
+    change = {
+        "everything on": {},
+        "only [CLS]": {"attention_tokens": cls_only, "mlp_tokens": cls_only},
+        "all heads off": {"heads": ~everything.heads},
+        "only [CLS], all heads off": {"attention_tokens": cls_only, "heads": ~everything.heads},
+        "all sub-layers off": {"sublayers": ~everything.sublayers},
+        "attention off": {"sublayers": torch.tensor([False, True]).repeat(batch, 1)},
+        "mlp off": {"sublayers": torch.tensor([True, False]).repeat(batch, 1)},
+        "off for every second image": {"sublayers": every_second[:, None].repeat(1, 2)},
+        "attention and mlp off in turn": {"sublayers": torch.stack([every_second, ~every_second], 1)},
+        "heads off for every second image": {"heads": every_second[:, None].repeat(1, heads)},
+    }
+    return [everything._replace(**change[name])] * layers
+
+
+EXTREMES = (
+    "everything on",
+    "only [CLS]",
+    "all heads off",
+    "only [CLS], all heads off",
+    "all sub-layers off",
+    "attention off",
+    "mlp off",
+    "off for every second image",
+    "attention and mlp off in turn",
+    "heads off for every second image",
+)

@@ -1,0 +1,174 @@
+"""Claims about the model card: loadable instructions, measured numbers and nothing that was not measured."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from PIL import Image
+from transformers import ViTImageProcessor
+
+from hf_dynvit import DynViTForImageClassification
+from hf_dynvit.environment import measured_on
+from hf_dynvit.model_card import layer_ranges, template_path, write_model_card
+from hf_dynvit.usage import UsageMeter
+
+
+@pytest.fixture
+def model(tiny_vit):
+    return DynViTForImageClassification.from_vit(tiny_vit(num_hidden_layers=4), gates="adavit", budget=0.5)
+
+
+@pytest.fixture
+def results(model):
+    meter = UsageMeter()
+    meter.update(model(torch.randn(3, 3, 32, 32)).decisions)
+    return {
+        "dataset": "digits",
+        "split": "test",
+        "images": 1234,
+        "accuracy": 0.8125,
+        "accuracy_top5": 0.975,
+        "cost": 0.4987,
+        "gmacs": 0.321,
+        "dense": {"accuracy": 0.8333, "accuracy_top5": 0.9811, "gmacs": 0.643},
+        "throughput": [
+            {
+                "batch_size": 8,
+                "dense_images_per_second": 71.7,
+                "packed_images_per_second": 133.9,
+                "speedup": 1.868,
+            }
+        ],
+        "usage": meter.per_layer(),
+        "batch_size": 48,
+        **measured_on("cpu", torch.float32, seed=11),
+    }
+
+
+def numbers(text):
+    return set(re.findall(r"\d+(?:\.\d+)?", text))
+
+
+def test_the_metadata_holds_the_measured_accuracy_and_cost(model, results, tmp_path):
+    write_model_card(model, results, tmp_path, model_id="me/digits-vit", base_model="you/vit", datasets=["you/digits"])
+    data = ModelCard.load(tmp_path / "README.md").data
+    assert data.library_name == "transformers"
+    assert data.pipeline_tag == "image-classification"
+    assert "dynvit" in data.tags
+    assert (data.base_model, data.datasets, data.model_name) == ("you/vit", ["you/digits"], "digits-vit")
+    measured = [(result.metric_type, result.metric_value, result.dataset_name) for result in data.eval_results]
+    assert measured == [
+        ("accuracy", results["accuracy"], "digits"),
+        ("accuracy", results["accuracy_top5"], "digits"),
+        ("cost", results["cost"], "digits"),
+    ]
+
+
+def test_every_measurement_is_in_the_text_with_its_context(model, results, tmp_path):
+    text = write_model_card(model, results, tmp_path).text
+    for shown in (
+        "81.25 %",
+        "97.50 %",
+        "83.33 %",
+        "98.11 %",
+        "0.499",
+        "0.321",
+        "0.643",
+        "71.7",
+        "133.9",
+        "1.87×",
+        "1,234",
+    ):
+        assert shown in text, shown
+    for key in ("device", "dtype", "commit", "command"):
+        assert results[key] is None or f"| {key} | " in text
+    assert "| seed | 11 |" in text
+    assert "| batch_size | 48 |" in text
+    assert f"torch {torch.__version__}" in text
+
+
+@pytest.mark.parametrize(
+    "missing", ["accuracy", "accuracy_top5", "cost", "gmacs", "dense", "throughput", "usage", "seed"]
+)
+def test_what_was_not_measured_is_left_out(model, results, tmp_path, missing):
+    full = numbers(write_model_card(model, results, tmp_path).text)
+    absent = {key: value for key, value in results.items() if key != missing}
+    less = write_model_card(model, absent, tmp_path).text
+    assert numbers(less) < full
+    assert write_model_card(model, {**results, missing: None}, tmp_path).text == less
+
+
+def test_a_card_without_results_has_no_numbers_but_those_of_the_configuration(model, tmp_path):
+    card = write_model_card(model, {}, tmp_path, model_id="m")
+    assert card.data.eval_results is None
+    assert not re.search("## Results|### Speed|### Usage|### How|## Training|## Licence", card.text)
+    config = model.config
+    known = {config.num_hidden_layers, config.hidden_size, config.patch_size, config.image_size, config.num_labels}
+    known |= {config.budget, 0, 1, config.num_hidden_layers - 1}  # masks are 0 or 1; the layers of the gates
+    assert numbers(card.text.replace("[CLS]", "")) <= {str(number) for number in known}
+
+
+def test_the_card_says_what_each_gate_does_and_where(model, tmp_path):
+    text = write_model_card(model, {}, tmp_path).text
+    assert "- **patch** on layers 1–3 (`on`: attention): " in text
+    assert "- **sublayer** on layers 1–3: " in text
+
+
+def test_layers_are_written_as_ranges():
+    assert layer_ranges([5, 0, 1, 2, 7, 8]) == "layers 0–2, 5, 7–8"
+
+
+def test_the_code_in_the_card_runs(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path)
+    text = write_model_card(model, {}, tmp_path, model_id=str(tmp_path)).text
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (50, 40, 3), dtype=np.uint8))
+    names = {"image": image}
+    exec(re.search(r"```python\n(.*?)```", text, re.DOTALL)[1], names)
+    assert names["out"].logits.shape == (1, 5)
+    assert names["out"].cost.shape == (1,)
+
+
+def test_the_base_model_is_the_hub_id_that_the_configuration_remembers_but_never_a_folder(model, tmp_path):
+    model.config._name_or_path = "you/vit"
+    assert write_model_card(model, {}, tmp_path).data.base_model == "you/vit"
+    for folder in (str(tmp_path), "/nowhere/else/vit", ""):
+        model.config._name_or_path = folder
+        assert write_model_card(model, {}, tmp_path).data.base_model is None
+
+
+def test_licences_are_stated_only_if_given(model, tmp_path):
+    card = write_model_card(model, {}, tmp_path, license="mit", dataset_terms="research only")
+    assert card.data.license == "mit"
+    assert "- This model: mit." in card.text and "- Data: research only" in card.text
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"accuracy": 70.0}, r"accuracy must be a share in \[0, 1\], got 70.0"),
+        ({"accuracy": float("nan")}, "accuracy must be a share"),
+        ({"cost": -0.1}, "cost must be positive"),
+        ({"dense": {"gmacs": float("inf")}}, "dense gmacs must be positive and finite, got inf"),
+    ],
+)
+def test_impossible_numbers_are_refused_before_anything_is_written(model, tmp_path, wrong, message):
+    with pytest.raises(ValueError, match=message):
+        write_model_card(model, wrong, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_picture_must_be_there(model, tmp_path):
+    with pytest.raises(ValueError, match="no picture 'patches.png'"):
+        write_model_card(model, {}, tmp_path, pictures={"patches.png": "What survives."})
+    (tmp_path / "patches.png").write_bytes(b"")
+    assert (
+        "![What survives.](patches.png)"
+        in write_model_card(model, {}, tmp_path, pictures={"patches.png": "What survives."}).text
+    )
+
+
+def test_the_template_has_a_single_source():
+    assert template_path().is_file()

@@ -1,0 +1,336 @@
+"""Recipes: one command trains, measures and reports; the command line wins; mistakes are named before any work."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import pytest
+import torch
+import yaml
+from image_files import NAMES, save_checkpoint, write_folders, write_parquet
+from safetensors.torch import load_file
+from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification, set_seed
+
+from hf_dynvit.settings import parse_settings
+
+
+ROOT = Path(__file__).resolve().parent.parent
+RECIPES = ROOT / "recipes"
+
+
+def script(name):
+    spec = importlib.util.spec_from_file_location(f"recipe_{name}", RECIPES / f"{name}.py")
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+train, evaluate, report = script("train"), script("evaluate"), script("report")
+
+
+class Place:
+    """A folder with made-up data, a tiny checkpoint and a recipe for them."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.files = write_parquet(folder, grey=[2])
+        config = {"image_size": 32, "patch_size": 8, "hidden_size": 32, "intermediate_size": 64, "num_labels": 3}
+        vit = ViTForImageClassification(ViTConfig(num_hidden_layers=2, num_attention_heads=4, **config))
+        self.vit = save_checkpoint(folder / "vit", vit)
+        self.recipe = folder / "recipe.yaml"
+        settings = {
+            "model_name_or_path": self.vit,
+            "data_files": self.files,
+            "budget": 0.7,
+            "max_steps": 4,
+            "per_device_train_batch_size": 6,
+            "per_device_eval_batch_size": 6,
+            "use_cpu": True,
+            "disable_tqdm": True,
+            "save_strategy": "no",
+            "report_to": "none",
+            "calibration_images": 6,
+            "seed": 1,
+        }
+        self.recipe.write_text(yaml.safe_dump(settings))
+
+    def train(self, name, *words):
+        return train.main([str(self.recipe), "--output_dir", str(self.folder / name), *words])
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    set_seed(0)
+    datasets.disable_progress_bars()
+    folder = tmp_path_factory.mktemp("recipes")
+    before = datasets.config.HF_DATASETS_CACHE
+    datasets.config.HF_DATASETS_CACHE = folder / "cache"
+    yield Place(folder)
+    datasets.config.HF_DATASETS_CACHE = before
+
+
+@pytest.fixture(scope="module")
+def trained(place):
+    return place.train("trained", "--gate_learning_rate=0.02")
+
+
+def test_a_run_leaves_model_card_pictures_and_results(place, trained):
+    folder = place.folder / "trained"
+    results = json.loads((folder / "results.json").read_text())
+    assert results == json.loads(json.dumps(trained))
+    assert results["images"] == 12 and results["images_seen"] == 24 and results["steps"] == 4
+    assert results["processes"] == 1 and results["batch_size"] == 6 and results["seed"] == 1
+    assert 0 < results["cost"] < 1 and results["gmacs"] == pytest.approx(results["cost"] * results["gmacs_dense"])
+    assert results["dense"]["cost"] == 1.0 and 0 <= results["dense"]["accuracy"] <= 1
+    assert set(results["usage"]) == {"attention_tokens", "mlp_tokens", "attention", "mlp"}
+    assert results["settings"]["training"]["gate_learning_rate"] == 0.02
+    assert {"decisions.png", "usage.png", "README.md", "preprocessor_config.json", "modeling_dynvit.py"} <= set(
+        os.listdir(folder)
+    )
+    model = AutoModelForImageClassification.from_pretrained(folder)
+    assert model.config.budget == 0.7 and list(model.config.id2label.values()) == NAMES
+    assert model.config.gates[0]["gate"] == "patch"
+
+
+def test_evaluate_measures_what_training_reported_and_report_writes_the_tables(place, trained, tmp_path):
+    words = [
+        "--model",
+        str(place.folder / "trained"),
+        "--dense",
+        place.vit,
+        "--data_files",
+        f"{place.folder}/validation.parquet",
+    ]
+    out = tmp_path / "evaluation.json"
+    results = evaluate.main(
+        [
+            *words,
+            "--json",
+            str(out),
+            "--batch_sizes",
+            "1",
+            "4",
+            "--rounds",
+            "2",
+            "--no-compile",
+            "--eval_batch_size",
+            "6",
+        ]
+    )
+    assert json.loads(out.read_text()) == json.loads(json.dumps(results))
+    for name in ("accuracy", "accuracy_top5", "cost", "gmacs"):
+        assert results[name] == pytest.approx(trained[name], abs=1e-6)
+    assert results["dense"]["accuracy"] == pytest.approx(trained["dense"]["accuracy"])
+    assert [row["batch_size"] for row in results["throughput"]] == [1, 4]
+    for row in results["throughput"]:
+        assert set(row["dense_ms"]) == {"eager", "sdpa"}
+        assert row["dense_images_per_second"] == pytest.approx(1e3 * row["batch_size"] / min(row["dense_ms"].values()))
+        assert row["speedup"] == pytest.approx(row["packed_images_per_second"] / row["dense_images_per_second"])
+
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{report.START}\nold\n{report.END}\nafter\n")
+    report.main(["--readme", str(readme), str(place.folder / "trained" / "results.json"), str(out)])
+    text = readme.read_text()
+    assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
+    assert text.count(f"| {100 * results['accuracy']:.2f} |") >= 2 and f"{results['cost']:.3f}" in text
+    for row in results["throughput"]:
+        assert f"| {row['packed_images_per_second']:.1f} |" in text
+    assert str(place.folder) not in text
+    again = report.main(["--readme", str(readme), str(out)])
+    assert "### Trained" not in again and readme.read_text().count(report.START) == 1
+
+
+def test_evaluate_refuses_before_it_works(place, trained, tmp_path):
+    words = ["--model", str(place.folder / "trained"), "--data_files", f"{place.folder}/validation.parquet"]
+    with pytest.raises(ValueError, match="batch of 64 needs as many images, there are 12"):
+        evaluate.main([*words, "--json", str(tmp_path / "a.json"), "--batch_sizes", "64"])
+    with pytest.raises(FileNotFoundError, match="no folder for"):
+        evaluate.main([*words, "--json", str(tmp_path / "absent" / "a.json")])
+    with pytest.raises(ValueError, match="dtype must be one of"):
+        evaluate.main([*words, "--json", str(tmp_path / "a.json"), "--dtype", "int8"])
+    with pytest.raises(ValueError, match="written neither by train.py nor by evaluate.py"):
+        (tmp_path / "other.json").write_text("{}")
+        report.main([str(tmp_path / "other.json")])
+
+
+def test_the_published_table_shows_no_folders_of_this_machine():
+    line = (
+        "python recipes/train.py a.yaml --model_name_or_path=/home/me/data/vit --data_files train=../../x/d/t.parquet"
+    )
+    expected = "python recipes/train.py a.yaml --model_name_or_path=data/vit --data_files train=d/t.parquet"
+    assert report.command(line) == expected
+
+
+def test_the_command_line_wins_over_the_file(place, tmp_path):
+    types = (train.ModelArguments, train.DataArguments, train.DynViTTrainingArguments)
+    words = [
+        str(place.recipe),
+        "--budget",
+        "0.9",
+        "--learning_rate=2e-4",
+        "--output_dir",
+        str(tmp_path),
+        "--bf16",
+        "true",
+    ]
+    model, data, training = parse_settings([*words, "--gates", '[{"gate": "patch", "on": "mlp"}]'], *types)
+    assert (model.budget, training.learning_rate, training.bf16, training.seed) == (0.9, 2e-4, True, 1)
+    assert model.gate_list() == [{"gate": "patch", "on": "mlp"}]
+    assert data.data_files == place.files
+    nested = tmp_path / "nested.yaml"
+    nested.write_text("gates:\n- {gate: sublayer, layers: [1]}\nmodel_name_or_path: x\ndata_files: [a.parquet]\n")
+    model, _, _ = parse_settings([str(nested), "--output_dir", str(tmp_path)], *types)
+    assert model.gate_list() == [{"gate": "sublayer", "layers": [1]}]
+
+
+def test_an_unknown_key_is_named(place, tmp_path):
+    with pytest.raises(ValueError, match="unknown key 'gate_learnin_rate' in the command line; did you mean gate_lea"):
+        place.train("unknown", "--gate_learnin_rate", "1")
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("budgett: 0.5\n")
+    with pytest.raises(ValueError, match="unknown key 'budgett' in .*bad.yaml; did you mean budget?"):
+        train.main([str(bad)])
+    with pytest.raises(ValueError, match="'0.5' belongs to no key"):
+        place.train("unknown", "--bf16", "true", "0.5")
+    with pytest.raises(FileNotFoundError, match="no settings file 'absent.yaml'"):
+        train.main(["absent.yaml"])
+    assert not (place.folder / "unknown").exists()
+
+
+def test_what_cannot_work_is_refused_before_training(place):
+    for words, message in [
+        (["--budget", "1.5"], "budget must be in \\(0, 1\\]"),
+        (["--gates", "adavitt"], "unknown preset 'adavitt'"),
+        (["--gates", "[{gate: path}]"], "unknown gate 'path'"),
+        (["--new_classifier", "true"], "cannot teach new classes"),
+        (["--num_processes", "2"], "for 2 processes, 1 were launched"),
+        (["--model_name_or_path", ""], "model_name_or_path is missing"),
+        (["--label_column", "class"], "no column 'class'"),
+        (["--max_steps", "many"], "argument --max_steps.*invalid int value: 'many'"),
+        (["--teacher", "absent"], "absent"),
+    ]:
+        with pytest.raises((ValueError, OSError), match=message):
+            place.train("refused", *words)
+    assert not (place.folder / "refused" / "model.safetensors").exists()
+
+
+def test_a_folder_that_holds_a_run_is_refused(place, trained):
+    before = (place.folder / "trained" / "results.json").read_bytes()
+    with pytest.raises(ValueError, match="already holds a run \\(finished\\).*--resume_from_checkpoint true"):
+        place.train("trained")
+    assert (place.folder / "trained" / "results.json").read_bytes() == before
+    with pytest.raises(FileNotFoundError, match="no checkpoint to resume from"):
+        place.train("new", "--resume_from_checkpoint", "true")
+
+
+def test_a_resumed_run_ends_with_the_same_weights(place):
+    # Four batches an epoch: the checkpoint lies inside the second one, and the augmentation must go on as it would have.
+    words = ["--max_steps", "8", "--save_strategy", "steps", "--save_steps", "6", "--evaluate_dense", "false"]
+    straight = place.train("straight", *words)
+    with pytest.raises(ValueError, match="already holds a run \\(checkpoint-8\\)"):
+        place.train("straight", *words)
+    checkpoint = place.folder / "straight" / "checkpoint-6"
+    resumed = place.train("resumed", *words, "--resume_from_checkpoint", str(checkpoint))
+    assert resumed["resumed"] and not straight["resumed"] and resumed["steps"] == 8
+    weights = [load_file(place.folder / name / "model.safetensors") for name in ("straight", "resumed")]
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0] | weights[1])
+
+
+def test_without_gates_the_dense_model_is_tuned_by_the_same_recipe(place):
+    results = place.train("dense", "--gates", "none", "--max_steps", "2")
+    assert results["cost"] == 1.0 and results["usage"] == {}
+    folder = place.folder / "dense"
+    assert not (folder / "decisions.png").exists() and (folder / "README.md").exists()
+    tuned, given = (load_file(f / "model.safetensors") for f in (folder, Path(place.vit)))
+    assert any(not torch.equal(tuned[key], given[key]) for key in given)
+
+
+def test_new_classes_come_from_the_data(place):
+    write_folders(place.folder / "images")
+    results = train.main(
+        [str(place.recipe), "--output_dir", str(place.folder / "new_classes"), "--max_steps", "1", "--gates", "none"]
+        + ["--dataset_name", "imagefolder", "--data_dir", str(place.folder / "images"), "--teacher", "none"]
+        + ["--data_files", "none", "--new_classifier", "true"]
+    )
+    assert results["dataset"] == "images" and "dense" not in results
+    config = json.loads((place.folder / "new_classes" / "config.json").read_text())
+    assert config["id2label"] == {"0": "blue", "1": "green", "2": "red"}
+
+
+@pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_each_recipe_runs_two_steps_on_made_up_data(place, recipe):
+    content = yaml.safe_load(recipe.read_text())
+    assert not [key for key, value in content.items() if isinstance(value, str) and value[:1].isdigit()]  # 1e-4
+    text = recipe.read_text()
+    for word in ("# Command", "# Hardware", "# Minutes", "# Expect"):
+        assert word in text
+    words = [str(recipe), "--output_dir", str(place.folder / recipe.stem), "--model_name_or_path", place.vit]
+    words += ["--max_steps", "2", "--per_device_train_batch_size", "4", "--use_cpu", "true", "--disable_tqdm", "true"]
+    words += ["--dataloader_num_workers", "0", "--dataloader_persistent_workers", "false", "--num_processes", "1"]
+    words += ["--validation_fraction", "0.25"] if "validation_fraction" in content else []
+    if "dataset_name" in content:
+        # The Hub's name is replaced by a folder; everything else is the recipe's.
+        write_folders(place.folder / "hub")
+        words += ["--dataset_name", "imagefolder", "--data_dir", str(place.folder / "hub")]
+        words += ["--trust_label_order", "true"]
+    else:
+        words += ["--data_files", *place.files]
+    results = train.main(words)
+    assert results["steps"] == 2 and results["cost"] < 1.01
+    assert results["settings"]["training"]["learning_rate"] == content["learning_rate"]
+
+
+def test_what_is_pushed_has_no_checkpoints_or_arguments(place, trained, monkeypatch):
+    from huggingface_hub.utils import filter_repo_objects
+
+    from hf_dynvit import publish
+
+    pushed = {}
+
+    def upload_folder(repo_id, folder_path, ignore_patterns, commit_message):
+        files = [str(p.relative_to(folder_path)) for p in folder_path.rglob("*") if p.is_file()]
+        pushed[repo_id] = set(filter_repo_objects(files, ignore_patterns=ignore_patterns))
+
+    class Repo:
+        repo_id = "me/model"
+
+    monkeypatch.setattr(publish, "create_repo", lambda *args, **kwargs: Repo)
+    monkeypatch.setattr(publish, "upload_folder", upload_folder)
+    publish.push(place.folder / "trained", "me/model")
+    assert {"config.json", "model.safetensors", "README.md", "decisions.png", "gates.py"} <= pushed["me/model"]
+    assert not {"training_args.bin", "results.json"} & pushed["me/model"]
+
+
+def test_a_script_beside_evaluate_py_still_finds_the_library_of_that_name():
+    code = f"import runpy; runpy.run_path({str(RECIPES / 'train.py')!r}); import evaluate; print(evaluate.Metric)"
+    environment = {**os.environ, "PYTHONPATH": f"{RECIPES}{os.pathsep}{ROOT}"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert "evaluate.module.Metric" in done.stdout, done.stderr
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_model(place):
+    out = place.folder / "two"
+    launch = [
+        "-m",
+        "accelerate.commands.launch",
+        "--config_file",
+        str(RECIPES / "accelerate" / "cpu_2_processes.yaml"),
+    ]
+    words = [str(RECIPES / "train.py"), str(place.recipe), "--output_dir", str(out), "--num_processes", "2"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_DATASETS_CACHE": str(place.folder / "cache")}
+    environment["OMP_NUM_THREADS"] = "1"
+    done = subprocess.run(
+        [sys.executable, *launch, *words, "--max_steps", "2", "--per_device_train_batch_size", "3"],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    results = json.loads((out / "results.json").read_text())
+    assert results["processes"] == 2 and results["batch_size"] == 6 and results["images_seen"] == 12
+    assert results["images"] == 12
