@@ -40,7 +40,7 @@ def speed_table(rows):
 
 
 def speed_plot(rows, path):
-    """Realised fraction over batch size: one panel per size, a colour per gate set, a line style per dtype."""
+    """Realised fraction over batch size: one panel per size, a colour per gate set, a line and marker per dtype."""
     sizes, dtypes, gates = (list(dict.fromkeys(row[key] for row in rows)) for key in ("size", "dtype", "gates"))
     batches = sorted({row["batch"] for row in rows})
     figure = Figure(figsize=(2.5 + 3.5 * len(sizes), 4.2), layout="constrained")
@@ -51,9 +51,10 @@ def speed_plot(rows, path):
             if row["size"] == size:
                 lines[row["gates"], row["dtype"]].append((batches.index(row["batch"]), row["realised"]))
         for (label, dtype), points in lines.items():
-            style = STYLES[dtypes.index(dtype) % len(STYLES)]
+            kind = dtypes.index(dtype)
             color = COLORS[gates.index(label) % len(COLORS)]
-            panel.plot(*zip(*points, strict=True), style, marker="o", color=color, label=f"{label}, {dtype}")
+            style = {"linestyle": STYLES[kind], "marker": MARKERS[kind], "color": color}
+            panel.plot(*zip(*points, strict=True), **style, label=f"{label}, {dtype}")
         panel.axhline(1, color="grey", linewidth=0.8)
         panel.set(title=f"ViT {size}", xlabel="batch size", xticks=range(len(batches)), xticklabels=batches)
     panels[0].set_ylabel("realised fraction (speed-up x cost)")

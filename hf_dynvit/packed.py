@@ -10,7 +10,7 @@ from .attention import packed_attention
 from .rows import add_rows, chunks, take_rows, used_rows
 
 
-# Up to this width three products cost more in calls than joining their weights costs in copies (measured on CPU).
+# Up to this width three 16-bit products cost more in calls than joining their weights costs in copies (on CPU).
 FUSE_UP_TO = 384
 
 
@@ -66,7 +66,7 @@ def _project(host, h, used, heads):
     linears = (host.q_proj, host.k_proj, host.v_proj)
     if heads is not None:
         return _project_heads(linears, host.head_dim, h[: used.total], used, heads)
-    if h.shape[1] <= FUSE_UP_TO:
+    if h.shape[1] <= FUSE_UP_TO and h.dtype.itemsize == 2 and h.device.type == "cpu":
         weight = torch.cat([linear.weight for linear in linears])
         bias = None if linears[0].bias is None else torch.cat([linear.bias for linear in linears])
         outs = F.linear(h, weight, bias)[: used.total].unflatten(1, (3, -1, host.head_dim)).unbind(1)

@@ -5,10 +5,10 @@ Letters: B images, C channels, N tokens ([CLS] first), L layers, P patches (N - 
 
 import torch
 
+from .drawing import INK, PAGE, TRACK, chip, cost_bar, frame, image_grid, new_figure
 from .usage import UsageMeter
 
 
-INK, MUTED, TRACK, PAGE = "#1f1f1d", "#8a8983", "#e3e2dd", "#ffffff"
 ATTENTION, MLP, HEADS = "#2a6fd6", "#e07b39", "#3b9b6d"
 DROPPED = 0.12  # what remains visible of a patch that a layer does not touch
 
@@ -45,17 +45,17 @@ def show_decisions(model, pixel_values, path, titles=None, layers=None, mean=0.5
     decisions, cost = _decide(model, pixel_values)
 
     height, width = pixel_values.shape[-2:]
-    figure, axes = _grid(len(images), len(layers) + 1, height / width)
+    figure, axes = image_grid(len(images), len(layers) + 1, height / width)
     for image, row in enumerate(axes):
-        _frame(row[0], images[image].numpy(), titles[image] if titles else None)
-        _cost_bar(row[0], cost[image].item())
+        frame(row[0], images[image].numpy(), titles[image] if titles else None)
+        cost_bar(row[0], cost[image].item())
         for layer, axis in zip(layers, row[1:], strict=True):
             attention, mlp = used_patches(decisions[layer], image, model.config, (height, width))
-            _frame(axis, fade(images[image], (attention + mlp) / 2).numpy(), f"layer {layer}" if image == 0 else "")
+            frame(axis, fade(images[image], (attention + mlp) / 2).numpy(), f"layer {layer}" if image == 0 else "")
             attention_runs, mlp_runs = _switches(decisions[layer], image)
             heads = _heads(decisions[layer], image)
-            _chip(axis, 0.0, "attention", ATTENTION, f"{_percent(attention)}{heads}" if attention_runs else "off")
-            _chip(axis, 1.0, "MLP", MLP, _percent(mlp) if mlp_runs else "off")
+            chip(axis, 0.0, "attention", ATTENTION, f"{_percent(attention)}{heads}" if attention_runs else "off")
+            chip(axis, 1.0, "MLP", MLP, _percent(mlp) if mlp_runs else "off")
     figure.savefig(path, dpi=160, facecolor=PAGE)
     return cost
 
@@ -83,7 +83,7 @@ def plot_usage(usage, path):
     panels = {name: lines for name, lines in panels.items() if lines}
     if not panels:
         raise ValueError(f"there is no usage to plot: no layer decides anything (kinds: {sorted(usage)})")
-    figure = _figure(3.6 * len(panels) + 0.5, 2.9, layout="constrained")
+    figure = new_figure(3.6 * len(panels) + 0.5, 2.9, layout="constrained")
     figure.get_layout_engine().set(wspace=0.08)
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axis, (name, lines) in zip(axes, panels.items(), strict=True):
@@ -139,84 +139,6 @@ def _decide(model, pixel_values):
     finally:
         model.train(was_training)
     return out.decisions, out.cost.cpu()
-
-
-def _figure(width, height, **options):
-    try:
-        from matplotlib.figure import Figure  # no pyplot: no window, no state shared with the caller
-    except ImportError as error:
-        raise ImportError("pictures need matplotlib: pip install hf_dynvit[demo]") from error
-    return Figure(figsize=(width, height), **options)
-
-
-def _grid(rows, columns, aspect):
-    """A figure with `rows` x `columns` axes for images of that height / width, and the key above them; in inches."""
-    side, gap, text, key, margin = 1.65, 0.14, 0.66, 0.62, 0.12
-    total_width = columns * side + (columns - 1) * gap + 2 * margin
-    total_height = rows * (side * aspect + text) + key
-    figure = _figure(total_width, total_height)
-    axes = []
-    for row in range(rows):
-        bottom = total_height - key - row * (side * aspect + text) - side * aspect
-        lefts = [margin + column * (side + gap) for column in range(columns)]
-        boxes = [(left / total_width, bottom / total_height) for left in lefts]
-        size = (side / total_width, side * aspect / total_height)
-        axes.append([figure.add_axes((*box, *size)) for box in boxes])
-    figure.text(
-        (margin + side + gap) / total_width,
-        1 - 0.09 / total_height,
-        "patches: in full = attention and MLP transform them, half = one of the two, faded = neither",
-        va="top",
-        fontsize=8,
-        color=MUTED,
-    )
-    return figure, axes
-
-
-def _frame(axis, image, title):
-    axis.imshow(image, interpolation="nearest", aspect="auto")
-    axis.set_xticks([])
-    axis.set_yticks([])
-    for side in axis.spines.values():
-        side.set(color=TRACK, linewidth=0.8)
-    if title:
-        axis.set_title(title, fontsize=9, color=INK, pad=4, loc="left")
-
-
-def _cost_bar(axis, cost):
-    _below(axis, 0, 1, f"cost {cost:.2f}", INK)
-    points = axis.bbox.transformed(axis.figure.dpi_scale_trans.inverted())
-    low, high = -0.15 / points.height, -0.09 / points.height  # inches below the picture -> fraction of it
-    for share, color in ((1.0, TRACK), (min(cost, 1.0), INK)):
-        axis.fill(
-            [0.42, 0.42 + 0.58 * share, 0.42 + 0.58 * share, 0.42],
-            [low, low, high, high],
-            transform=axis.transAxes,
-            color=color,
-            linewidth=0,
-            clip_on=False,
-        )
-
-
-def _below(axis, x, line, text, color):
-    """Text below a picture, at its left (x = 0) or right (x = 1) edge, in line 1 or 2."""
-    axis.annotate(
-        text,
-        (x, 0),
-        (0, -3 - 12 * (line - 1)),
-        xycoords="axes fraction",
-        textcoords="offset points",
-        va="top",
-        ha="right" if x else "left",
-        fontsize=8,
-        color=color,
-    )
-
-
-def _chip(axis, x, name, color, text):
-    """A sub-layer and what it runs on; grey where it is off."""
-    _below(axis, x, 1, name, MUTED if text == "off" else color)
-    _below(axis, x, 2, text, MUTED if text == "off" else INK)
 
 
 def _switches(decision, image):

@@ -7,6 +7,7 @@ validation split, and writes model, card, pictures and results.json to output_di
 import json
 import sys
 import time
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -79,11 +80,14 @@ def main(argv=None):
     args.resume_from_checkpoint = find_checkpoint(args)
     if model_args.num_processes not in (None, args.world_size):
         raise ValueError(f"this recipe is for {model_args.num_processes} processes, {args.world_size} were launched")
+    if args.dataloader_drop_last:
+        raise ValueError("dataloader_drop_last would also drop images of the evaluation: leave it out")
     logging.set_verbosity(args.get_process_log_level())
     set_seed(args.seed)
 
-    processor = AutoImageProcessor.from_pretrained(model_args.model_name_or_path)
-    base_config = AutoConfig.from_pretrained(model_args.model_name_or_path)
+    with naming("model_name_or_path", model_args.model_name_or_path):
+        processor = AutoImageProcessor.from_pretrained(model_args.model_name_or_path)
+        base_config = AutoConfig.from_pretrained(model_args.model_name_or_path)
     with args.main_process_first(desc="loading the data"):
         data = load_image_data(data_args, processor, base_config, model_args.new_classifier, args.seed)
     model = load_model(model_args, data)
@@ -148,6 +152,16 @@ def find_checkpoint(args):
     return checkpoint
 
 
+@contextmanager
+def naming(key, value):
+    """Adds to an error of loading which setting it comes from."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        kind = OSError if isinstance(error, OSError) else ValueError
+        raise kind(f"{key} {value!r} cannot be loaded: {error}") from error
+
+
 def load_model(model_args, data):
     """The checkpoint with gates, with its own or with new classes."""
     options = {}
@@ -171,7 +185,8 @@ def load_teacher(model_args, args, config):
     if model_args.teacher == "none" or not args.distillation_weight:
         return None
     source = model_args.model_name_or_path if model_args.teacher == "base" else model_args.teacher
-    teacher = AutoModelForImageClassification.from_pretrained(source, dtype=torch.float32)
+    with naming("teacher", source):
+        teacher = AutoModelForImageClassification.from_pretrained(source, dtype=torch.float32)
     if teacher.config.num_labels != config.num_labels:
         raise ValueError(f"teacher {source} has {teacher.config.num_labels} classes, the model {config.num_labels}")
     return teacher

@@ -40,6 +40,14 @@ def images(batch, size=32, channels=3, **options):
     return torch.randn(batch, channels, size, size, **options)
 
 
+def run(model, layout, pixel_values, **options):
+    """A forward without gradients in one layout."""
+    torch.manual_seed(1)  # for gates that are random in evaluation as well
+    model.layout = layout
+    with torch.no_grad():
+        return model(pixel_values, **options)
+
+
 def random_decisions(batch, layers, tokens=17, heads=4, keep=0.5):
     """L `LayerDecisions` that keep each unit with probability `keep`, [CLS] always."""
 

@@ -2,22 +2,14 @@
 
 import pytest
 import torch
-from models import EXTREMES, GATE_SETS, extreme_decisions, gated, images, random_decisions
+from models import EXTREMES, GATE_SETS, extreme_decisions, gated, images, random_decisions, run
 from torch.testing import assert_close
 
 from hf_dynvit import DynViTForImageClassification, LayerDecisions
-from hf_dynvit.attention import packed_attention
 
 
 LAYERS = 3
 TOLERANCE = {"rtol": 0, "atol": 1e-4}
-
-
-def run(model, layout, pixel_values, **options):
-    torch.manual_seed(1)  # for gates that are random in evaluation as well
-    model.layout = layout
-    with torch.no_grad():
-        return model(pixel_values, **options)
 
 
 def assert_layouts_agree(model, pixel_values, **options):
@@ -99,43 +91,6 @@ def test_decisions_may_be_floats_and_are_kept_per_layer(tiny_vit):
         model(pixel_values, decisions=decisions[:2])
 
 
-def softmax_reference(query, key, value, lengths, heads):
-    out = torch.zeros_like(query)
-    for image, rows in enumerate(torch.arange(sum(lengths)).split(lengths)):
-        for head in range(query.shape[1]):
-            if heads is None or heads[image, head]:
-                q, k, v = (t[rows, head] for t in (query, key, value))
-                out[rows, head] = (q @ k.T / q.shape[-1] ** 0.5).softmax(-1) @ v
-    return out
-
-
-@pytest.mark.parametrize("lengths", [[5], [1, 1, 1], [3, 17, 1, 9], [4, 4, 4]])
-@pytest.mark.parametrize("heads", ["all", "random", "off", "of one image"])
-@pytest.mark.parametrize("kernel", ["loop", "padded"])
-def test_kernels_compute_softmax_attention_of_each_image_alone(kernel, heads, lengths):
-    query, key, value = torch.randn(3, sum(lengths), 4, 8).unbind(0)
-    kept = {
-        "all": None,
-        "random": torch.rand(len(lengths), 4) < 0.5,
-        "off": torch.zeros(len(lengths), 4, dtype=torch.bool),
-        "of one image": torch.arange(len(lengths)).eq(0)[:, None].repeat(1, 4),
-    }[heads]
-    out = packed_attention(query, key, value, lengths, kept, kernel=kernel)
-    assert_close(out, softmax_reference(query, key, value, lengths, kept), rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize("kernel", ["loop", "padded"])
-def test_kernels_have_the_gradients_of_softmax_attention(kernel):
-    lengths, heads = [3, 7, 1], torch.tensor([[True, False], [True, True], [False, False]])
-    inputs = torch.randn(3, sum(lengths), 2, 8, requires_grad=True)
-    weights = torch.randn(sum(lengths), 2, 8)
-    gradients = [
-        torch.autograd.grad((function(*inputs.unbind(0), lengths, heads) * weights).sum(), inputs)[0]
-        for function in (softmax_reference, lambda *args: packed_attention(*args, kernel=kernel))
-    ]
-    assert_close(gradients[1], gradients[0], rtol=0, atol=1e-5)
-
-
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("deactivation", ["attention", "official"])
 def test_sixteen_bits_are_as_exact_packed_as_masked(tiny_vit, deactivation, dtype):
@@ -193,68 +148,3 @@ def test_unset_layout_is_packed_in_evaluation_and_masked_in_training(tiny_vit):
     assert model.layout == "packed"
     with pytest.raises(ValueError, match="layout must be one of .*packed.*masked.*got 'sparse'"):
         model.layout = "sparse"
-
-
-@pytest.mark.parametrize("layout", ["masked", "packed"])
-def test_a_dropped_token_passes_the_block_bit_identical(tiny_vit, layout):
-    model = gated(tiny_vit(LAYERS), None)
-    decisions = random_decisions(4, LAYERS)
-    hidden = run(model, layout, images(4), decisions=decisions, output_hidden_states=True).hidden_states
-    for before, after, decision in zip(hidden, hidden[1:], decisions, strict=False):
-        attention, mlp = decision.sublayers.unbind(1)
-        used = (decision.attention_tokens & attention[:, None]) | (decision.mlp_tokens & mlp[:, None])
-        assert torch.equal(after[~used], before[~used])
-        assert (after[used] != before[used]).any(-1).all()
-
-
-@pytest.mark.parametrize("layout", ["masked", "packed"])
-def test_kept_tokens_do_not_see_dropped_ones(tiny_vit, layout):
-    model = gated(tiny_vit(LAYERS), None)
-    decisions = random_decisions(1, 1) * LAYERS
-    decisions = [d._replace(mlp_tokens=d.attention_tokens, sublayers=None) for d in decisions]
-    dropped = ~decisions[0].attention_tokens[0, 1:]
-    pixel_values = images(1)
-    pixels_dropped = dropped.view(4, 4).repeat_interleave(8, 0).repeat_interleave(8, 1)
-    changed = pixel_values + pixels_dropped
-    streams = [
-        run(model, layout, values, decisions=decisions, output_hidden_states=True).hidden_states[-1][0, 1:]
-        for values in (pixel_values, changed)
-    ]
-    assert_close(streams[1][~dropped], streams[0][~dropped], rtol=0, atol=1e-5)
-    assert (streams[1][dropped] != streams[0][dropped]).any(-1).all()
-
-
-@pytest.mark.parametrize("layout", ["masked", "packed"])
-def test_a_dropped_token_can_be_selected_again(tiny_vit, layout):
-    model = gated(tiny_vit(2), None)
-    without = torch.arange(17).ne(5).repeat(2, 1)
-    decisions = [LayerDecisions(without, without), LayerDecisions()]
-    hidden = run(model, layout, images(2), decisions=decisions, output_hidden_states=True).hidden_states
-    assert torch.equal(hidden[1][:, 5], hidden[0][:, 5])
-    assert (hidden[2][:, 5] != hidden[1][:, 5]).any(-1).all()
-
-
-@pytest.mark.parametrize("name", ["all", "all official"])
-def test_an_image_is_treated_alike_alone_and_in_a_batch(tiny_vit, name):
-    model = gated(tiny_vit(LAYERS), GATE_SETS[name])
-    pixel_values = images(8)
-    together = run(model, "packed", pixel_values)
-    for index in range(8):
-        alone = run(model, "packed", pixel_values[index : index + 1])
-        assert_close(alone.logits[0], together.logits[index], **TOLERANCE)
-        assert torch.equal(alone.cost[0], together.cost[index])
-        for one, all_of_them in zip(alone.decisions, together.decisions, strict=True):
-            for a, b in zip(one, all_of_them, strict=True):
-                assert torch.equal(a[0], b[index])
-
-
-@pytest.mark.parametrize("layout", ["masked", "packed"])
-def test_a_forward_leaves_its_input_and_its_model_as_they_were(tiny_vit, layout):
-    model = gated(tiny_vit(LAYERS), GATE_SETS["all"])
-    pixel_values = images(3)
-    before, weights = pixel_values.clone(), {name: t.clone() for name, t in model.state_dict().items()}
-    first = run(model, layout, pixel_values)
-    second = run(model, layout, pixel_values)
-    assert torch.equal(pixel_values, before)
-    assert torch.equal(first.logits, second.logits)
-    assert all(torch.equal(t, weights[name]) for name, t in model.state_dict().items())

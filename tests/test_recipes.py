@@ -209,9 +209,11 @@ def test_what_cannot_work_is_refused_before_training(place):
         (["--new_classifier", "true"], "cannot teach new classes"),
         (["--num_processes", "2"], "for 2 processes, 1 were launched"),
         (["--model_name_or_path", ""], "model_name_or_path is missing"),
+        (["--model_name_or_path", "absent"], "model_name_or_path 'absent' cannot be loaded"),
         (["--label_column", "class"], "no column 'class'"),
         (["--max_steps", "many"], "argument --max_steps.*invalid int value: 'many'"),
-        (["--teacher", "absent"], "absent"),
+        (["--teacher", "absent"], "teacher 'absent' cannot be loaded"),
+        (["--dataloader_drop_last", "true"], "would also drop images of the evaluation"),
     ]:
         with pytest.raises((ValueError, OSError), match=message):
             place.train("refused", *words)

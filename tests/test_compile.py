@@ -1,0 +1,67 @@
+"""The masked layout is one graph: it compiles whole, for training too, and exports."""
+
+import pytest
+import torch
+from models import GATE_SETS, gated, images
+from torch.testing import assert_close
+
+
+@pytest.fixture
+def fresh_compiler():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("gates, attention", [("all", "sdpa"), ("all official", "eager")])
+def test_the_masked_layout_compiles_whole(tiny_vit, fresh_compiler, gates, attention):
+    vit = tiny_vit(2)
+    vit.set_attn_implementation(attention)
+    model = gated(vit, GATE_SETS[gates])
+    model.layout = "masked"
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    pixel_values, labels = images(3), torch.arange(3)
+    with torch.no_grad():
+        expected, out = model(pixel_values), compiled(pixel_values)
+    assert_close(out.logits, expected.logits)
+    assert torch.equal(out.cost, expected.cost)
+    model.train()
+    for forward in (model, compiled):
+        torch.manual_seed(0)
+        out = forward(pixel_values, labels=labels)
+        (out.loss + out.cost.mean()).backward()
+        assert all(p.grad is not None for p in model.parameters())
+        model.zero_grad()
+
+
+def test_a_compiler_gets_the_masked_layout_unasked(tiny_vit, fresh_compiler):
+    model = gated(tiny_vit(1), GATE_SETS["all"])
+    pixel_values = images(3)
+    with torch.no_grad():
+        compiled = torch.compile(model, fullgraph=True, backend="eager")
+        assert_close(compiled(pixel_values).logits, model(pixel_values).logits, rtol=0, atol=1e-4)
+
+
+class LogitsAndCost(torch.nn.Module):
+    """What an exported program gives back."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values):
+        out = self.model(pixel_values)
+        return out.logits, out.cost
+
+
+def test_the_masked_layout_exports_for_any_batch(tiny_vit):
+    model = gated(tiny_vit(1), GATE_SETS["all"])
+    model.layout = "masked"
+    batch = torch.export.Dim("batch", min=1, max=64)
+    program = torch.export.export(LogitsAndCost(model), (images(2),), dynamic_shapes=({0: batch},))
+    pixel_values = images(5)
+    with torch.no_grad():
+        expected = model(pixel_values)
+        logits, cost = program.module()(pixel_values)
+    assert_close(logits, expected.logits, rtol=0, atol=1e-5)
+    assert_close(cost, expected.cost)

@@ -1,0 +1,233 @@
+"""Claims about training: what the objective teaches, how the schedule runs, and that checkpoints lose nothing."""
+
+import math
+from functools import partial
+
+import pytest
+import torch
+from transformers import Trainer, TrainingArguments
+
+from hf_dynvit import DynViTForImageClassification, DynViTTrainer, DynViTTrainingArguments
+from hf_dynvit.gate import Gate
+
+
+GATES = [{"gate": "patch"}, {"gate": "head"}, {"gate": "sublayer"}]
+
+
+class Images(torch.utils.data.Dataset):
+    """Seeded noise whose label is the brightest third of the channels."""
+
+    def __init__(self, count, seed=0, bad=None):
+        self.pixels = torch.randn(count, 3, 32, 32, generator=torch.Generator().manual_seed(seed))
+        self.labels = self.pixels.mean((2, 3)).argmax(1)
+        if bad is not None:
+            self.pixels[bad] = math.nan
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, index):
+        return {"pixel_values": self.pixels[index], "labels": int(self.labels[index])}
+
+
+@pytest.fixture
+def make_trainer(tiny_vit):
+    return partial(build_trainer, tiny_vit)
+
+
+def build_trainer(tiny_vit, folder, gates=GATES, budget=0.5, count=64, teacher=None, dropout=0.0, bad=None, **options):
+    torch.manual_seed(0)
+    vit = tiny_vit(num_labels=3, hidden_dropout_prob=dropout)
+    model = DynViTForImageClassification.from_vit(vit, gates=gates, budget=budget)
+    options = {
+        "per_device_train_batch_size": 8,
+        "per_device_eval_batch_size": 16,
+        "learning_rate": 1e-3,
+        "gate_learning_rate": 5e-2,
+        "max_steps": 8,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "seed": 0,
+        **options,
+    }
+    args = DynViTTrainingArguments(output_dir=str(folder), **options)
+    return DynViTTrainer(
+        model=model,
+        args=args,
+        teacher=teacher,
+        train_dataset=Images(count, bad=bad),
+        eval_dataset=Images(32, seed=1),
+        calibration_dataset=Images(64, seed=2),
+    )
+
+
+def weights(model):
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def assert_same(one, other):
+    assert one.keys() == other.keys()
+    for name in one:
+        assert torch.equal(one[name], other[name]), name
+
+
+def test_mean_cost_meets_the_budget_after_training(make_trainer, tmp_path):
+    trainer = make_trainer(tmp_path, budget=0.6, max_steps=30)
+    trainer.train()
+    assert trainer.evaluate()["eval_cost"] == pytest.approx(0.6, abs=0.05)
+
+
+def test_gates_learn_at_their_own_rate_and_without_decay(make_trainer, tmp_path):
+    trainer = make_trainer(tmp_path, weight_decay=0.1)
+    groups = trainer.create_optimizer().param_groups
+    gates = {id(p) for m in trainer.model.modules() if isinstance(m, Gate) for p in m.parameters()}
+    assert {id(p) for p in groups[-1]["params"]} == gates
+    assert (groups[-1]["lr"], groups[-1]["weight_decay"]) == (5e-2, 0.0)
+    assert groups[0]["lr"] == 1e-3 and groups[0]["weight_decay"] == 0.1
+    assert sum(len(group["params"]) for group in groups) == len(list(trainer.model.parameters()))
+
+
+def test_gates_stay_open_during_the_warmup(make_trainer, tmp_path):
+    trainer = make_trainer(tmp_path, gate_warmup=0.99, calibration_images=0)
+    before = weights(trainer.model.gates)
+    trainer.train()
+    costs = [entry["cost"] for entry in trainer.state.log_history if "loss" in entry]
+    assert costs == [1.0] * 8
+    assert_same(before, weights(trainer.model.gates))
+
+
+def test_the_budget_falls_linearly_after_the_warmup(make_trainer, tmp_path):
+    trainer = make_trainer(tmp_path, budget=0.5, gate_warmup=0.2, budget_ramp=0.4)
+    trainer.state.max_steps = 100
+    budgets = []
+    for step in (20, 40, 60, 90):
+        trainer.state.global_step = step
+        budgets.append(trainer._budget_now())
+    assert budgets == pytest.approx([1.0, 0.75, 0.5, 0.5])
+
+
+def test_frozen_gates_do_not_change_while_the_body_trains_packed(make_trainer, tmp_path):
+    trainer = make_trainer(tmp_path, freeze_gates_at=0.5, calibration_images=0)
+    seen = []
+    original = trainer.compute_loss
+
+    def spy(model, inputs, **kwargs):
+        loss = original(model, inputs, **kwargs)
+        seen.append((trainer.model.layout, weights(model.gates), weights(model.vit)))
+        return loss
+
+    trainer.compute_loss = spy
+    trainer.train()
+    assert [layout for layout, _, _ in seen] == ["masked"] * 4 + ["packed"] * 4
+    assert_same(seen[4][1], seen[-1][1])
+    assert any(not torch.equal(seen[4][2][name], seen[-1][2][name]) for name in seen[4][2])
+    assert trainer.model.layout == "masked" and all(p.requires_grad for p in trainer.model.gates.parameters())
+
+
+def test_usage_per_layer_is_logged(make_trainer, tmp_path):
+    trainer = make_trainer(tmp_path)
+    trainer.train()
+    metrics = trainer.evaluate()
+    logged = trainer.state.log_history[-1]
+    assert {"eval_accuracy", "eval_accuracy_top5", "eval_cost"} <= metrics.keys()
+    assert {f"eval_usage/{kind}/0" for kind in ("attention_tokens", "mlp_tokens", "heads", "attention", "mlp")} <= set(
+        logged
+    )
+
+
+@pytest.mark.parametrize("objective", ["cost", "usage"])
+def test_the_objective_lowers_the_cost(make_trainer, tmp_path, objective):
+    trainer = make_trainer(tmp_path, objective=objective, max_steps=20, budget_ramp=0.0, calibration_images=0)
+    trainer.train()
+    costs = [entry["cost"] for entry in trainer.state.log_history if "loss" in entry]
+    assert sum(costs[-3:]) < sum(costs[:3]) - 0.3
+
+
+def test_distillation_pulls_towards_the_teacher(make_trainer, tiny_vit, tmp_path):
+    torch.manual_seed(1)
+    teacher = tiny_vit(num_labels=3)
+    trainer = make_trainer(tmp_path, gates=None, teacher=teacher, label_weight=0.0, max_steps=80)
+    images = trainer.train_dataset.pixels
+
+    def distance():
+        with torch.no_grad():
+            return (trainer.model.eval()(images).logits.softmax(-1) - teacher(images).logits.softmax(-1)).abs().mean()
+
+    before = distance()
+    trainer.train()
+    assert distance() < 0.3 * before
+
+
+def test_accumulated_gradients_equal_those_of_the_large_batch(make_trainer, tiny_vit, tmp_path):
+    teacher = tiny_vit(num_labels=3)
+    steps = {"max_steps": 1, "max_grad_norm": 0.0, "optim": "sgd", "gates": None, "teacher": teacher, "count": 32}
+    large = make_trainer(tmp_path / "a", per_device_train_batch_size=32, **steps)
+    small = make_trainer(tmp_path / "b", per_device_train_batch_size=8, gradient_accumulation_steps=4, **steps)
+    large.train()
+    small.train()
+    for (name, one), other in zip(large.model.named_parameters(), small.model.parameters(), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("saved_at", [3, 4, 6])
+def test_a_resumed_run_ends_with_the_same_weights(make_trainer, tmp_path, saved_at):
+    options = {"freeze_gates_at": 0.5, "dropout": 0.1, "save_strategy": "steps", "save_steps": saved_at}
+    straight = make_trainer(tmp_path, **options)
+    straight.train()
+    resumed = make_trainer(tmp_path, **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{saved_at}"))
+    assert_same(weights(straight.model), weights(resumed.model))
+
+
+def test_the_best_model_is_really_loaded(make_trainer, tmp_path):
+    trainer = make_trainer(
+        tmp_path,
+        save_strategy="steps",
+        eval_strategy="steps",
+        save_steps=2,
+        eval_steps=2,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_loss",
+        calibration_images=0,
+    )
+    trainer.train()
+    best = DynViTForImageClassification.from_pretrained(trainer.state.best_model_checkpoint)
+    assert_same(weights(trainer.model), weights(best))
+
+
+def test_a_loss_that_is_not_finite_stops_training_and_keeps_the_checkpoint(make_trainer, tmp_path):
+    trainer = make_trainer(tmp_path, bad=slice(0, 64, 9), count=64, save_strategy="steps", save_steps=1)
+    with pytest.raises(FloatingPointError, match="loss is nan at step"):
+        trainer.train()
+    for folder in tmp_path.glob("checkpoint-*"):
+        model = DynViTForImageClassification.from_pretrained(folder)
+        assert all(torch.isfinite(p).all() for p in model.parameters())
+
+
+def test_an_empty_dataset_is_refused(make_trainer, tmp_path):
+    with pytest.raises(ValueError, match="train_dataset is empty"):
+        make_trainer(tmp_path, count=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"objective": "speed"}, "objective must be one of"),
+        ({"gate_warmup": 1.5}, "gate_warmup must be in"),
+        ({"gate_warmup": 0.5, "freeze_gates_at": 0.5}, "gates would never learn"),
+    ],
+)
+def test_bad_arguments_are_refused(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        DynViTTrainingArguments(output_dir=str(tmp_path), **options)
+
+
+def test_the_plain_trainer_sees_logits_alone(tiny_vit, tmp_path):
+    model = DynViTForImageClassification.from_vit(tiny_vit(num_labels=3), gates=GATES)
+    args = TrainingArguments(str(tmp_path), max_steps=2, report_to="none", use_cpu=True, disable_tqdm=True)
+    trainer = Trainer(model=model, args=args, train_dataset=Images(16), eval_dataset=Images(8))
+    trainer.train()
+    assert trainer.predict(Images(8)).predictions.shape == (8, 3)
