@@ -96,9 +96,7 @@ def _varlen(query, key, value, lengths, dropout_p):
         return _equal(query, key, value, len(lengths), dropout_p)
     starts = torch.tensor([0, *lengths], device=query.device).cumsum(0).int()
     longest = max(lengths)
-    return varlen_attn(
-        query.contiguous(), key.contiguous(), value.contiguous(), starts, starts, longest, longest
-    )
+    return varlen_attn(query.contiguous(), key.contiguous(), value.contiguous(), starts, starts, longest, longest)
 
 
 def _padded(query, key, value, lengths, dropout_p):

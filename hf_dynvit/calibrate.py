@@ -25,7 +25,9 @@ def calibrate(model, batches, budget, tolerance=0.002, widest=16.0, steps=12):
     """
     gates = [module for module in model.modules() if isinstance(module, Gate)]
     if not gates or not batches:
-        raise ValueError(f"calibrate needs learned gates and images, got {len(gates)} gates and {len(batches)} batches")
+        raise ValueError(
+            f"calibrate needs learned gates and images, got {len(gates)} gates and {len(batches)} batches"
+        )
     was_training = model.training
     model.eval()
     low, high, applied = -widest, widest, 0.0

@@ -41,5 +41,3 @@ def dynvit_config(config, gates, budget):
     built = DynViTConfig(**fields, gates=gates, budget=budget)
     built._name_or_path = config._name_or_path  # the base model, for the card
     return built
-
-

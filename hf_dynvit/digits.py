@@ -16,7 +16,7 @@ NOISE = 0.03  # standard deviation, of a range of 1
 
 
 class DigitCanvases(Dataset):
-    """Grey canvases with one digit each; entry i is {"pixel_values": float (1, size, size) in [-1, 1], "labels": int}.
+    """Grey canvases with one digit each; entry i is {"pixel_values": float (3, size, size) in [-1, 1], "labels": int}.
 
     Attributes:
         canvases: uint8 (n, 1, size, size).
@@ -32,7 +32,9 @@ class DigitCanvases(Dataset):
         return len(self.labels)
 
     def __getitem__(self, index):
-        return {"pixel_values": self.canvases[index].float() / 127.5 - 1.0, "labels": int(self.labels[index])}
+        # Three equal channels and this scale are what a ViT's image processor makes of a grey picture.
+        pixels = self.canvases[index].float() / 127.5 - 1.0
+        return {"pixel_values": pixels.expand(3, -1, -1), "labels": int(self.labels[index])}
 
 
 def digit_canvases(train, validation, size=96, scale=3, step=8, clutter=24, seed=0):

@@ -43,7 +43,9 @@ def run_layer(layer, gates, x, gating, layout, replay=None):
         keep = gates[slot](tokens, gating, given)
         return keep if replay is None else given
 
-    attention, mlp = (packed_attention_sublayer, packed_mlp_sublayer) if layout == "packed" else (_masked_attention, _masked_mlp)
+    attention, mlp = (
+        (packed_attention_sublayer, packed_mlp_sublayer) if layout == "packed" else (_masked_attention, _masked_mlp)
+    )
     heads = ask("heads", x)
     sublayers = ask("sublayers", x)
     use_attention, use_mlp = (None, None) if sublayers is None else sublayers.unbind(1)  # (B,)

@@ -22,7 +22,7 @@ class RandomGate(torch.nn.Module):
         slots = {"patch": PatchGate.SLOTS.get(on), "head": ("heads",), "sublayer": ("sublayers",)}
         if slots.get(unit) is None:
             raise ValueError(
-                f'a random gate has unit in {sorted(slots)} and, for patches, on in {sorted(PatchGate.SLOTS)}, '
+                f"a random gate has unit in {sorted(slots)} and, for patches, on in {sorted(PatchGate.SLOTS)}, "
                 f"got unit {unit!r}, on {on!r}"
             )
         if not 0 <= rate <= 1:

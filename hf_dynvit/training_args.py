@@ -36,7 +36,8 @@ class DynViTTrainingArguments(TrainingArguments):
     distillation_temperature: float = field(default=1.0, metadata={"help": "softens teacher and student"})
     label_weight: float = field(default=1.0, metadata={"help": "weight of the loss against the labels"})
     calibration_images: int = field(
-        default=512, metadata={"help": "images on which the gates are shifted until the mean cost is the budget; 0: off"}
+        default=512,
+        metadata={"help": "images on which the gates are shifted until the mean cost is the budget; 0: off"},
     )
 
     def __post_init__(self):

@@ -47,5 +47,3 @@ class UsageMeter:
             for kind, layers in self.per_layer().items()
             for layer, share in layers.items()
         }
-
-

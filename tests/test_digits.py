@@ -15,7 +15,7 @@ def parts():
 
 def test_an_entry_is_what_a_trainer_collates(parts):
     entry = parts[0][0]
-    assert entry["pixel_values"].shape == (1, 48, 48) and entry["pixel_values"].dtype == torch.float32
+    assert entry["pixel_values"].shape == (3, 48, 48) and entry["pixel_values"].dtype == torch.float32
     assert -1 <= entry["pixel_values"].min() and entry["pixel_values"].max() <= 1
     assert type(entry["labels"]) is int and entry["labels"] == parts[0].labels[0]
     assert [len(part) for part in parts] == [400, 200]
