@@ -59,6 +59,7 @@ def packed_attention(query, key, value, lengths, heads=None, dropout_p=0.0, kern
 
 
 def _loop(query, key, value, lengths, heads, dropout_p):
+    query = query * query.shape[-1] ** -0.5
     q, k, v = (t.transpose(0, 1) for t in (query, key, value))  # (H, T, d)
     if query.dtype.itemsize == 2:  # 16-bit products are slow on rows that lie apart; one copy serves all images
         q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
@@ -72,14 +73,13 @@ def _loop(query, key, value, lengths, heads, dropout_p):
 
 
 def _one_image(q, k, v, kept, dropout_p):
-    """q, k, v (H, n, d) of one image, the indices of the heads to compute or None for all -> (n, H, d)."""
+    """Scaled q, and k, v (H, n, d) of one image, the indices of the heads to compute or None for all -> (n, H, d)."""
     if kept is not None:
         out = torch.zeros_like(q)
         if len(kept):
             out = out.index_copy(0, kept, _one_image(q[kept], k[kept], v[kept], None, dropout_p).transpose(0, 1))
         return out.transpose(0, 1)
-    empty = q.new_empty(()).expand(q.shape[0], q.shape[1], q.shape[1])  # never read: beta is 0
-    weights = torch.baddbmm(empty, q, k.transpose(1, 2), beta=0, alpha=q.shape[-1] ** -0.5).softmax(-1)
+    weights = torch.bmm(q, k.transpose(1, 2)).softmax(-1)
     if dropout_p:
         weights = dropout(weights, dropout_p)
     return torch.bmm(weights, v).transpose(0, 1)

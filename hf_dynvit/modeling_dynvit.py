@@ -15,6 +15,7 @@ from transformers.utils.generic import can_return_tuple
 from .configuration_dynvit import DynViTConfig
 from .convert import dynvit_config, load_vit
 from .cost import cost
+from .embed import embed
 from .execute import LAYOUTS, run_layer
 from .gate import GATINGS, Score
 from .gates import build_gates
@@ -133,10 +134,7 @@ class DynViTModel(DynViTPreTrainedModel):
                     f'{self.config._attn_implementation!r}: call model.set_attn_implementation("eager")'
                 )
             layout = "masked"  # the packed layout has no (N, N) matrix; the meaning is the same
-        x = self.vit.embeddings(
-            pixel_values.to(self.vit.embeddings.patch_embeddings.projection.weight.dtype),
-            interpolate_pos_encoding=bool(interpolate_pos_encoding),
-        )
+        x = embed(self.vit.embeddings, pixel_values, bool(interpolate_pos_encoding))
         used, attentions, hidden = [], [], [self._snapshot(x, 0, wants_hidden)]
         for index, (layer, gates) in enumerate(zip(self.vit.layers, self.gates, strict=True)):
             replay = decisions[index] if decisions is not None else None
