@@ -189,10 +189,11 @@ def load_teacher(model_args, args, config):
         return None
     source = model_args.model_name_or_path if model_args.teacher == "base" else model_args.teacher
     with naming("teacher", source):
-        if AutoConfig.from_pretrained(source).model_type == "vit":  # without gates, and packed: the same and faster
-        teacher = DynViTForImageClassification.from_vit(source, dtype=torch.float32)
-    else:
-        teacher = AutoModelForImageClassification.from_pretrained(source, dtype=torch.float32)
+        if AutoConfig.from_pretrained(source).model_type == "vit":
+            # Without gates, and packed: the same model, and faster.
+            teacher = DynViTForImageClassification.from_vit(source, dtype=torch.float32)
+        else:
+            teacher = AutoModelForImageClassification.from_pretrained(source, dtype=torch.float32)
     if teacher.config.num_labels != config.num_labels:
         raise ValueError(f"teacher {source} has {teacher.config.num_labels} classes, the model {config.num_labels}")
     return teacher
