@@ -18,7 +18,7 @@ from .packed import packed_attention_sublayer, packed_mlp_sublayer, spread_heads
 LAYOUTS = ("packed", "masked")
 
 
-def run_layer(layer, gates, x, gating, layout, replay=None):
+def run_layer(layer, gates, x, gating, layout, replay=None, noise=1.0):
     """Run one host layer under the decisions of its gates.
 
     Args:
@@ -28,6 +28,7 @@ def run_layer(layer, gates, x, gating, layout, replay=None):
         gating: one of `GATINGS`.
         layout: one of `LAYOUTS`.
         replay: `LayerDecisions` to use instead of the gates' own, which are evaluated all the same; its `None`s too.
+        noise: scale of the gates' sampling noise.
 
     Returns:
         x (B, N, D), the `LayerDecisions` used, and the attention weights (B, H, N, N) if the attention gives them.
@@ -40,7 +41,7 @@ def run_layer(layer, gates, x, gating, layout, replay=None):
         given = getattr(replay, slot) if replay is not None else None
         if slot not in gates or gating == "open":
             return given
-        keep = gates[slot](tokens, gating, given)
+        keep = gates[slot](tokens, gating, given, noise)
         return keep if replay is None else given
 
     attention, mlp = (

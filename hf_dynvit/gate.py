@@ -23,7 +23,7 @@ class LayerDecisions(NamedTuple):
     sublayers: torch.Tensor | None = None  # (B, 2) attention, MLP
 
 
-def sample_straight_through(logits, tau, threshold):
+def sample_straight_through(logits, tau, threshold, noise=1.0):
     """Gumbel-sigmoid with a hard forward and a soft backward (AdaViT, Eq. 5).
 
     Args:
@@ -31,6 +31,7 @@ def sample_straight_through(logits, tau, threshold):
         tau: temperature of the relaxation; scales the gradient only when `threshold` is 0.5.
         threshold: keep where the relaxed sample exceeds it; the keep probability is
             `sigmoid(logit - tau * log(threshold / (1 - threshold)))`.
+        noise: scale of the Gumbel noise; at 0 a sample is what the threshold decides in evaluation.
 
     Returns:
         Floats of the shape of `logits`, exactly 0.0 or 1.0.
@@ -38,7 +39,7 @@ def sample_straight_through(logits, tau, threshold):
     logits = logits.float()
     # The difference of two Gumbel variables is logistic.
     uniform = torch.rand_like(logits).clamp_(1e-6, 1 - 1e-6)
-    soft = torch.sigmoid((logits + torch.logit(uniform)) / tau)
+    soft = torch.sigmoid((logits + noise * torch.logit(uniform)) / tau)
     hard = (soft > threshold).float()
     return hard + (soft - soft.detach())
 
@@ -74,13 +75,13 @@ class Gate(nn.Module):
         """tokens (B, N, D) -> (B, units)."""
         raise NotImplementedError
 
-    def forward(self, tokens, gating, replay=None):
+    def forward(self, tokens, gating, replay=None, noise=1.0):
         """tokens (B, N, D) -> keep (B, units): bool, or float with a straight-through gradient when sampled."""
         logits = self.logits(tokens)
         if replay is not None:
             return replay
         if gating == "sample":
-            return sample_straight_through(logits, self.tau, self.threshold)
+            return sample_straight_through(logits, self.tau, self.threshold, noise)
         return logits > math.log(self.threshold / (1 - self.threshold))
 
     def macs(self, num_tokens):

@@ -27,8 +27,8 @@ class PatchGate(Gate):
     def logits(self, tokens):
         return self.score(tokens).squeeze(-1)  # (B, N)
 
-    def forward(self, tokens, gating, replay=None):
-        keep = super().forward(tokens, gating, replay)
+    def forward(self, tokens, gating, replay=None, noise=1.0):
+        keep = super().forward(tokens, gating, replay, noise)
         if replay is None:
             keep[:, 0] = True
         return keep

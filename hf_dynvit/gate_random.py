@@ -30,7 +30,7 @@ class RandomGate(torch.nn.Module):
         self.slots, self.rate, self.unit = slots[unit], rate, unit
         self.units = {"head": config.num_attention_heads, "sublayer": 2}.get(unit)
 
-    def forward(self, tokens, gating, replay=None):
+    def forward(self, tokens, gating, replay=None, noise=1.0):
         if replay is not None:
             return replay
         units = self.units or tokens.shape[1]

@@ -113,6 +113,7 @@ class DynViTModel(DynViTPreTrainedModel):
         pixel_values,
         decisions=None,
         gating=None,
+        noise=1.0,
         interpolate_pos_encoding=None,
         output_attentions=None,
         output_hidden_states=None,
@@ -141,10 +142,10 @@ class DynViTModel(DynViTPreTrainedModel):
             if layer.gradient_checkpointing and self.training:
                 # Gates sample from the global generator, which checkpointing restores for the second forward.
                 x, decision, weights = layer._gradient_checkpointing_func(
-                    run_layer, layer, gates, x, gating, layout, replay
+                    run_layer, layer, gates, x, gating, layout, replay, noise
                 )
             else:
-                x, decision, weights = run_layer(layer, gates, x, gating, layout, replay)
+                x, decision, weights = run_layer(layer, gates, x, gating, layout, replay, noise)
             used.append(decision)
             attentions.append(weights)
             hidden.append(self._snapshot(x, index + 1, wants_hidden))
@@ -181,6 +182,7 @@ class DynViTModel(DynViTPreTrainedModel):
         pixel_values=None,
         decisions=None,
         gating=None,
+        noise=1.0,
         interpolate_pos_encoding=None,
         output_attentions=None,
         output_hidden_states=None,
@@ -191,6 +193,7 @@ class DynViTModel(DynViTPreTrainedModel):
             pixel_values: (B, channels, height, width).
             decisions: L `LayerDecisions` to replay instead of the gates' own.
             gating: how gates decide, `"sample"`, `"threshold"` or `"open"`; sample in training, else threshold.
+            noise: scale of the noise that samples are drawn with.
             interpolate_pos_encoding: accept another image size than the configured one.
             output_attentions: needs eager attention, and runs the masked layout.
             output_hidden_states: collect the token stream before and after each layer; a list of indices collects
@@ -200,7 +203,7 @@ class DynViTModel(DynViTPreTrainedModel):
             `DynViTModelOutput`, or a tuple with `return_dict=False`.
         """
         x, spent, used, hidden, attentions = self.encode(
-            pixel_values, decisions, gating, interpolate_pos_encoding, output_attentions, output_hidden_states
+            pixel_values, decisions, gating, noise, interpolate_pos_encoding, output_attentions, output_hidden_states
         )
         return DynViTModelOutput(self.vit.layernorm(x), spent, used, hidden, attentions)
 
@@ -240,6 +243,7 @@ class DynViTForImageClassification(DynViTModel):
         labels=None,
         decisions=None,
         gating=None,
+        noise=1.0,
         interpolate_pos_encoding=None,
         output_attentions=None,
         output_hidden_states=None,
@@ -253,7 +257,7 @@ class DynViTForImageClassification(DynViTModel):
             `DynViTClassifierOutput`, or a tuple with `return_dict=False`.
         """
         x, spent, used, hidden, attentions = self.encode(
-            pixel_values, decisions, gating, interpolate_pos_encoding, output_attentions, output_hidden_states
+            pixel_values, decisions, gating, noise, interpolate_pos_encoding, output_attentions, output_hidden_states
         )
         logits = self.classifier(self.vit.layernorm(x[:, 0]))  # (B, C)
         loss = None if labels is None else self.loss_function(labels, logits, self.config)

@@ -35,7 +35,7 @@ class DynViTTrainer(Trainer):
         kwargs.setdefault("compute_metrics", default_metrics)
         kwargs.setdefault("data_collator", default_data_collator)
         super().__init__(model=model, args=args, **kwargs)
-        self.teacher = None if teacher is None else teacher.to(self.args.device).eval().requires_grad_(False)
+        self.teacher = None if teacher is None else teacher.to(self.args.device).eval()
         self.calibration_dataset = calibration_dataset
         self.train_usage, self.eval_usage = UsageMeter(), UsageMeter()
         self._train_costs = []
@@ -48,7 +48,7 @@ class DynViTTrainer(Trainer):
             outputs = model(**inputs)
             self.eval_usage.update(outputs.decisions)
             return (outputs.loss, outputs) if return_outputs else outputs.loss
-        outputs = model(**inputs, gating=self._gating())
+        outputs = model(**inputs, gating=self._gating(), noise=self._noise())
         loss = self.args.label_weight * outputs.loss
         if self.teacher is not None and self.args.distillation_weight:
             with torch.no_grad():
@@ -88,6 +88,11 @@ class DynViTTrainer(Trainer):
         budget, ramp = self.model.config.budget, self.args.budget_ramp
         done = 1.0 if ramp == 0 else min(1.0, (self._progress() - self.args.gate_warmup) / ramp)
         return 1.0 - (1.0 - budget) * done
+
+    def _noise(self):
+        # What is sampled turns into what the threshold decides, so that nothing changes when gates are fixed.
+        done = min(1.0, self._progress() / max(self.args.freeze_gates_at, 1e-9))
+        return 1.0 - (1.0 - self.args.gate_noise_end) * done
 
     def _frozen(self):
         return self.args.freeze_gates_at < 1.0 and self._progress() >= self.args.freeze_gates_at

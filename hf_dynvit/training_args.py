@@ -25,6 +25,10 @@ class DynViTTrainingArguments(TrainingArguments):
     usage_target: float = field(default=0.5, metadata={"help": "share of tokens, heads and sub-layers to use"})
     gate_learning_rate: float = field(default=1e-2, metadata={"help": "peak learning rate of the gates"})
     gate_warmup: float = field(default=0.0, metadata={"help": "fraction of training in which all gates stay open"})
+    gate_noise_end: float = field(
+        default=0.0,
+        metadata={"help": "scale of the gates' sampling noise when their training ends; it falls linearly from 1"},
+    )
     budget_ramp: float = field(
         default=0.3, metadata={"help": "fraction of training, after the warm-up, in which the budget falls from 1"}
     )
@@ -44,7 +48,7 @@ class DynViTTrainingArguments(TrainingArguments):
         super().__post_init__()
         if self.objective not in OBJECTIVES:
             raise ValueError(f"objective must be one of {OBJECTIVES}, got {self.objective!r}")
-        for name in ("gate_warmup", "budget_ramp", "freeze_gates_at", "usage_target"):
+        for name in ("gate_warmup", "budget_ramp", "gate_noise_end", "freeze_gates_at", "usage_target"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
         if self.gate_warmup >= self.freeze_gates_at:

@@ -110,6 +110,7 @@ def settings(kind, args, **fields):
         warmup_steps=min(20, args.steps // 5),
         weight_decay=0.01,
         logging_steps=max(1, args.steps // 4),
+        dataloader_pin_memory=torch.cuda.is_available(),
         save_strategy="no",
         report_to="none",
         seed=args.seed,

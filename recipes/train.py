@@ -188,12 +188,13 @@ def load_teacher(model_args, args, config):
     if model_args.teacher == "none" or not args.distillation_weight:
         return None
     source = model_args.model_name_or_path if model_args.teacher == "base" else model_args.teacher
+    dtype = torch.bfloat16 if args.bf16 else torch.float32  # what autocast would cast it to, over and over
     with naming("teacher", source):
         if AutoConfig.from_pretrained(source).model_type == "vit":
             # Without gates, and packed: the same model, and faster.
-            teacher = DynViTForImageClassification.from_vit(source, dtype=torch.float32)
+            teacher = DynViTForImageClassification.from_vit(source, dtype=dtype)
         else:
-            teacher = AutoModelForImageClassification.from_pretrained(source, dtype=torch.float32)
+            teacher = AutoModelForImageClassification.from_pretrained(source, dtype=dtype)
     if teacher.config.num_labels != config.num_labels:
         raise ValueError(f"teacher {source} has {teacher.config.num_labels} classes, the model {config.num_labels}")
     return teacher

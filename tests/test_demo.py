@@ -1,0 +1,91 @@
+"""The demo trains, measures and writes what it says, and prints nothing but what it measured."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoImageProcessor
+
+from hf_dynvit import DynViTForImageClassification
+
+
+RECIPE = Path(__file__).parent.parent / "recipes" / "demo.py"
+TINY = ["--images", "64", "--validation", "32", "--steps", "4", "--seconds", "0.1"]
+
+
+@pytest.fixture(scope="module")
+def demo():
+    spec = importlib.util.spec_from_file_location("demo_recipe", RECIPE)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def run(demo, tmp_path_factory):
+    """One tiny run: its folder and what it returned."""
+    folder = tmp_path_factory.mktemp("demo")
+    return folder, demo.main([*TINY, "--output", str(folder)])
+
+
+def test_it_writes_a_model_that_loads_with_card_picture_and_results(run):
+    folder, results = run
+    assert (folder / "decisions.png").stat().st_size > 1000
+    assert json.loads((folder / "results.json").read_text()) == json.loads(json.dumps(results))
+    card = (folder / "README.md").read_text()
+    assert "decisions.png" in card and f"{100 * results['accuracy']:.2f} %" in card
+    model = DynViTForImageClassification.from_pretrained(folder)
+    processor = AutoImageProcessor.from_pretrained(folder)
+    image = torch.zeros(3, 40, 40, dtype=torch.uint8).numpy()
+    out = model(**processor(image, return_tensors="pt"))
+    assert out.logits.shape == (1, 10) and model.config.budget == results["budget"]
+
+
+def test_the_numbers_of_the_table_come_from_results_json(demo, run):
+    results = json.loads((run[0] / "results.json").read_text())
+    results["accuracy"], results["dense"]["gmacs"] = 0.123, 0.0321
+    results["throughput"][0] |= {"packed_ms_per_image": 45.67, "speedup": 8.9}
+    lines = demo.table(results).splitlines()
+    dense, packed, ratio = ([cell.strip() for cell in line.split("|")[2:-1]] for line in lines[2:])
+    assert dense == [
+        f"{results['dense']['accuracy']:.1%}",
+        "32.1",
+        *(f"{timed['dense_ms_per_image']:.2f}" for timed in results["throughput"]),
+    ]
+    assert packed[0] == "12.3%" and packed[2] == "45.67"
+    assert ratio[2] == "8.90 x as fast"
+
+
+def test_what_it_measures_is_consistent(run):
+    _, results = run
+    assert results["gmacs"] == pytest.approx(results["cost"] * results["dense"]["gmacs"])
+    assert results["dense"]["cost"] == pytest.approx(1)
+    assert [timed["batch_size"] for timed in results["throughput"]] == [1, 32]
+    for timed in results["throughput"]:
+        assert set(timed["dense_ms"]) == {"eager", "sdpa"}  # the faster of the two is the one to beat
+        assert timed["speedup"] == pytest.approx(timed["dense_ms_per_image"] / timed["packed_ms_per_image"])
+
+
+def test_it_can_be_run_again_but_spares_other_models(demo, run, tmp_path):
+    demo.refuse_other_runs(run[0])  # its own folder
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(b"precious")
+    with pytest.raises(ValueError, match="holds another model"):
+        demo.main([*TINY, "--output", str(tmp_path)])
+    assert weights.read_bytes() == b"precious" and list(tmp_path.iterdir()) == [weights]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--validation", "8"], "at least 32 to be timed, got 8"),
+        (["--budget", "1.5"], r"\(0, 1\], got 1.5"),
+        (["--steps", "0"], "steps must be at least 1, got 0"),
+        (["--image", "5"], "did you mean"),
+    ],
+)
+def test_wrong_settings_are_refused_before_work_starts(demo, words, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        demo.main([*words, "--output", str(tmp_path)])

@@ -1,0 +1,47 @@
+"""The notebooks run from the first cell to the last, and are kept without outputs."""
+
+import os
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+
+ROOT = Path(__file__).parent.parent
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_is_valid_and_has_no_outputs(path):
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert cells and all(not cell.outputs and cell.execution_count is None for cell in cells)
+
+
+@pytest.mark.slow
+def test_the_quickstart_runs_and_both_layouts_agree(tmp_path, monkeypatch):
+    notebook = nbformat.read(ROOT / "notebooks" / "quickstart.ipynb", as_version=4)
+    setup = next(cell for cell in notebook.cells if "STEPS = " in cell.source)
+    setup.source, shortened = re.subn(r"STEPS = \d+", "STEPS = 5", setup.source)
+    assert shortened == 1
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])))
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    NotebookClient(notebook, timeout=None, kernel_name="python3", resources={"metadata": {"path": tmp_path}}).execute()
+
+    shown = {cell.source.splitlines()[-1]: cell.outputs for cell in notebook.cells if cell.cell_type == "code"}
+    assert value(shown["before"]) < 1e-4  # fresh gates change nothing
+    difference = next(outputs for line, outputs in shown.items() if line.startswith("difference"))
+    assert value(difference) < 1e-4  # masked and packed agree
+    assert text(shown["again"]) == "True"  # the loaded model is the saved one
+    assert (tmp_path / "decisions.png").stat().st_size and (tmp_path / "usage.png").stat().st_size
+
+
+def text(outputs):
+    return next(output.data["text/plain"] for output in outputs if output.output_type == "execute_result")
+
+
+def value(outputs):
+    return float(re.search(r"tensor\(([\d.e+-]+)\)", text(outputs))[1])
