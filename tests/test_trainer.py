@@ -109,6 +109,16 @@ def test_the_budget_falls_linearly_after_the_warmup(make_trainer, tmp_path):
     assert budgets == pytest.approx([1.0, 0.75, 0.5, 0.5])
 
 
+def test_the_noise_is_gone_when_the_gates_are_fixed(make_trainer, tmp_path):
+    trainer = make_trainer(tmp_path, freeze_gates_at=0.5)
+    trainer.state.max_steps = 100
+    noises = []
+    for step in (0, 25, 50, 90):
+        trainer.state.global_step = step
+        noises.append(trainer._noise())
+    assert noises == pytest.approx([1.0, 0.5, 0.0, 0.0])
+
+
 def test_frozen_gates_do_not_change_while_the_body_trains_packed(make_trainer, tmp_path):
     trainer = make_trainer(tmp_path, freeze_gates_at=0.5, calibration_images=0)
     seen = []
