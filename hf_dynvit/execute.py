@@ -7,6 +7,7 @@ into one (T, D) matrix, computes on that alone and adds the result back (packed.
 Letters: B images, N tokens ([CLS] first), D channels, H heads, d channels of a head, T packed rows.
 """
 
+import torch
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.vit.modeling_vit import eager_attention_forward
@@ -18,7 +19,7 @@ from .packed import packed_attention_sublayer, packed_mlp_sublayer, spread_heads
 LAYOUTS = ("packed", "masked")
 
 
-def run_layer(layer, gates, x, gating, layout, replay=None, noise=1.0):
+def run_layer(layer, gates, x, gating, layout, replay=None, noise=1.0, alive=None):
     """Run one host layer under the decisions of its gates.
 
     Args:
@@ -29,9 +30,11 @@ def run_layer(layer, gates, x, gating, layout, replay=None, noise=1.0):
         layout: one of `LAYOUTS`.
         replay: `LayerDecisions` to use instead of the gates' own, which are evaluated all the same; its `None`s too.
         noise: scale of the gates' sampling noise.
+        alive: (B, N) tokens that no earlier layer has dropped for good, or None; not applied to what is replayed.
 
     Returns:
-        x (B, N, D), the `LayerDecisions` used, and the attention weights (B, H, N, N) if the attention gives them.
+        x (B, N, D), the `LayerDecisions` used, the tokens still alive, and the attention weights (B, H, N, N) if the
+        attention gives them.
 
     Raises:
         ValueError: sampled straight-through decisions in the packed layout, where they cannot learn.
@@ -52,21 +55,31 @@ def run_layer(layer, gates, x, gating, layout, replay=None, noise=1.0):
     use_attention, use_mlp = (None, None) if sublayers is None else sublayers.unbind(1)  # (B,)
 
     normed = layer.layernorm_before(x) if layout == "masked" or "attention_tokens" in gates else None
-    attention_tokens = ask("attention_tokens", normed)
+    attention_tokens = _both(ask("attention_tokens", normed), None if replay is not None else alive)
     if layout == "packed":
         _refuse_straight_through(heads, sublayers, attention_tokens)
     x, weights = attention(layer, x, normed, attention_tokens, use_attention, heads)
 
-    if "attention_tokens" in gates and "mlp_tokens" in gates["attention_tokens"].slots and replay is None:
-        mlp_tokens, normed = attention_tokens, None  # one decision for the whole block
+    gate = gates["attention_tokens"] if "attention_tokens" in gates else None
+    if replay is None and (gate is None or "mlp_tokens" in gate.slots) and "mlp_tokens" not in gates:
+        mlp_tokens, normed = attention_tokens if gate is not None else alive, None  # one decision for the whole block
     else:
         normed = layer.layernorm_after(x) if "mlp_tokens" in gates else None
-        mlp_tokens = ask("mlp_tokens", normed)
+        mlp_tokens = _both(ask("mlp_tokens", normed), None if replay is not None else alive)
+    if gate is not None and gate.drop:
+        alive = attention_tokens
     if layout == "packed":
         _refuse_straight_through(mlp_tokens)
     hide = heads if "heads" in gates and gates["heads"].deactivation == "official" else None
     x = mlp(layer, x, normed, mlp_tokens, use_mlp, hide)
-    return x, LayerDecisions(attention_tokens, mlp_tokens, heads, sublayers), weights
+    return x, LayerDecisions(attention_tokens, mlp_tokens, heads, sublayers), alive, weights
+
+
+def _both(keep, alive):
+    """Tokens (B, N) that are kept and alive; None keeps everything."""
+    if keep is None or alive is None:
+        return alive if keep is None else keep
+    return keep & alive if keep.dtype == alive.dtype == torch.bool else keep * alive
 
 
 def _refuse_straight_through(*keeps):

@@ -61,6 +61,7 @@ class Gate(nn.Module):
 
     slots: tuple[str, ...] = ()
     reads = "input"
+    drop = False  # whether tokens that are not kept are gone for later layers too
 
     def __init__(self, in_features, units, init_bias=3.0, tau=1.0, threshold=0.5):
         super().__init__()

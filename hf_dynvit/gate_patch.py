@@ -9,6 +9,8 @@ class PatchGate(Gate):
     Args:
         on: `"block"`: one decision, read before attention, for attention and MLP (AdaViT); `"attention"` or `"mlp"`:
             for that sub-layer alone, read at its own entrance.
+        drop: tokens that are not kept are gone for all later layers too (as in DynamicViT), instead of passing this
+            layer unchanged and coming back.
     """
 
     reads = "normed"
@@ -18,11 +20,13 @@ class PatchGate(Gate):
         "mlp": ("mlp_tokens",),
     }
 
-    def __init__(self, config, on="block", **options):
+    def __init__(self, config, on="block", drop=False, **options):
         super().__init__(config.hidden_size, 1, **options)
         if on not in self.SLOTS:
             raise ValueError(f'"on" of a patch gate must be one of {sorted(self.SLOTS)}, got {on!r}')
-        self.slots = self.SLOTS[on]
+        if drop and on != "block":
+            raise ValueError(f'a patch gate drops tokens from a whole block: drop=True needs on="block", got {on!r}')
+        self.slots, self.drop = self.SLOTS[on], drop
 
     def logits(self, tokens):
         return self.score(tokens).squeeze(-1)  # (B, N)

@@ -16,6 +16,7 @@ class RandomGate(torch.nn.Module):
 
     reads = "input"
     deactivation = "attention"
+    drop = False
 
     def __init__(self, config, unit="patch", rate=0.5, on="block"):
         super().__init__()

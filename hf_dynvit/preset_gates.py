@@ -2,10 +2,16 @@
 
 
 def _adavit(layers):
+    """Tokens are dropped for good, at four depths: what short training can adapt a body to.
+
+    Tokens that come back after layers that did not see them are a kind that a trained ViT has never met: it takes long
+    training to make use of them. Sub-layer gates start wide open, for the same reason.
+    """
+    depth = len(layers)
+    places = sorted({depth * twelfths // 12 for twelfths in (3, 5, 7, 9)} - {0})
     return [
-        {"gate": "patch", "on": "attention", "layers": layers[1:]},
-        {"gate": "patch", "on": "mlp", "layers": layers},
-        {"gate": "sublayer", "layers": layers[1:]},
+        {"gate": "patch", "on": "block", "drop": True, "layers": places},
+        {"gate": "sublayer", "layers": layers[1:], "init_bias": 5.0},
     ]
 
 

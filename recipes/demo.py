@@ -1,7 +1,7 @@
-"""What the library does, in minutes and offline: python recipes/demo.py [--output DIR] [--budget 0.5] (or: make demo)
+"""What the library does, in minutes and offline: python recipes/demo.py [--output DIR] [--budget 0.3] (or: make demo)
 
 Trains a small ViT on real handwritten digits that lie on cluttered canvases, puts AdaViT's gates on it, teaches them to
-spend half, and compares: accuracy, multiply-accumulates, measured time, and a picture of what is computed.
+spend 30 %, and compares: accuracy, multiply-accumulates, measured time, and a picture of what is computed.
 
 Time: about 2.5 minutes on two CPU cores. To expect: see the table of your own run; nothing here is typed by hand.
 """
@@ -53,7 +53,7 @@ class DemoArguments:
     steps: int = field(
         default=220, metadata={"help": f"steps of {BATCH} canvases, for the ViT and for its gates each"}
     )
-    budget: float = field(default=0.5, metadata={"help": "mean cost to aim at, relative to the dense ViT"})
+    budget: float = field(default=0.3, metadata={"help": "mean cost to aim at, relative to the dense ViT"})
     seconds: float = field(default=8.0, metadata={"help": "time for measuring the speed at one batch size"})
     seed: int = field(default=0, metadata={"help": "of canvases, weights and order"})
 
@@ -126,7 +126,7 @@ def train_dense(train, args):
         hidden_size=96,
         num_hidden_layers=4,
         num_attention_heads=3,
-        intermediate_size=192,
+        intermediate_size=384,
         num_labels=10,
         id2label={digit: str(digit) for digit in range(10)},
         initializer_range=0.08,  # so narrow a model learns much faster with larger weights than the default 0.02
@@ -141,7 +141,7 @@ def train_gates(dense, train, args):
     model = DynViTForImageClassification.from_vit(dense, gates="adavit", budget=args.budget)
     trainer = DynViTTrainer(
         model=model,
-        args=settings(DynViTTrainingArguments, args, learning_rate=5e-4, gate_learning_rate=2e-2, budget_ramp=0.4),
+        args=settings(DynViTTrainingArguments, args, learning_rate=5e-4, gate_learning_rate=2e-2, freeze_gates_at=0.6),
         teacher=dense,
         train_dataset=train,
         calibration_dataset=train,
