@@ -10,6 +10,11 @@ GATE_SETS = {
     "patch on block": [{"gate": "patch"}],
     "patch on attention": [{"gate": "patch", "on": "attention"}],
     "patch on mlp": [{"gate": "patch", "on": "mlp"}],
+    "patch for good": [{"gate": "patch", "drop": True}],
+    "patch for good, then on mlp": [
+        {"gate": "patch", "drop": True, "layers": [0]},
+        {"gate": "patch", "on": "mlp", "layers": [1]},
+    ],
     "head": [{"gate": "head"}],
     "head official": [{"gate": "head", "deactivation": "official"}],
     "sublayer": [{"gate": "sublayer"}],

@@ -75,3 +75,21 @@ def test_a_forward_leaves_its_input_and_its_model_as_they_were(tiny_vit, layout)
     assert torch.equal(pixel_values, before)
     assert torch.equal(first.logits, second.logits)
     assert all(torch.equal(t, weights[name]) for name, t in model.state_dict().items())
+
+
+@pytest.mark.parametrize("layout", ["masked", "packed"])
+def test_tokens_that_are_dropped_for_good_never_return(tiny_vit, layout):
+    gates = [{"gate": "patch", "drop": True, "layers": [0]}, {"gate": "patch", "on": "mlp", "layers": [1]}]
+    model = gated(tiny_vit(LAYERS), gates)
+    decisions = run(model, layout, images(8)).decisions
+    alive = decisions[0].attention_tokens
+    assert not alive.all() and alive[:, 1:].any()
+    assert torch.equal(decisions[0].mlp_tokens, alive)
+    assert torch.equal(decisions[1].attention_tokens, alive)
+    assert (decisions[1].mlp_tokens <= alive).all() and not torch.equal(decisions[1].mlp_tokens, alive)
+    assert torch.equal(decisions[2].attention_tokens, alive) and torch.equal(decisions[2].mlp_tokens, alive)
+
+
+def test_only_a_gate_of_the_whole_block_can_drop_for_good(tiny_vit):
+    with pytest.raises(ValueError, match='needs on="block"'):
+        gated(tiny_vit(LAYERS), [{"gate": "patch", "drop": True, "on": "mlp"}])
