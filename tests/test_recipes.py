@@ -13,8 +13,16 @@ import torch
 import yaml
 from image_files import NAMES, save_checkpoint, write_folders, write_parquet
 from safetensors.torch import load_file
-from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification, set_seed
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    ViTConfig,
+    ViTForImageClassification,
+    set_seed,
+)
 
+from hf_dynvit import DynViTForImageClassification
+from hf_dynvit.gate import Score
 from hf_dynvit.settings import parse_settings
 
 
@@ -29,7 +37,7 @@ def script(name):
     return module
 
 
-train, evaluate, report = script("train"), script("evaluate"), script("report")
+train, evaluate, report, dial = (script(name) for name in ("train", "evaluate", "report", "calibrate"))
 
 
 class Place:
@@ -336,3 +344,23 @@ def test_two_processes_train_one_model(place):
     results = json.loads((out / "results.json").read_text())
     assert results["processes"] == 2 and results["batch_size"] == 6 and results["images_seen"] == 12
     assert results["images"] == 12
+
+
+def test_the_dial_turns_without_training(place, tmp_path):
+    model = DynViTForImageClassification.from_vit(place.vit, gates=[{"gate": "patch"}], budget=0.9)
+    for module in model.modules():
+        if isinstance(module, Score):
+            torch.nn.init.normal_(module.weight)
+    model.save_pretrained(tmp_path / "trained")
+    AutoImageProcessor.from_pretrained(place.vit).save_pretrained(tmp_path / "trained")
+    words = ["--model", str(tmp_path / "trained"), "--output", str(tmp_path / "turned"), "--data_files", *place.files]
+    _, cost = dial.main([*words, "--budget", "0.6"])
+    assert cost == pytest.approx(0.6, abs=0.05)
+    turned = DynViTForImageClassification.from_pretrained(tmp_path / "turned")
+    assert turned.config.budget == 0.6
+    for name, weight in model.state_dict().items():
+        assert torch.equal(weight, turned.state_dict()[name]) != name.endswith("score.bias")
+    with pytest.raises(ValueError, match="is not empty"):
+        dial.main([*words, "--budget", "0.6"])
+    with pytest.raises(ValueError, match=r"budget must be in \(0, 1\], got 1.5"):
+        dial.main([*words, "--budget", "1.5"])
