@@ -1,6 +1,7 @@
 """Write the results tables of recipes/README.md: python recipes/report.py results.json ... evaluation.json ...
 
-Each file is one that train.py or evaluate.py wrote; all numbers of the tables come from them.
+Each file is one that train.py, evaluate.py or `python -m hf_dynvit.benchmark --json` wrote; all numbers of the tables
+come from them.
 """
 
 import json
@@ -35,11 +36,13 @@ def main(argv=None):
 
 
 def read(path):
-    """One JSON file; raises ValueError if neither train.py nor evaluate.py wrote it."""
+    """One JSON file; raises ValueError if neither train.py nor evaluate.py nor the benchmark wrote it."""
     results = json.loads(Path(path).read_text(encoding="utf-8"))
-    if not isinstance(results, dict) or results.get("kind") not in ("training", "evaluation"):
-        raise ValueError(f"{path} was written neither by train.py nor by evaluate.py")
-    return results
+    if isinstance(results, dict) and results.get("kind") in ("training", "evaluation"):
+        return results
+    if isinstance(results, dict) and all("realised" in row for row in results.get("rows") or [{}]):
+        return {**results, "kind": "benchmark"}
+    raise ValueError(f"{path} was written neither by train.py nor by evaluate.py nor by the benchmark")
 
 
 def render(all_results):
@@ -54,6 +57,9 @@ def render(all_results):
     speeds = [speed_row(results, row) for results in evaluations for row in results["throughput"]]
     if speeds:
         parts += ["### Speed", table(speeds)]
+    for benchmark in (results for results in all_results if results["kind"] == "benchmark"):
+        parts += ["### Speed at a given cost, random decisions", circumstances(benchmark)]
+        parts += [table([benchmark_row(row) for row in benchmark["rows"]])]
     return "\n\n".join(parts)
 
 
@@ -92,6 +98,30 @@ def speed_row(results, row):
         "threads": results["threads"],
         **provenance(results, row["batch_size"]),
     }
+
+
+def benchmark_row(row):
+    kernel = min(row["dense_ms"], key=row["dense_ms"].get)
+    return {
+        "size": row["size"],
+        "dtype": row["dtype"],
+        "batch": row["batch"],
+        "gates": row["gates"],
+        "cost": f"{row['cost']:.3f}",
+        "dense ms": f"{row['dense_ms'][kernel]:.1f} ({kernel})",
+        "packed ms": f"{row['packed_ms']:.1f}",
+        "speed-up": f"{row['speedup']:.2f}×",
+        "of the MACs' promise": f"{row['realised']:.2f}",
+        "rounds": row["rounds"],
+    }
+
+
+def circumstances(results):
+    """A benchmark's rows share all but what their columns say."""
+    return (
+        f"On {results['device']}, {results['threads']} threads, seed {results['seed']}, commit {results['commit']}: "
+        f"`{command(results['command'])}`"
+    )
 
 
 def accuracy_columns(results):

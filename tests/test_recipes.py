@@ -364,3 +364,18 @@ def test_the_dial_turns_without_training(place, tmp_path):
         dial.main([*words, "--budget", "0.6"])
     with pytest.raises(ValueError, match=r"budget must be in \(0, 1\], got 1.5"):
         dial.main([*words, "--budget", "1.5"])
+
+
+def test_the_report_takes_the_benchmark_and_nothing_else(tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before {report.START} old {report.END} after")
+    row = {"size": "tiny", "dtype": "float32", "batch": 8, "gates": "patch", "cost": 0.5, "rounds": 9}
+    row |= {"dense_ms": {"eager": 30.0, "sdpa": 20.0}, "packed_ms": 12.5, "speedup": 1.6, "realised": 0.8}
+    made = {"device": "A CPU", "threads": 2, "seed": 0, "commit": "abc", "command": "python benchmark", "rows": [row]}
+    (tmp_path / "speed.json").write_text(json.dumps(made))
+    report.main(["--readme", str(readme), str(tmp_path / "speed.json")])
+    assert "| tiny | float32 | 8 | patch | 0.500 | 20.0 (sdpa) | 12.5 | 1.60× | 0.80 | 9 |" in readme.read_text()
+    assert "A CPU, 2 threads, seed 0, commit abc" in readme.read_text() and " old " not in readme.read_text()
+    (tmp_path / "other.json").write_text(json.dumps({"rows": [{"accuracy": 1}]}))
+    with pytest.raises(ValueError, match="was written neither"):
+        report.main(["--readme", str(readme), str(tmp_path / "other.json")])
