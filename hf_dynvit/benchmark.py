@@ -33,7 +33,7 @@ class BenchmarkArguments:
     batch_sizes: list[int] = field(default_factory=lambda: [1, 8, 32])
     gates: list[str] = field(
         default_factory=lambda: ["patch+sublayer", "patch+sublayer+head"],
-        metadata={"help": 'gate sets; "head@0.8" has a mean cost of its own'},
+        metadata={"help": 'gate sets; "head@0.9" has a mean cost of its own'},
     )
     cost: float = field(default=0.5, metadata={"help": "mean cost of the decisions, gates included"})
     draws: int = field(default=8, metadata={"help": "sets of decisions per gate set, taken in turns"})

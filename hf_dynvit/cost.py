@@ -1,8 +1,8 @@
 """The cost of a forward: multiply-accumulates (MACs) in closed form, from what the packed layout really runs.
 
 Counted: the patch projection, all matrix products of the layers, the gates, the classifier. Not counted, here as in the
-dense model: norms, activations, softmax, additions. A head that is off saves its queries, keys, values and attention;
-the output projection and the MLP's input keep their full width.
+dense model: norms, activations, softmax, additions. A head that is off saves its attention; the projections and the
+MLP's input keep their full width.
 
 Letters: B images, N tokens, D channels, F channels of the MLP, H heads, L layers.
 """
@@ -25,7 +25,7 @@ def attention_macs(config, tokens, heads):
     """MACs of one layer's attention for one image, projections included."""
     width = config.hidden_size
     share = heads / config.num_attention_heads
-    return tokens * width * width * (3 * share + 1) + 2 * tokens * tokens * width * share
+    return 4 * tokens * width * width + 2 * tokens * tokens * width * share
 
 
 def mlp_macs(config, tokens):

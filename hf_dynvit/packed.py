@@ -33,7 +33,7 @@ def packed_attention_sublayer(layer, x, normed, tokens, use, heads):
     if heads is not None:
         heads = (heads if used.images is None else heads[used.images]) > 0.5
         heads = None if heads.all() else heads
-    q, k, v = _project(host, h, used, heads)  # (T, H, d)
+    q, k, v = _project(host, h, used)  # (T, H, d)
     out = packed_attention(q, k, v, used.lengths, heads, host.attention_dropout if layer.training else 0.0)
     out = host.o_proj(used.pad(out.flatten(1)))
     if layer.training:
@@ -61,30 +61,11 @@ def spread_heads(heads, like):
     return heads.to(like.dtype).repeat_interleave(like.shape[-1] // heads.shape[1], dim=1)
 
 
-def _project(host, h, used, heads):
-    """q, k, v (T, H, d) of the rows h; those of heads that are off are not computed but 0."""
+def _project(host, h, used):
+    """q, k, v (T, H, d) of the rows h (T + padding, D), all heads: one product for all beats one for each that is on."""
     linears = (host.q_proj, host.k_proj, host.v_proj)
-    if heads is not None:
-        return _project_heads(linears, host.head_dim, h[: used.total], used, heads)
     if h.shape[1] <= FUSE_UP_TO and h.dtype.itemsize == 2 and h.device.type == "cpu":
         weight = torch.cat([linear.weight for linear in linears])
         bias = None if linears[0].bias is None else torch.cat([linear.bias for linear in linears])
-        outs = F.linear(h, weight, bias)[: used.total].unflatten(1, (3, -1, host.head_dim)).unbind(1)
-    else:
-        outs = [linear(h)[: used.total].unflatten(1, (-1, host.head_dim)) for linear in linears]
-    return outs
-
-
-def _project_heads(linears, head_dim, h, used, heads):
-    rows_on = used.spread(heads)  # (T, H)
-    device = h.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else h.dtype  # of the products
-    outs = [h.new_zeros(len(h), heads.shape[1], head_dim, dtype=dtype) for _ in linears]
-    for head in range(heads.shape[1]):
-        channels = slice(head * head_dim, (head + 1) * head_dim)
-        rows = rows_on[:, head].nonzero().squeeze(1)
-        taken = h.index_select(0, rows)
-        for linear, out in zip(linears, outs, strict=True):
-            part = F.linear(taken, linear.weight[channels], None if linear.bias is None else linear.bias[channels])
-            out[:, head].index_copy_(0, rows, part)
-    return outs
+        return F.linear(h, weight, bias)[: used.total].unflatten(1, (3, -1, host.head_dim)).unbind(1)
+    return [linear(h)[: used.total].unflatten(1, (-1, host.head_dim)) for linear in linears]

@@ -24,7 +24,7 @@ def vit(tiny_vit):
 
 
 @pytest.mark.parametrize(
-    "gates, target", [("patch", 0.6), ("sublayer", 0.5), ("head", 0.9), ("patch+sublayer+head", 0.5)]
+    "gates, target", [("patch", 0.6), ("sublayer", 0.5), ("head", 0.98), ("patch+sublayer+head", 0.5)]
 )
 def test_drawn_decisions_replayed_cost_what_was_asked_for(vit, gates, target):
     model = gated(vit, gates)
@@ -107,7 +107,7 @@ def test_speed_from_the_command_line(vit, tmp_path, capsys):
     vit.save_pretrained(tmp_path / "vit")
     out, plot = tmp_path / "speed.json", tmp_path / "speed.png"
     options = (
-        "--dtypes float32 bfloat16 --batch_sizes 1 2 --gates patch+sublayer head@0.9 --cost 0.6 --rounds 2".split()
+        "--dtypes float32 bfloat16 --batch_sizes 1 2 --gates patch+sublayer head@0.98 --cost 0.6 --rounds 2".split()
     )
     main(["--model", str(tmp_path / "vit"), *options, "--json", str(out), "--plot", str(plot)])
     written = json.loads(out.read_text())

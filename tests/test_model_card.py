@@ -15,9 +15,16 @@ from hf_dynvit.model_card import layer_ranges, template_path, write_model_card
 from hf_dynvit.usage import UsageMeter
 
 
+GATES = [
+    {"gate": "patch", "on": "attention", "layers": [1, 2, 3]},
+    {"gate": "patch", "on": "mlp", "layers": [0, 1, 2, 3]},
+    {"gate": "sublayer", "layers": [1, 2, 3]},
+]
+
+
 @pytest.fixture
 def model(tiny_vit):
-    return DynViTForImageClassification.from_vit(tiny_vit(num_hidden_layers=4), gates="adavit", budget=0.5)
+    return DynViTForImageClassification.from_vit(tiny_vit(num_hidden_layers=4), gates=GATES, budget=0.5)
 
 
 @pytest.fixture
