@@ -1,4 +1,4 @@
-"""Tokens from pixels; in 16 bit on CPU by one matrix product, which is twice as fast as the convolution it equals.
+"""Tokens from pixels; in 16 bit on CPU by one matrix product, which is faster than the convolution it equals.
 
 Letters: B images, N tokens ([CLS] first), D channels.
 """

@@ -2,7 +2,8 @@
 
 Masking is the meaning: the masked layout computes everything on full tensors and multiplies by 0 or 1, which is what
 straight-through gradients flow through. Packing is the speed: the packed layout gathers the rows that a sub-layer uses
-into one (T, D) matrix, computes on that alone and adds the result back (packed.py). A row that is not used passes by unchanged.
+into one (T, D) matrix, computes on that alone and adds the result back (packed.py). A row that is not used passes by
+unchanged.
 
 Letters: B images, N tokens ([CLS] first), D channels, H heads, d channels of a head, T packed rows.
 """

@@ -55,12 +55,11 @@ class Score(nn.Linear):
 class Gate(nn.Module):
     """A small policy that sits on one layer and decides one kind of unit.
 
-    Subclasses set `slots` (the fields of `LayerDecisions` they fill), `reads` (`"input"`: the tokens entering the
-    block, `"normed"`: the same after the sub-layer's LayerNorm) and define `logits`.
+    Subclasses set `slots` (the fields of `LayerDecisions` they fill) and define `logits`. Gates of tokens read the tokens
+    after the sub-layer's LayerNorm, gates of heads and sub-layers those entering the block.
     """
 
     slots: tuple[str, ...] = ()
-    reads = "input"
     drop = False  # whether tokens that are not kept are gone for later layers too
 
     def __init__(self, in_features, units, init_bias=3.0, tau=1.0, threshold=0.5):

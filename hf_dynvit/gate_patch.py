@@ -13,7 +13,6 @@ class PatchGate(Gate):
             layer unchanged and coming back.
     """
 
-    reads = "normed"
     SLOTS = {
         "block": ("attention_tokens", "mlp_tokens"),
         "attention": ("attention_tokens",),

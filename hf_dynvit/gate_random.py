@@ -14,7 +14,6 @@ class RandomGate(torch.nn.Module):
         on: for patches, as in `PatchGate`.
     """
 
-    reads = "input"
     deactivation = "attention"
     drop = False
 
