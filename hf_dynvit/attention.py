@@ -8,6 +8,7 @@ attention. `padded` (the rest): images padded to the longest one, keys masked.
 """
 
 import torch
+from torch.nn import functional as F
 from torch.nn.functional import dropout, scaled_dot_product_attention
 
 
@@ -28,7 +29,7 @@ def choose_kernel(query):
     return "varlen" if width_fits and torch.cuda.get_device_capability(query.device) >= (8, 0) else "padded"
 
 
-def packed_attention(query, key, value, lengths, heads=None, dropout_p=0.0, kernel=None):
+def packed_attention(query, key, value, lengths, heads=None, dropout_p=0.0, kernel=None, bias=None):
     """Softmax attention of each image over its own rows.
 
     Args:
@@ -37,13 +38,16 @@ def packed_attention(query, key, value, lengths, heads=None, dropout_p=0.0, kern
         heads: bool (B, H), heads to compute, or None for all; the output of the others is 0.
         dropout_p: dropout on the attention weights.
         kernel: "loop", "varlen" or "padded"; None chooses.
+        bias: (T,) added to the scores of each key, or None.
 
     Returns:
         (T, H, d).
     """
     kernel = kernel or choose_kernel(query)
     if kernel == "loop":
-        return _loop(query, key, value, lengths, heads, dropout_p)
+        return _loop(query, key, value, lengths, heads, dropout_p, bias)
+    if bias is not None:
+        return _with_bias(query, key, value, lengths, heads, dropout_p, kernel, bias)
     attend = _varlen if kernel == "varlen" and dropout_p == 0.0 else _padded
     if heads is None:
         return attend(query, key, value, lengths, dropout_p)
@@ -58,7 +62,18 @@ def packed_attention(query, key, value, lengths, heads=None, dropout_p=0.0, kern
     return out.transpose(0, 1)
 
 
-def _loop(query, key, value, lengths, heads, dropout_p):
+def _with_bias(query, key, value, lengths, heads, dropout_p, kernel, bias):
+    """The bias as one more channel of the keys, which all queries read: what kernels without a bias can do."""
+    width = query.shape[-1]
+    more = -width % 8 or 8  # flash attention takes widths in steps of 8
+    bias = (bias * width**0.5).to(key.dtype)[:, None, None].expand(-1, key.shape[1], 1)
+    query = F.pad(torch.cat([query * ((width + more) / width) ** 0.5, torch.ones_like(bias)], -1), (0, more - 1))
+    key = F.pad(torch.cat([key, bias * ((width + more) / width) ** 0.5], -1), (0, more - 1))
+    out = packed_attention(query, key, F.pad(value, (0, more)), lengths, heads, dropout_p, kernel)
+    return out[..., :width]
+
+
+def _loop(query, key, value, lengths, heads, dropout_p, bias):
     query = query * query.shape[-1] ** -0.5
     q, k, v = (t.transpose(0, 1) for t in (query, key, value))  # (H, T, d)
     if query.dtype.itemsize == 2:  # 16-bit products are slow on rows that lie apart; one copy serves all images
@@ -68,18 +83,20 @@ def _loop(query, key, value, lengths, heads, dropout_p):
     else:
         q, k, v = (q,), (k,), (v,)
     heads = [None] * len(lengths) if heads is None else _kept_heads(heads)
-    outs = [_one_image(*image, dropout_p) for image in zip(q, k, v, heads, strict=True)]
+    bias = [None] * len(lengths) if bias is None else bias.to(query.dtype).split(lengths)
+    outs = [_one_image(*image, dropout_p) for image in zip(q, k, v, heads, bias, strict=True)]
     return outs[0] if len(outs) == 1 else torch.cat(outs)
 
 
-def _one_image(q, k, v, kept, dropout_p):
-    """Scaled q, and k, v (H, n, d) of one image, the indices of the heads to compute or None for all -> (n, H, d)."""
+def _one_image(q, k, v, kept, bias, dropout_p):
+    """Scaled q, and k, v (H, n, d) of one image, the heads to compute or None for all, bias (n,) or None -> (n, H, d)."""
     if kept is not None:
         out = torch.zeros_like(q)
         if len(kept):
-            out = out.index_copy(0, kept, _one_image(q[kept], k[kept], v[kept], None, dropout_p).transpose(0, 1))
+            out = out.index_copy(0, kept, _one_image(q[kept], k[kept], v[kept], None, bias, dropout_p).transpose(0, 1))
         return out.transpose(0, 1)
-    weights = torch.bmm(q, k.transpose(1, 2)).softmax(-1)
+    scores = torch.bmm(q, k.transpose(1, 2)) if bias is None else torch.baddbmm(bias, q, k.transpose(1, 2))
+    weights = scores.softmax(-1)
     if dropout_p:
         weights = dropout(weights, dropout_p)
     return torch.bmm(weights, v).transpose(0, 1)

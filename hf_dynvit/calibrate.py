@@ -35,7 +35,7 @@ def calibrate(model, batches, budget, tolerance=0.002, widest=16.0, steps=12):
     with tqdm(total=steps, desc="calibrating", leave=False) as progress:
         for step in range(steps):
             shift = 0.0 if step == 0 else (low + high) / 2
-            _shift(gates, shift - applied)
+            shift_gates(gates, shift - applied)
             applied = shift
             cost = _mean_cost(model, batches)
             best = min(best, (abs(cost - budget), shift, cost))
@@ -43,13 +43,14 @@ def calibrate(model, batches, budget, tolerance=0.002, widest=16.0, steps=12):
                 break
             low, high = (low, shift) if cost > budget else (shift, high)
             progress.update()
-    _shift(gates, best[1] - applied)
+    shift_gates(gates, best[1] - applied)
     model.train(was_training)
     return best[1], best[2]
 
 
 @torch.no_grad()
-def _shift(gates, amount):
+def shift_gates(gates, amount):
+    """Add one number to the logits of all the gates."""
     for gate in gates:
         gate.score.bias += amount
 

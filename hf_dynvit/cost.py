@@ -1,8 +1,8 @@
 """The cost of a forward: multiply-accumulates (MACs) in closed form, from what the packed layout really runs.
 
-Counted: the patch projection, all matrix products of the layers, the gates, the classifier. Not counted, here as in the
-dense model: norms, activations, softmax, additions. A head that is off saves its attention; the projections and the
-MLP's input keep their full width.
+Counted: the patch projection, all matrix products of the layers, the gates, the search for where dropped tokens merge,
+the classifier. Not counted, here as in the dense model: norms, activations, softmax, additions. A head that is off
+saves its attention; the projections and the MLP's input keep their full width.
 
 Letters: B images, N tokens, D channels, F channels of the MLP, H heads, L layers.
 """
@@ -31,6 +31,12 @@ def attention_macs(config, tokens, heads):
 def mlp_macs(config, tokens):
     """MACs of one layer's MLP for one image."""
     return 2 * tokens * config.hidden_size * config.intermediate_size
+
+
+def merging_macs(into, kept_tokens, width):
+    """MACs of finding where tokens merge, per image: into (B, N), kept_tokens (B,) with [CLS] -> (B,)."""
+    leaving = (into != torch.arange(into.shape[1], device=into.device)).sum(1)
+    return leaving * (kept_tokens - 1) * width
 
 
 def stem_macs(config, num_tokens, classes):
@@ -79,6 +85,12 @@ def cost(config, decisions, batch, num_tokens, classes, gate_macs, device):
     # Switches multiply MACs, not tokens, which attention squares: the gradient of a switch is what it saves.
     layers = attention * attention_macs(config, usage("attention_tokens", num_tokens), heads)
     layers = layers + mlp * mlp_macs(config, usage("mlp_tokens", num_tokens))
+    merging = [
+        merging_macs(decision.into, decision.attention_tokens.detach().sum(1, dtype=torch.float32), config.hidden_size)
+        for decision in decisions
+        if decision.into is not None
+    ]
+    gate_macs = sum(merging, gate_macs)
     layers = layers.sum(0) if torch.is_tensor(layers) else torch.tensor(float(layers * len(decisions)), device=device)
     total = dense_macs(config, num_tokens, classes)
     return ((layers + stem_macs(config, num_tokens, classes) + gate_macs) / total).expand(batch)

@@ -13,14 +13,16 @@ from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.vit.modeling_vit import eager_attention_forward
 
-from .gate import LayerDecisions
+from .gate import LayerDecisions, TokenState
+from .merge import absorb, nearest
 from .packed import packed_attention_sublayer, packed_mlp_sublayer, spread_heads
 
 
 LAYOUTS = ("packed", "masked")
+NOTHING_DROPPED = TokenState()
 
 
-def run_layer(layer, gates, x, gating, layout, replay=None, noise=1.0, alive=None):
+def run_layer(layer, gates, x, gating, layout, replay=None, noise=1.0, state=NOTHING_DROPPED):
     """Run one host layer under the decisions of its gates.
 
     Args:
@@ -31,11 +33,11 @@ def run_layer(layer, gates, x, gating, layout, replay=None, noise=1.0, alive=Non
         layout: one of `LAYOUTS`.
         replay: `LayerDecisions` to use instead of the gates' own, which are evaluated all the same; its `None`s too.
         noise: scale of the gates' sampling noise.
-        alive: (B, N) tokens that no earlier layer has dropped for good, or None; not applied to what is replayed.
+        state: what earlier layers have dropped for good, which is not applied to what is replayed, and merged.
 
     Returns:
-        x (B, N, D), the `LayerDecisions` used, the tokens still alive, and the attention weights (B, H, N, N) if the
-        attention gives them.
+        x (B, N, D), the `LayerDecisions` used, the new state, and the attention weights (B, H, N, N) if the attention
+        gives them.
 
     Raises:
         ValueError: sampled straight-through decisions in the packed layout, where they cannot learn.
@@ -48,32 +50,54 @@ def run_layer(layer, gates, x, gating, layout, replay=None, noise=1.0, alive=Non
         keep = gates[slot](tokens, gating, given, noise)
         return keep if replay is None else given
 
-    attention, mlp = (
-        (packed_attention_sublayer, packed_mlp_sublayer) if layout == "packed" else (_masked_attention, _masked_mlp)
-    )
+    packed, alive = layout == "packed", state.alive if replay is None else None
     heads = ask("heads", x)
     sublayers = ask("sublayers", x)
     use_attention, use_mlp = (None, None) if sublayers is None else sublayers.unbind(1)  # (B,)
 
-    normed = layer.layernorm_before(x) if layout == "masked" or "attention_tokens" in gates else None
-    attention_tokens = _both(ask("attention_tokens", normed), None if replay is not None else alive)
-    if layout == "packed":
-        _refuse_straight_through(heads, sublayers, attention_tokens)
-    x, weights = attention(layer, x, normed, attention_tokens, use_attention, heads)
-
+    normed = layer.layernorm_before(x) if not packed or "attention_tokens" in gates else None
     gate = gates["attention_tokens"] if "attention_tokens" in gates else None
+    attention_tokens = _both(ask("attention_tokens", normed), alive)
+    if packed:
+        _refuse_straight_through(heads, sublayers, attention_tokens)
+    into = None if replay is None else replay.into
+    if into is not None or (replay is None and gate is not None and gate.merge and gating != "open"):
+        x, into, state = _merge(x, normed, attention_tokens, into, state, packed)
+        normed = None if packed else layer.layernorm_before(x)
+    attention = packed_attention_sublayer if packed else _masked_attention
+    x, weights = attention(layer, x, normed, attention_tokens, use_attention, heads, state.size)
+
     if replay is None and (gate is None or "mlp_tokens" in gate.slots) and "mlp_tokens" not in gates:
         mlp_tokens, normed = attention_tokens if gate is not None else alive, None  # one decision for the whole block
     else:
         normed = layer.layernorm_after(x) if "mlp_tokens" in gates else None
-        mlp_tokens = _both(ask("mlp_tokens", normed), None if replay is not None else alive)
+        mlp_tokens = _both(ask("mlp_tokens", normed), alive)
     if gate is not None and gate.drop:
-        alive = attention_tokens
-    if layout == "packed":
+        state = state._replace(alive=attention_tokens)
+    if packed:
         _refuse_straight_through(mlp_tokens)
     hide = heads if "heads" in gates and gates["heads"].deactivation == "official" else None
-    x = mlp(layer, x, normed, mlp_tokens, use_mlp, hide)
-    return x, LayerDecisions(attention_tokens, mlp_tokens, heads, sublayers), alive, weights
+    x = (packed_mlp_sublayer if packed else _masked_mlp)(layer, x, normed, mlp_tokens, use_mlp, hide)
+    return x, LayerDecisions(attention_tokens, mlp_tokens, heads, sublayers, into), state, weights
+
+
+def _merge(x, normed, tokens, into, state, packed):
+    """x, where the dropped tokens went (B, N), and the state, after kept tokens have taken on the dropped ones."""
+    itself = torch.arange(x.shape[1], device=x.device)
+    if into is None:
+        keep = tokens > 0.5 if tokens.dtype != torch.bool else tokens
+        leave = ~keep if state.alive is None else (state.alive > 0.5) & ~keep
+        # In the masked layout the kept ones too: a sampled token learns what would become of it.
+        place = nearest(normed, keep, leave if packed else None)
+        into = torch.where(leave, place, itself)
+        if tokens.requires_grad:
+            moving = (1 - tokens) * (place != itself)
+            moving = moving if state.alive is None else moving * state.alive.detach()
+            x, size = absorb(x, state.size, place, moving)
+            return x, into, state._replace(size=size)
+    moving = into != itself
+    x, size = absorb(x, state.size, into, moving if packed else moving.float())
+    return x, into, state._replace(size=size)
 
 
 def _both(keep, alive):
@@ -91,10 +115,12 @@ def _refuse_straight_through(*keeps):
         )
 
 
-def _masked_attention(layer, x, normed, tokens, use, heads):
+def _masked_attention(layer, x, normed, tokens, use, heads, size):
     host = layer.attention
     mask = None
-    if tokens is not None:
+    if size is not None:
+        mask = _weighted_keys(host, normed, tokens, size)
+    elif tokens is not None:
         mask = create_bidirectional_mask(host.config, normed, tokens > 0.5)  # keys; the rows are multiplied below
     q, k, v = (
         projection(normed).unflatten(-1, (-1, host.head_dim)).transpose(1, 2)  # (B, H, N, d)
@@ -107,6 +133,20 @@ def _masked_attention(layer, x, normed, tokens, use, heads):
         out = out * heads[:, None, :, None].to(out.dtype)
     out = layer.dropout(host.o_proj(out.flatten(2)))
     return x + _times(out, tokens, use), weights
+
+
+def _weighted_keys(host, normed, tokens, size):
+    """Additive mask (B, 1, 1, N): a key counts as often as it has patches, and not at all if it is not used."""
+    if host.config._attn_implementation not in ("eager", "sdpa"):
+        raise ValueError(
+            "merged tokens weigh in attention by their size, which needs eager or sdpa attention in the masked "
+            f'layout, not {host.config._attn_implementation!r}: call model.set_attn_implementation("sdpa")'
+        )
+    bias = size.log()
+    if tokens is not None:
+        bias = bias.masked_fill(tokens.detach() <= 0.5 if tokens.dtype != torch.bool else ~tokens, -torch.inf)
+    dtype = torch.get_autocast_dtype(normed.device.type) if torch.is_autocast_enabled(normed.device.type) else None
+    return bias[:, None, None].to(dtype or normed.dtype)
 
 
 def _masked_mlp(layer, x, normed, tokens, use, hide):

@@ -21,6 +21,18 @@ class LayerDecisions(NamedTuple):
     mlp_tokens: torch.Tensor | None = None  # (B, N) tokens that the MLP transforms
     heads: torch.Tensor | None = None  # (B, H)
     sublayers: torch.Tensor | None = None  # (B, 2) attention, MLP
+    into: torch.Tensor | None = None  # (B, N) the token that takes on each one dropped for good; itself: none
+
+    def keeps(self):
+        """The decisions that say keep or not, by name, without those that are None."""
+        return {slot: keep for slot, keep in self._asdict().items() if slot != "into" and keep is not None}
+
+
+class TokenState(NamedTuple):
+    """What earlier layers have done to the tokens for good."""
+
+    alive: torch.Tensor | None = None  # (B, N) not dropped; None: all
+    size: torch.Tensor | None = None  # (B, N) patches that a token stands for; None: one each
 
 
 def sample_straight_through(logits, tau, threshold, noise=1.0):
@@ -61,6 +73,7 @@ class Gate(nn.Module):
 
     slots: tuple[str, ...] = ()
     drop = False  # whether tokens that are not kept are gone for later layers too
+    merge = False  # and leave their content to the kept token most like them
 
     def __init__(self, in_features, units, init_bias=3.0, tau=1.0, threshold=0.5):
         super().__init__()

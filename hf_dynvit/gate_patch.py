@@ -11,6 +11,7 @@ class PatchGate(Gate):
             for that sub-layer alone, read at its own entrance.
         drop: tokens that are not kept are gone for all later layers too (as in DynamicViT), instead of passing this
             layer unchanged and coming back.
+        merge: before they are gone, the kept tokens most like them take on their content (merge.py).
     """
 
     SLOTS = {
@@ -19,13 +20,15 @@ class PatchGate(Gate):
         "mlp": ("mlp_tokens",),
     }
 
-    def __init__(self, config, on="block", drop=False, **options):
+    def __init__(self, config, on="block", drop=False, merge=False, **options):
         super().__init__(config.hidden_size, 1, **options)
         if on not in self.SLOTS:
             raise ValueError(f'"on" of a patch gate must be one of {sorted(self.SLOTS)}, got {on!r}')
         if drop and on != "block":
             raise ValueError(f'a patch gate drops tokens from a whole block: drop=True needs on="block", got {on!r}')
-        self.slots, self.drop = self.SLOTS[on], drop
+        if merge and not drop:
+            raise ValueError("a patch gate merges what it drops for good: merge=True needs drop=True")
+        self.slots, self.drop, self.merge = self.SLOTS[on], drop, merge
 
     def logits(self, tokens):
         return self.score(tokens).squeeze(-1)  # (B, N)

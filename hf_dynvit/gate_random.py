@@ -11,13 +11,12 @@ class RandomGate(torch.nn.Module):
     Args:
         unit: `"patch"`, `"head"` or `"sublayer"`.
         rate: probability in [0, 1].
-        on: for patches, as in `PatchGate`.
+        on, drop, merge: for patches, as in `PatchGate`.
     """
 
     deactivation = "attention"
-    drop = False
 
-    def __init__(self, config, unit="patch", rate=0.5, on="block"):
+    def __init__(self, config, unit="patch", rate=0.5, on="block", drop=False, merge=False):
         super().__init__()
         slots = {"patch": PatchGate.SLOTS.get(on), "head": ("heads",), "sublayer": ("sublayers",)}
         if slots.get(unit) is None:
@@ -27,6 +26,9 @@ class RandomGate(torch.nn.Module):
             )
         if not 0 <= rate <= 1:
             raise ValueError(f"rate of a random gate must be in [0, 1], got {rate}")
+        if (drop and (unit, on) != ("patch", "block")) or (merge and not drop):
+            raise ValueError("a random gate drops patches of a block for good, and merges what it drops, or neither")
+        self.drop, self.merge = drop, merge
         self.slots, self.rate, self.unit = slots[unit], rate, unit
         self.units = {"head": config.num_attention_heads, "sublayer": 2}.get(unit)
 

@@ -16,7 +16,7 @@ from .configuration_dynvit import DynViTConfig
 from .convert import dynvit_config, load_vit
 from .cost import cost
 from .embed import embed
-from .execute import LAYOUTS, run_layer
+from .execute import LAYOUTS, NOTHING_DROPPED, run_layer
 from .gate import GATINGS, Score
 from .gates import build_gates
 
@@ -136,16 +136,16 @@ class DynViTModel(DynViTPreTrainedModel):
                 )
             layout = "masked"  # the packed layout has no (N, N) matrix; the meaning is the same
         x = embed(self.vit.embeddings, pixel_values, bool(interpolate_pos_encoding))
-        alive, used, attentions, hidden = None, [], [], [self._snapshot(x, 0, wants_hidden)]
+        state, used, attentions, hidden = NOTHING_DROPPED, [], [], [self._snapshot(x, 0, wants_hidden)]
         for index, (layer, gates) in enumerate(zip(self.vit.layers, self.gates, strict=True)):
             replay = decisions[index] if decisions is not None else None
             if layer.gradient_checkpointing and self.training:
                 # Gates sample from the global generator, which checkpointing restores for the second forward.
-                x, decision, alive, weights = layer._gradient_checkpointing_func(
-                    run_layer, layer, gates, x, gating, layout, replay, noise, alive
+                x, decision, state, weights = layer._gradient_checkpointing_func(
+                    run_layer, layer, gates, x, gating, layout, replay, noise, state
                 )
             else:
-                x, decision, alive, weights = run_layer(layer, gates, x, gating, layout, replay, noise, alive)
+                x, decision, state, weights = run_layer(layer, gates, x, gating, layout, replay, noise, state)
             used.append(decision)
             attentions.append(weights)
             hidden.append(self._snapshot(x, index + 1, wants_hidden))

@@ -7,20 +7,21 @@ import torch
 from torch.nn import functional as F
 
 from .attention import packed_attention
-from .rows import add_rows, chunks, take_rows, used_rows
+from .rows import add_rows, chunks, take_rows, take_values, used_rows
 
 
 # Up to this width three 16-bit products cost more in calls than joining their weights costs in copies (on CPU).
 FUSE_UP_TO = 384
 
 
-def packed_attention_sublayer(layer, x, normed, tokens, use, heads):
+def packed_attention_sublayer(layer, x, normed, tokens, use, heads, size=None):
     """x + attention over the rows in use.
 
     Args:
         layer: the host's `ViTLayer`.
         x: (B, N, D). normed: the same after `layernorm_before` if a gate has read it, else None.
         tokens: (B, N) or None. use: (B,) or None. heads: (B, H) or None.
+        size: (B, N) patches that each token stands for, or None for one each.
 
     Returns:
         x (B, N, D), and None where the masked layout has the attention weights.
@@ -34,7 +35,9 @@ def packed_attention_sublayer(layer, x, normed, tokens, use, heads):
         heads = (heads if used.images is None else heads[used.images]) > 0.5
         heads = None if heads.all() else heads
     q, k, v = _project(host, h, used)  # (T, H, d)
-    out = packed_attention(q, k, v, used.lengths, heads, host.attention_dropout if layer.training else 0.0)
+    bias = None if size is None else take_values(size, used).log()
+    dropout = host.attention_dropout if layer.training else 0.0
+    out = packed_attention(q, k, v, used.lengths, heads, dropout, bias=bias)
     out = host.o_proj(used.pad(out.flatten(1)))
     if layer.training:
         out = layer.dropout(out)

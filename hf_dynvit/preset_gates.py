@@ -10,7 +10,7 @@ def _adavit(layers):
     depth = len(layers)
     places = sorted({depth * twelfths // 12 for twelfths in (3, 5, 7, 9)} - {0})
     return [
-        {"gate": "patch", "on": "block", "drop": True, "layers": places},
+        {"gate": "patch", "on": "block", "drop": True, "merge": True, "layers": places},
         {"gate": "sublayer", "layers": layers[1:], "init_bias": 5.0},
     ]
 

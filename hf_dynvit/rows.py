@@ -83,6 +83,12 @@ def take_rows(x, normed, norm, used):
     return norm(rows) if normed is None else rows
 
 
+def take_values(values, used):
+    """One number per packed row, without padding: values (B, N) -> (T,)."""
+    values = values.flatten()
+    return values if used.index is None else values.index_select(0, used.index)
+
+
 def add_rows(x, used, out):
     """x (B, N, D) with out (T + padding, D) added to the rows in use; in place where no gradient is recorded."""
     out = out[: used.total].to(x.dtype)  # under autocast the stream stays wider than the products

@@ -2,12 +2,13 @@
 
 import torch
 from torch.utils.data import DataLoader, Subset
-from transformers import Trainer, TrainerCallback, default_data_collator
+from transformers import Trainer, default_data_collator
 
 from .calibrate import calibrate
 from .gate import Gate
 from .metrics import compute_metrics as default_metrics
 from .objectives import budget_loss, distillation_loss, usage_loss
+from .tuning import PackedTuning
 from .usage import UsageMeter
 
 
@@ -38,8 +39,8 @@ class DynViTTrainer(Trainer):
         self.teacher = None if teacher is None else teacher.to(self.args.device).eval()
         self.calibration_dataset = calibration_dataset
         self.train_usage, self.eval_usage = UsageMeter(), UsageMeter()
-        self._train_costs = []
-        self.add_callback(_FreezeGates(self))
+        self._train_costs, self.step_costs = [], []
+        self.add_callback(PackedTuning(self))
 
     # ------------------------------------------------------------------------------------------ objective
 
@@ -64,6 +65,7 @@ class DynViTTrainer(Trainer):
             )
         self.train_usage.update(outputs.decisions)
         self._train_costs.append(outputs.cost.detach().mean())
+        self.step_costs.append(self._train_costs[-1])
         return (loss, outputs) if return_outputs else loss
 
     def _gate_loss(self, outputs):
@@ -82,7 +84,7 @@ class DynViTTrainer(Trainer):
     def _gating(self):
         if self._progress() < self.args.gate_warmup:
             return "open"
-        return "threshold" if self._frozen() else "sample"
+        return "threshold" if self.gates_are_frozen() else "sample"
 
     def _budget_now(self):
         budget, ramp = self.model.config.budget, self.args.budget_ramp
@@ -94,7 +96,8 @@ class DynViTTrainer(Trainer):
         done = min(1.0, self._progress() / max(self.args.freeze_gates_at, 1e-9))
         return 1.0 - (1.0 - self.args.gate_noise_end) * done
 
-    def _frozen(self):
+    def gates_are_frozen(self):
+        """Whether the packed tuning has begun."""
         return self.args.freeze_gates_at < 1.0 and self._progress() >= self.args.freeze_gates_at
 
     def calibrate(self):
@@ -187,24 +190,3 @@ class DynViTTrainer(Trainer):
         model = self.accelerator.unwrap_model(self.model if model is None else model)
         source = type(model).from_pretrained(folder, dtype=torch.float32)
         model.load_state_dict(source.state_dict(), strict=True)
-
-
-class _FreezeGates(TrainerCallback):
-    """Fixes the gates at `freeze_gates_at` and lets the body train on what they keep, packed."""
-
-    def __init__(self, trainer):
-        self.trainer = trainer
-
-    def on_step_begin(self, args, state, control, **kwargs):
-        trainer = self.trainer
-        if not trainer._frozen():
-            return
-        model = trainer.accelerator.unwrap_model(trainer.model)
-        gates = [gate for gate in model.modules() if isinstance(gate, Gate)]
-        if gates and next(gates[0].parameters()).requires_grad:
-            first = (state.global_step - 1) / max(1, state.max_steps) < args.freeze_gates_at
-            if first:  # not when a later step is resumed
-                trainer.calibrate()
-            for gate in gates:
-                gate.requires_grad_(False)
-            model.layout = "packed"

@@ -36,6 +36,16 @@ class DynViTTrainingArguments(TrainingArguments):
         default=1.0,
         metadata={"help": "fraction of training after which gates are fixed and the body is tuned in packed layout"},
     )
+    tuning_budgets: list[float] = field(
+        default_factory=list,
+        metadata={
+            "help": "costs that the packed tuning takes in turn, the model's budget first: one training for all of "
+            "them; none: the budget alone"
+        },
+    )
+    tuning_gain: float = field(
+        default=0.5, metadata={"help": "how fast thresholds follow the budget in packed tuning; 0: not at all"}
+    )
     distillation_weight: float = field(default=1.0, metadata={"help": "weight of the loss against the teacher"})
     distillation_temperature: float = field(default=1.0, metadata={"help": "softens teacher and student"})
     label_weight: float = field(default=1.0, metadata={"help": "weight of the loss against the labels"})
@@ -51,6 +61,12 @@ class DynViTTrainingArguments(TrainingArguments):
         for name in ("gate_warmup", "budget_ramp", "gate_noise_end", "freeze_gates_at", "usage_target"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
+        wrong = [budget for budget in self.tuning_budgets if not 0.0 < budget <= 1.0]
+        if wrong or self.tuning_gain < 0:
+            raise ValueError(
+                f"tuning_budgets must be in (0, 1] and tuning_gain at least 0, got {self.tuning_budgets} "
+                f"and {self.tuning_gain}"
+            )
         if self.gate_warmup >= self.freeze_gates_at:
             raise ValueError(
                 f"gate_warmup ({self.gate_warmup}) must end before freeze_gates_at ({self.freeze_gates_at}): "

@@ -1,7 +1,5 @@
 """How much of each kind of unit the layers use, averaged over many images."""
 
-from .gate import LayerDecisions
-
 
 class UsageMeter:
     """Running mean of decisions, per layer and kind.
@@ -19,10 +17,7 @@ class UsageMeter:
     def update(self, decisions):
         """Add L `LayerDecisions` of one batch."""
         for layer, decision in enumerate(decisions):
-            for slot in LayerDecisions._fields:
-                keep = getattr(decision, slot)
-                if keep is None:
-                    continue
+            for slot, keep in decision.keeps().items():
                 parts = {slot: keep} if slot != "sublayers" else {"attention": keep[:, 0], "mlp": keep[:, 1]}
                 for kind, part in parts.items():
                     total, images = self.sums.setdefault(kind, {}).get(layer, (0.0, 0))

@@ -15,10 +15,12 @@ GATE_SETS = {
         {"gate": "patch", "drop": True, "layers": [0]},
         {"gate": "patch", "on": "mlp", "layers": [1]},
     ],
+    "patch merged": [{"gate": "patch", "drop": True, "merge": True}],
     "head": [{"gate": "head"}],
     "head official": [{"gate": "head", "deactivation": "official"}],
     "sublayer": [{"gate": "sublayer"}],
     "random patch": [{"gate": "random"}],
+    "random patch merged": [{"gate": "random", "drop": True, "merge": True, "rate": 0.8}],
     "random head": [{"gate": "random", "unit": "head"}],
     "random sublayer": [{"gate": "random", "unit": "sublayer"}],
     "all": [

@@ -13,7 +13,7 @@ def fresh_compiler():
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("gates, attention", [("all", "sdpa"), ("all official", "eager")])
+@pytest.mark.parametrize("gates, attention", [("all", "sdpa"), ("all official", "eager"), ("patch merged", "sdpa")])
 def test_the_masked_layout_compiles_whole(tiny_vit, fresh_compiler, gates, attention):
     vit = tiny_vit(2)
     vit.set_attn_implementation(attention)

@@ -28,7 +28,7 @@ def assert_layouts_agree(model, pixel_values, **options):
 def test_packed_gives_the_logits_of_masked(tiny_vit, name, batch):
     model = gated(tiny_vit(LAYERS), GATE_SETS[name])
     out = assert_layouts_agree(model, images(batch))
-    kept = torch.cat([keep.flatten() for layer in out.decisions for keep in layer if keep is not None])
+    kept = torch.cat([keep.flatten() for layer in out.decisions for keep in layer.keeps().values()])
     assert 0.1 < kept.float().mean() < 0.9  # the agreement is about something
 
 
@@ -83,7 +83,7 @@ def test_replay_uses_the_given_decisions_and_nothing_of_the_gates(tiny_vit):
 def test_decisions_may_be_floats_and_are_kept_per_layer(tiny_vit):
     model = gated(tiny_vit(LAYERS), [{"gate": "head", "deactivation": "official"}])
     pixel_values, decisions = images(4), random_decisions(4, LAYERS)
-    floats = [LayerDecisions(*(keep.float() for keep in decision)) for decision in decisions]
+    floats = [LayerDecisions(*(keep.float() for keep in decision.keeps().values())) for decision in decisions]
     for layout in ("masked", "packed"):
         one, other = (run(model, layout, pixel_values, decisions=d) for d in (decisions, floats))
         assert torch.equal(one.logits, other.logits) and torch.equal(one.cost, other.cost)

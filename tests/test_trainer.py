@@ -120,7 +120,7 @@ def test_the_noise_is_gone_when_the_gates_are_fixed(make_trainer, tmp_path):
 
 
 def test_frozen_gates_do_not_change_while_the_body_trains_packed(make_trainer, tmp_path):
-    trainer = make_trainer(tmp_path, freeze_gates_at=0.5, calibration_images=0)
+    trainer = make_trainer(tmp_path, freeze_gates_at=0.5, calibration_images=0, tuning_gain=0.0)
     seen = []
     original = trainer.compute_loss
 
@@ -135,6 +135,32 @@ def test_frozen_gates_do_not_change_while_the_body_trains_packed(make_trainer, t
     assert_same(seen[4][1], seen[-1][1])
     assert any(not torch.equal(seen[4][2][name], seen[-1][2][name]) for name in seen[4][2])
     assert trainer.model.layout == "masked" and all(p.requires_grad for p in trainer.model.gates.parameters())
+
+
+def test_thresholds_follow_each_tuning_budget_in_its_turn(make_trainer, tmp_path):
+    budgets = [0.4, 0.6, 0.8]
+    trainer = make_trainer(
+        tmp_path,
+        gates=GATES[:1],
+        budget=0.4,
+        count=512,
+        per_device_train_batch_size=32,
+        freeze_gates_at=0.2,
+        tuning_budgets=budgets,
+        tuning_gain=3.0,
+        max_steps=60,
+    )
+    ends = []
+    original = trainer.calibrate
+    trainer.calibrate = lambda: ends.append(weights(trainer.model.gates)) or original()
+    trainer.train()
+    costs = [entry["cost"] for entry in trainer.state.log_history if "loss" in entry]
+    for turn, budget in enumerate(budgets):
+        assert sum(costs[45 + turn :: 3]) / 5 == pytest.approx(budget, abs=0.05)
+    frozen, last = ends
+    moved = torch.cat([(last[name] - frozen[name]).flatten() for name in last if name.endswith("bias")])
+    assert moved.max() - moved.min() < 1e-5  # all gates by the same shift
+    assert all(torch.equal(last[name], frozen[name]) for name in last if name.endswith("weight"))
 
 
 def test_usage_per_layer_is_logged(make_trainer, tmp_path):
@@ -185,6 +211,7 @@ def test_accumulated_gradients_equal_those_of_the_large_batch(make_trainer, tiny
 @pytest.mark.parametrize("saved_at", [3, 4, 6])
 def test_a_resumed_run_ends_with_the_same_weights(make_trainer, tmp_path, saved_at):
     options = {"freeze_gates_at": 0.5, "dropout": 0.1, "save_strategy": "steps", "save_steps": saved_at}
+    options["tuning_budgets"] = [0.5, 0.7]
     straight = make_trainer(tmp_path, **options)
     straight.train()
     resumed = make_trainer(tmp_path, **options)
@@ -226,6 +253,7 @@ def test_an_empty_dataset_is_refused(make_trainer, tmp_path):
     ("options", "message"),
     [
         ({"objective": "speed"}, "objective must be one of"),
+        ({"tuning_budgets": [0.5, 1.5]}, "tuning_budgets must be in"),
         ({"gate_warmup": 1.5}, "gate_warmup must be in"),
         ({"gate_warmup": 0.5, "freeze_gates_at": 0.5}, "gates would never learn"),
     ],

@@ -1,0 +1,64 @@
+"""Packed tuning: the gates' order of units is fixed, the body trains on what they keep, and the cost is held."""
+
+import torch
+from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
+
+from .calibrate import shift_gates
+from .gate import Gate
+
+
+class PackedTuning(TrainerCallback, ExportableState):
+    """From `freeze_gates_at` on: gates learn no more, the layout is packed, and thresholds follow the budgets.
+
+    As the body changes, fixed gates drift to another cost than the one the model is to be used at. After each step
+    the gates' common shift moves by `tuning_gain * (budget - mean cost)`; no forward is added. With several
+    `tuning_budgets` the steps take them in turn, each with a shift of its own: one training then serves them all.
+
+    Attributes:
+        shifts: one for each tuning budget; between steps the model has the first.
+    """
+
+    def __init__(self, trainer):
+        self.trainer = trainer
+        self.shifts = []
+
+    def state(self):
+        return {"args": {}, "attributes": {"shifts": list(self.shifts)}}
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        saved = state.stateful_callbacks.get(type(self).__name__) if state.global_step else None
+        self.shifts = list(saved["attributes"]["shifts"]) if isinstance(saved, dict) else []
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.trainer.step_costs.clear()
+        if not self.trainer.gates_are_frozen():
+            return
+        model = self.trainer.accelerator.unwrap_model(self.trainer.model)
+        gates = [gate for gate in model.modules() if isinstance(gate, Gate)]
+        if not gates:
+            return
+        if not self.shifts:  # not when a later step is resumed
+            self.trainer.calibrate()
+            self.shifts = [0.0] * len(self._budgets())
+        for gate in gates:
+            gate.requires_grad_(False)
+        model.layout = "packed"
+        shift_gates(gates, self.shifts[self._turn(state.global_step)] - self.shifts[0])
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if not self.shifts:
+            return
+        accelerator = self.trainer.accelerator
+        gates = [gate for gate in accelerator.unwrap_model(self.trainer.model).modules() if isinstance(gate, Gate)]
+        turn = self._turn(state.global_step - 1)
+        cost = accelerator.reduce(torch.stack(self.trainer.step_costs).mean(), "mean").item()
+        before, first = self.shifts[turn], self.shifts[0]
+        self.shifts[turn] += args.tuning_gain * (self._budgets()[turn] - cost)
+        shift_gates(gates, (self.shifts[0] - first) - (before - first))
+
+    def _budgets(self):
+        return self.trainer.args.tuning_budgets or [self.trainer.model.config.budget]
+
+    def _turn(self, step):
+        return step % len(self._budgets())
