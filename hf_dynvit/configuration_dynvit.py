@@ -22,9 +22,13 @@ class DynViTConfig(ViTConfig):
             defaults to all layers; the other keys are options of that gate. No gates: a plain ViT.
         budget (`float`, defaults to 1.0):
             The mean cost to aim at, in (0, 1]: multiply-accumulates spent / multiply-accumulates of the dense model.
+        layer_mask (`list[list[bool]]`, *optional*):
+            Per layer whether its attention and its MLP may run at all, whatever the gates say: what a search over
+            masks has chosen. None: all may.
 
     Raises:
-        ValueError: a budget outside (0, 1], or a gate entry without a name or with layers that do not exist.
+        ValueError: a budget outside (0, 1], or a gate entry without a name or with layers that do not exist, or a mask
+            that does not fit the layers or switches off everything.
     """
 
     model_type = "dynvit"
@@ -33,6 +37,7 @@ class DynViTConfig(ViTConfig):
 
     gates: list[dict] | None = None
     budget: float | int = 1.0
+    layer_mask: list[list[bool]] | None = None
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
@@ -41,6 +46,17 @@ class DynViTConfig(ViTConfig):
             raise ValueError(f"budget must be in (0, 1], got {self.budget}")
         for entry in self.gates or []:
             self._check_gate(entry)
+        if self.layer_mask is not None:
+            self._check_mask()
+
+    def _check_mask(self):
+        mask = self.layer_mask
+        if len(mask) != self.num_hidden_layers or any(len(pair) != 2 for pair in mask):
+            raise ValueError(
+                f"layer_mask needs a pair (attention, MLP) for each of {self.num_hidden_layers} layers, got {mask}"
+            )
+        if not any(any(pair) for pair in mask):
+            raise ValueError("layer_mask switches off everything: at least one attention or MLP must stay on")
 
     def _check_gate(self, entry):
         if not isinstance(entry, dict) or not isinstance(entry.get("gate"), str):

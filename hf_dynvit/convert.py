@@ -37,7 +37,7 @@ def dynvit_config(config, gates, budget):
     for name in ("model_type", "architectures", "transformers_version", "auto_map", "_name_or_path"):
         fields.pop(name, None)
     if isinstance(gates, str):
-        gates = preset_gates(gates, config.num_hidden_layers)
+        gates = preset_gates(gates, config)
     built = DynViTConfig(**fields, gates=gates, budget=budget)
     built._name_or_path = config._name_or_path  # the base model, for the card
     return built

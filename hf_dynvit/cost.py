@@ -52,17 +52,12 @@ def dense_macs(config, num_tokens, classes):
     return stem_macs(config, num_tokens, classes) + config.num_hidden_layers * layer
 
 
-def cost(config, decisions, batch, num_tokens, classes, gate_macs, device):
-    """Cost of each image relative to the dense model; differentiable where the decisions are.
+def layer_costs(config, decisions, batch, num_tokens, device):
+    """MACs of each layer for each image, gates and merging apart: (L, B); differentiable where the decisions are.
 
     Args:
         decisions: L `LayerDecisions`.
         batch, num_tokens: B and N.
-        classes: outputs of the classifier, 0 without one.
-        gate_macs: MACs of all gates that were evaluated, per image.
-
-    Returns:
-        (B,) float32: MACs spent / MACs of the dense model.
     """
 
     def usage(slot, full):
@@ -85,12 +80,26 @@ def cost(config, decisions, batch, num_tokens, classes, gate_macs, device):
     # Switches multiply MACs, not tokens, which attention squares: the gradient of a switch is what it saves.
     layers = attention * attention_macs(config, usage("attention_tokens", num_tokens), heads)
     layers = layers + mlp * mlp_macs(config, usage("mlp_tokens", num_tokens))
+    layers = layers if torch.is_tensor(layers) else torch.tensor(float(layers), device=device)
+    return layers.expand(len(decisions), batch)
+
+
+def cost(config, decisions, batch, num_tokens, classes, gate_macs, device):
+    """Cost of each image relative to the dense model; differentiable where the decisions are.
+
+    Args:
+        decisions, batch, num_tokens, device: as in `layer_costs`.
+        classes: outputs of the classifier, 0 without one.
+        gate_macs: MACs of all gates that were evaluated, per image.
+
+    Returns:
+        (B,) float32: MACs spent / MACs of the dense model.
+    """
+    layers = layer_costs(config, decisions, batch, num_tokens, device).sum(0)
     merging = [
         merging_macs(decision.into, decision.attention_tokens.detach().sum(1, dtype=torch.float32), config.hidden_size)
         for decision in decisions
         if decision.into is not None
     ]
-    gate_macs = sum(merging, gate_macs)
-    layers = layers.sum(0) if torch.is_tensor(layers) else torch.tensor(float(layers * len(decisions)), device=device)
     total = dense_macs(config, num_tokens, classes)
-    return ((layers + stem_macs(config, num_tokens, classes) + gate_macs) / total).expand(batch)
+    return (layers + stem_macs(config, num_tokens, classes) + sum(merging, gate_macs)) / total

@@ -13,16 +13,27 @@ from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.vit.modeling_vit import eager_attention_forward
 
-from .gate import LayerDecisions, TokenState
+from .gate import Exploration, LayerDecisions, TokenState
 from .merge import absorb, nearest
 from .packed import packed_attention_sublayer, packed_mlp_sublayer, spread_heads
 
 
 LAYOUTS = ("packed", "masked")
 NOTHING_DROPPED = TokenState()
+NO_EXPLORATION = Exploration()
 
 
-def run_layer(layer, gates, x, gating, layout, replay=None, noise=1.0, state=NOTHING_DROPPED):
+def run_layer(
+    layer,
+    gates,
+    x,
+    gating,
+    layout,
+    replay=None,
+    exploration=NO_EXPLORATION,
+    state=NOTHING_DROPPED,
+    allowed=(True, True),
+):
     """Run one host layer under the decisions of its gates.
 
     Args:
@@ -32,8 +43,9 @@ def run_layer(layer, gates, x, gating, layout, replay=None, noise=1.0, state=NOT
         gating: one of `GATINGS`.
         layout: one of `LAYOUTS`.
         replay: `LayerDecisions` to use instead of the gates' own, which are evaluated all the same; its `None`s too.
-        noise: scale of the gates' sampling noise.
+        exploration: how stochastic decisions are drawn.
         state: what earlier layers have dropped for good, which is not applied to what is replayed, and merged.
+        allowed: whether attention and MLP may run at all, whatever the gates say; not applied to what is replayed.
 
     Returns:
         x (B, N, D), the `LayerDecisions` used, the new state, and the attention weights (B, H, N, N) if the attention
@@ -42,17 +54,34 @@ def run_layer(layer, gates, x, gating, layout, replay=None, noise=1.0, state=NOT
     Raises:
         ValueError: sampled straight-through decisions in the packed layout, where they cannot learn.
     """
+    packed, alive = layout == "packed", state.alive if replay is None else None
+    if replay is None and not any(allowed):
+        return x, LayerDecisions(alive, alive, sublayers=_none(x)), state, None
+    actions = []
 
     def ask(slot, tokens):
         given = getattr(replay, slot) if replay is not None else None
         if slot not in gates or gating == "open":
             return given
-        keep = gates[slot](tokens, gating, given, noise)
+        gate = gates[slot]
+        if gate.upfront:
+            tokens = state.entry
+        if gating == "act":
+            actions.append(gate.act(tokens, given, exploration, state.alive if "tokens" in slot else None))
+            keep = actions[-1].keep
+        else:
+            keep = gate(tokens, gating, given, exploration)
         return keep if replay is None else given
 
-    packed, alive = layout == "packed", state.alive if replay is None else None
+    state = _remember_entry(state, gates, x)
     heads = ask("heads", x)
     sublayers = ask("sublayers", x)
+    if replay is None and not all(allowed):
+        sublayers = (~_none(x) if sublayers is None else sublayers) * torch.tensor(allowed, device=x.device)
+    if packed and sublayers is not None and all(allowed) and _skips_whole_images(gates, replay, state):
+        _refuse_straight_through(sublayers)
+        x = _run_images(layer, x, sublayers[:, 0])
+        return x, _with_policy(LayerDecisions(sublayers=sublayers), actions), state, None
     use_attention, use_mlp = (None, None) if sublayers is None else sublayers.unbind(1)  # (B,)
 
     normed = layer.layernorm_before(x) if not packed or "attention_tokens" in gates else None
@@ -78,7 +107,59 @@ def run_layer(layer, gates, x, gating, layout, replay=None, noise=1.0, state=NOT
         _refuse_straight_through(mlp_tokens)
     hide = heads if "heads" in gates and gates["heads"].deactivation == "official" else None
     x = (packed_mlp_sublayer if packed else _masked_mlp)(layer, x, normed, mlp_tokens, use_mlp, hide)
-    return x, LayerDecisions(attention_tokens, mlp_tokens, heads, sublayers, into), state, weights
+    decisions = LayerDecisions(attention_tokens, mlp_tokens, heads, sublayers, into)
+    return x, _with_policy(decisions, actions), state, weights
+
+
+def _none(x):
+    """Neither sub-layer, for all images: (B, 2)."""
+    return torch.zeros(len(x), 2, dtype=torch.bool, device=x.device)
+
+
+def _remember_entry(state, gates, x):
+    """The state, with what up-front gates read, if this is the first layer that has one."""
+    upfront = [gate for gate in gates.values() if gate.upfront]
+    if not upfront or state.entry is not None:
+        return state
+    return state._replace(entry=upfront[0].pool(x).unsqueeze(1).clone())
+
+
+def _skips_whole_images(gates, replay, state):
+    """Whether the only question is which images run this layer, attention and MLP alike."""
+    if (
+        set(gates) != {"sublayers"}
+        or not gates["sublayers"].whole
+        or state.alive is not None
+        or state.size is not None
+    ):
+        return False
+    return replay is None or set(replay.keeps()) == {"sublayers"}
+
+
+def _run_images(layer, x, use):
+    """x (B, N, D) after the layer for the images use (B,), and as it was for the others: one gather for the block."""
+    images = (use > 0.5).nonzero().squeeze(1)
+    if not len(images):
+        return x
+    part = x if len(images) == len(x) else x.index_select(0, images)
+    part, _ = packed_attention_sublayer(layer, part, None, None, None, None)
+    part = packed_mlp_sublayer(layer, part, None, None, None, None)
+    if len(images) == len(x):
+        return part
+    return x.index_copy(0, images, part) if torch.is_grad_enabled() else x.index_copy_(0, images, part)
+
+
+def _with_policy(decisions, actions):
+    """The decisions with the sums of the policies' log-probabilities and entropies, and the mean of their values."""
+    actions = [action for action in actions if action.log_prob is not None]
+    if not actions:
+        return decisions
+    values = [action.value for action in actions if action.value is not None]
+    return decisions._replace(
+        log_prob=sum(action.log_prob for action in actions),
+        entropy=sum(action.entropy for action in actions),
+        value=sum(values) / len(values) if values else None,
+    )
 
 
 def _merge(x, normed, tokens, into, state, packed):

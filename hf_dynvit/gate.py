@@ -1,4 +1,4 @@
-"""The contract of all gates: what a decision is, and how logits become one (sampled, thresholded or replayed)."""
+"""The contract of all gates: what a decision is, and how logits become one (sampled, acted, thresholded or replayed)."""
 
 import math
 from typing import NamedTuple
@@ -7,14 +7,30 @@ import torch
 from torch import nn
 
 
-# How a forward decides. sample: stochastic, straight-through; threshold: deterministic; open: keep everything.
-GATINGS = ("sample", "threshold", "open")
+# How a forward decides. sample: stochastic, straight-through; act: stochastic, with log-probabilities for policy
+# gradients; threshold: deterministic; open: keep everything.
+GATINGS = ("sample", "act", "threshold", "open")
+
+
+class Exploration(NamedTuple):
+    """How stochastic decisions are drawn.
+
+    Attributes:
+        noise: scale of the Gumbel noise of straight-through samples; at 0 they are what the threshold decides.
+        bound: a policy keeps with bound * p + (1 - bound) * (1 - p), so that it goes on exploring (BlockDrop).
+        from_layer: policies of earlier layers keep everything (a curriculum from the last layer backwards).
+    """
+
+    noise: float = 1.0
+    bound: float = 1.0
+    from_layer: int = 0
 
 
 class LayerDecisions(NamedTuple):
     """What one layer runs, for B images of N tokens and H heads; `None` keeps everything.
 
-    A bool says keep or not; a float is the same as 0.0 or 1.0 and carries the straight-through gradient.
+    A bool says keep or not; a float is the same as 0.0 or 1.0 and carries the straight-through gradient. The last
+    three come with `gating="act"` alone, as sums over the units that the layer decided.
     """
 
     attention_tokens: torch.Tensor | None = None  # (B, N) tokens that take part in attention
@@ -23,9 +39,16 @@ class LayerDecisions(NamedTuple):
     sublayers: torch.Tensor | None = None  # (B, 2) attention, MLP
     into: torch.Tensor | None = None  # (B, N) the token that takes on each one dropped for good; itself: none
 
+    log_prob: torch.Tensor | None = None  # (B,) of what was drawn or replayed, with gradient
+    entropy: torch.Tensor | None = None  # (B,) of the policy, nats
+    value: torch.Tensor | None = None  # (B,) the return that the layer expects
+
     def keeps(self):
         """The decisions that say keep or not, by name, without those that are None."""
-        return {slot: keep for slot, keep in self._asdict().items() if slot != "into" and keep is not None}
+        return {slot: keep for slot in KEEPS if (keep := getattr(self, slot)) is not None}
+
+
+KEEPS = ("attention_tokens", "mlp_tokens", "heads", "sublayers")
 
 
 class TokenState(NamedTuple):
@@ -33,6 +56,37 @@ class TokenState(NamedTuple):
 
     alive: torch.Tensor | None = None  # (B, N) not dropped; None: all
     size: torch.Tensor | None = None  # (B, N) patches that a token stands for; None: one each
+    entry: torch.Tensor | None = None  # (B, 1, D) what gates that decide up front have read
+
+
+class Action(NamedTuple):
+    """A policy's draw for B images: keep (B, units), and as in `LayerDecisions` log_prob, entropy and value (B,)."""
+
+    keep: torch.Tensor
+    log_prob: torch.Tensor | None = None
+    entropy: torch.Tensor | None = None
+    value: torch.Tensor | None = None
+
+
+def draw(logits, bound=1.0, keep=None, valid=None):
+    """Independent keep-or-skip draws of a policy, or the probability of given ones.
+
+    Args:
+        logits: (B, units); a unit is kept with probability sigmoid(logit), bounded as in `Exploration`.
+        keep: (B, units) to score instead of drawing.
+        valid: bool (B, units), units that are the policy's to decide; the others do not count.
+
+    Returns:
+        keep bool (B, units), log_prob (B,), entropy (B,).
+    """
+    on, off = torch.sigmoid(logits), torch.sigmoid(-logits)
+    on, off = bound * on + (1 - bound) * off, bound * off + (1 - bound) * on
+    keep = torch.rand_like(on) < on if keep is None else keep > 0.5
+    log_on, log_off = on.clamp(min=1e-12).log(), off.clamp(min=1e-12).log()
+    log_prob, entropy = torch.where(keep, log_on, log_off), -(on * log_on + off * log_off)
+    if valid is not None:
+        log_prob, entropy = log_prob * valid, entropy * valid
+    return keep, log_prob.sum(1), entropy.sum(1)
 
 
 def sample_straight_through(logits, tau, threshold, noise=1.0):
@@ -69,13 +123,19 @@ class Gate(nn.Module):
 
     Subclasses set `slots` (the fields of `LayerDecisions` they fill) and define `logits`. Gates of tokens read the tokens
     after the sub-layer's LayerNorm, gates of heads and sub-layers those entering the block.
+
+    Args:
+        value_width: hidden width of the network that predicts the return from [CLS], the baseline of policy gradients;
+            0: none.
     """
 
     slots: tuple[str, ...] = ()
     drop = False  # whether tokens that are not kept are gone for later layers too
     merge = False  # and leave their content to the kept token most like them
+    upfront = False  # whether it reads the tokens that entered the first gate of its kind
+    whole = False  # whether attention and MLP are always decided alike
 
-    def __init__(self, in_features, units, init_bias=3.0, tau=1.0, threshold=0.5):
+    def __init__(self, in_features, units, init_bias=3.0, tau=1.0, threshold=0.5, value_width=0):
         super().__init__()
         if not 0 < threshold < 1:
             raise ValueError(f"threshold of a gate must be in (0, 1), got {threshold}")
@@ -83,19 +143,43 @@ class Gate(nn.Module):
             raise ValueError(f"tau of a gate must be positive, got {tau}")
         self.score = Score(in_features, units, init_bias)
         self.tau, self.threshold = tau, threshold
+        if value_width < 0:
+            raise ValueError(f"value_width of a gate must be at least 0, got {value_width}")
+        self.value = None
+        if value_width:
+            self.value = nn.Sequential(nn.Linear(in_features, value_width), nn.ReLU(), nn.Linear(value_width, 1))
 
     def logits(self, tokens):
         """tokens (B, N, D) -> (B, units)."""
         raise NotImplementedError
 
-    def forward(self, tokens, gating, replay=None, noise=1.0):
+    def pool(self, tokens):
+        """tokens (B, N, D) -> (B, D), what the value network reads."""
+        return tokens[:, 0]
+
+    def forward(self, tokens, gating, replay=None, exploration=Exploration()):  # noqa: B008 - immutable
         """tokens (B, N, D) -> keep (B, units): bool, or float with a straight-through gradient when sampled."""
         logits = self.logits(tokens)
         if replay is not None:
             return replay
         if gating == "sample":
-            return sample_straight_through(logits, self.tau, self.threshold, noise)
-        return logits > math.log(self.threshold / (1 - self.threshold))
+            return sample_straight_through(logits, self.tau, self.threshold, exploration.noise)
+        return logits > self._cut()
+
+    def act(self, tokens, replay=None, exploration=Exploration(), valid=None):  # noqa: B008 - immutable
+        """An `Action`: drawn, or `replay` scored. No gradient enters the tokens.
+
+        Args:
+            tokens: (B, N, D). replay: (B, units) to score instead of drawing.
+            valid: (B, units), units that are there to be decided, or None for all.
+        """
+        tokens = tokens.detach()
+        logits = self.logits(tokens).float() - self._cut()
+        drawn = draw(logits, exploration.bound, replay, valid)
+        return Action(*drawn, None if self.value is None else self.value(self.pool(tokens)).float().squeeze(1))
+
+    def _cut(self):
+        return math.log(self.threshold / (1 - self.threshold))
 
     def macs(self, num_tokens):
         """Multiply-accumulates of one image with `num_tokens` tokens."""

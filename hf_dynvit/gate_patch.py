@@ -1,6 +1,8 @@
 """AdaViT's patch gate: each token decides from its own normed state whether the layer transforms it."""
 
-from .gate import Gate
+import torch
+
+from .gate import Exploration, Gate
 
 
 class PatchGate(Gate):
@@ -33,11 +35,16 @@ class PatchGate(Gate):
     def logits(self, tokens):
         return self.score(tokens).squeeze(-1)  # (B, N)
 
-    def forward(self, tokens, gating, replay=None, noise=1.0):
-        keep = super().forward(tokens, gating, replay, noise)
+    def forward(self, tokens, gating, replay=None, exploration=Exploration()):  # noqa: B008 - immutable
+        keep = super().forward(tokens, gating, replay, exploration)
         if replay is None:
             keep[:, 0] = True
         return keep
+
+    def act(self, tokens, replay=None, exploration=Exploration(), valid=None):  # noqa: B008 - immutable
+        patches = torch.arange(tokens.shape[1], device=tokens.device) > 0
+        action = super().act(tokens, replay, exploration, patches if valid is None else patches & (valid > 0.5))
+        return action._replace(keep=action.keep | ~patches)
 
     def macs(self, num_tokens):
         return num_tokens * super().macs(num_tokens)

@@ -2,6 +2,7 @@
 
 import torch
 
+from .gate import Action, Exploration
 from .gate_patch import PatchGate
 
 
@@ -9,16 +10,18 @@ class RandomGate(torch.nn.Module):
     """Keeps each unit of each image with probability `rate`, independently; [CLS] always.
 
     Args:
-        unit: `"patch"`, `"head"` or `"sublayer"`.
+        unit: `"patch"`, `"head"`, `"sublayer"` or `"block"` (attention and MLP alike).
         rate: probability in [0, 1].
         on, drop, merge: for patches, as in `PatchGate`.
     """
 
     deactivation = "attention"
+    upfront = False
 
     def __init__(self, config, unit="patch", rate=0.5, on="block", drop=False, merge=False):
         super().__init__()
         slots = {"patch": PatchGate.SLOTS.get(on), "head": ("heads",), "sublayer": ("sublayers",)}
+        slots["block"] = slots["sublayer"]
         if slots.get(unit) is None:
             raise ValueError(
                 f"a random gate has unit in {sorted(slots)} and, for patches, on in {sorted(PatchGate.SLOTS)}, "
@@ -30,16 +33,20 @@ class RandomGate(torch.nn.Module):
             raise ValueError("a random gate drops patches of a block for good, and merges what it drops, or neither")
         self.drop, self.merge = drop, merge
         self.slots, self.rate, self.unit = slots[unit], rate, unit
-        self.units = {"head": config.num_attention_heads, "sublayer": 2}.get(unit)
+        self.units = {"head": config.num_attention_heads, "sublayer": 2, "block": 1}.get(unit)
+        self.whole = unit == "block"
 
-    def forward(self, tokens, gating, replay=None, noise=1.0):
+    def forward(self, tokens, gating, replay=None, exploration=Exploration()):  # noqa: B008 - immutable
         if replay is not None:
             return replay
         units = self.units or tokens.shape[1]
         keep = torch.rand(tokens.shape[0], units, device=tokens.device) < self.rate
         if self.unit == "patch":
             keep[:, 0] = True
-        return keep
+        return keep.expand(-1, 2) if self.whole else keep
+
+    def act(self, tokens, replay=None, exploration=Exploration(), valid=None):  # noqa: B008 - immutable
+        return Action(self(tokens, "threshold", replay))
 
     def macs(self, num_tokens):
         return 0

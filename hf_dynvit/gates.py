@@ -4,6 +4,7 @@ import inspect
 
 from torch import nn
 
+from .gate_block import BlockGate
 from .gate_head import HeadGate
 from .gate_patch import PatchGate
 from .gate_random import RandomGate
@@ -14,6 +15,7 @@ GATES = {
     "patch": PatchGate,
     "head": HeadGate,
     "sublayer": SublayerGate,
+    "block": BlockGate,
     "random": RandomGate,
 }
 

@@ -23,11 +23,13 @@ def nearest(normed, keep, leave):
     batch, num_tokens = keep.shape
     itself = torch.arange(num_tokens, device=keep.device).expand(batch, -1)
     normed = normed.detach()
-    with torch.no_grad():
+    # Not in 16 bit: CPUs compile such a product for each shape, and here every image has its own.
+    with torch.no_grad(), torch.autocast(normed.device.type, enabled=False):
         if leave is not None:
             return _nearest_packed(normed, keep, leave, itself)
         targets = keep.unsqueeze(1) & ~torch.eye(num_tokens, dtype=torch.bool, device=keep.device)  # (B, N, N)
         targets[:, :, 0] = False
+        normed = normed.float() if normed.device.type == "cpu" else normed
         likeness = normed @ F.normalize(normed, dim=-1).transpose(1, 2)
         into = likeness.masked_fill(~targets, -torch.inf).argmax(-1)
         found = targets.any(-1)
@@ -44,6 +46,7 @@ def _nearest_packed(normed, keep, leave, itself):
     if not len(rows):
         return itself
     flat = normed.flatten(0, 1)
+    flat = flat.float() if flat.device.type == "cpu" else flat
     places = F.normalize(flat.index_select(0, columns), dim=-1).split(targets.sum(1).tolist())
     leaving = flat.index_select(0, rows).split(leave.sum(1).tolist())
     ends = targets.sum(1).cumsum(0).tolist()

@@ -16,7 +16,7 @@ from .configuration_dynvit import DynViTConfig
 from .convert import dynvit_config, load_vit
 from .cost import cost
 from .embed import embed
-from .execute import LAYOUTS, NOTHING_DROPPED, run_layer
+from .execute import LAYOUTS, NO_EXPLORATION, NOTHING_DROPPED, run_layer
 from .gate import GATINGS, Score
 from .gates import build_gates
 
@@ -113,7 +113,7 @@ class DynViTModel(DynViTPreTrainedModel):
         pixel_values,
         decisions=None,
         gating=None,
-        noise=1.0,
+        exploration=NO_EXPLORATION,
         interpolate_pos_encoding=None,
         output_attentions=None,
         output_hidden_states=None,
@@ -139,13 +139,13 @@ class DynViTModel(DynViTPreTrainedModel):
         state, used, attentions, hidden = NOTHING_DROPPED, [], [], [self._snapshot(x, 0, wants_hidden)]
         for index, (layer, gates) in enumerate(zip(self.vit.layers, self.gates, strict=True)):
             replay = decisions[index] if decisions is not None else None
+            how = "open" if gating == "act" and index < exploration.from_layer else gating
+            options = (layer, gates, x, how, layout, replay, exploration, state, self._allowed(index))
             if layer.gradient_checkpointing and self.training:
                 # Gates sample from the global generator, which checkpointing restores for the second forward.
-                x, decision, state, weights = layer._gradient_checkpointing_func(
-                    run_layer, layer, gates, x, gating, layout, replay, noise, state
-                )
+                x, decision, state, weights = layer._gradient_checkpointing_func(run_layer, *options)
             else:
-                x, decision, state, weights = run_layer(layer, gates, x, gating, layout, replay, noise, state)
+                x, decision, state, weights = run_layer(*options)
             used.append(decision)
             attentions.append(weights)
             hidden.append(self._snapshot(x, index + 1, wants_hidden))
@@ -153,6 +153,10 @@ class DynViTModel(DynViTPreTrainedModel):
         hidden = tuple(hidden) if wants_hidden else None
         attentions = tuple(attentions) if output_attentions else None
         return x, spent, tuple(used), hidden, attentions
+
+    def _allowed(self, index):
+        mask = self.config.layer_mask
+        return (True, True) if mask is None else tuple(mask[index])
 
     def _snapshot(self, x, index, wanted):
         """The token stream as it is now, if hidden state `index` is wanted: all are (`True`), or the list has it."""
@@ -164,7 +168,12 @@ class DynViTModel(DynViTPreTrainedModel):
         batch, num_tokens = x.shape[:2]
         gate_macs = 0
         if gating != "open":
-            gate_macs = sum(gate.macs(num_tokens) for layer in self.gates for gate in layer.values())
+            gate_macs = sum(
+                gate.macs(num_tokens)
+                for index, layer in enumerate(self.gates)
+                for gate in layer.values()
+                if any(self._allowed(index))
+            )
         classes = getattr(self, "num_labels", 0) if hasattr(self, "classifier") else 0
         return cost(self.config, decisions, batch, num_tokens, classes, gate_macs, x.device)
 
@@ -182,7 +191,7 @@ class DynViTModel(DynViTPreTrainedModel):
         pixel_values=None,
         decisions=None,
         gating=None,
-        noise=1.0,
+        exploration=NO_EXPLORATION,
         interpolate_pos_encoding=None,
         output_attentions=None,
         output_hidden_states=None,
@@ -192,8 +201,8 @@ class DynViTModel(DynViTPreTrainedModel):
         Args:
             pixel_values: (B, channels, height, width).
             decisions: L `LayerDecisions` to replay instead of the gates' own.
-            gating: how gates decide, `"sample"`, `"threshold"` or `"open"`; sample in training, else threshold.
-            noise: scale of the noise that samples are drawn with.
+            gating: how gates decide, one of `GATINGS`; sample in training, else threshold.
+            exploration: how stochastic decisions are drawn.
             interpolate_pos_encoding: accept another image size than the configured one.
             output_attentions: needs eager attention, and runs the masked layout.
             output_hidden_states: collect the token stream before and after each layer; a list of indices collects
@@ -203,7 +212,13 @@ class DynViTModel(DynViTPreTrainedModel):
             `DynViTModelOutput`, or a tuple with `return_dict=False`.
         """
         x, spent, used, hidden, attentions = self.encode(
-            pixel_values, decisions, gating, noise, interpolate_pos_encoding, output_attentions, output_hidden_states
+            pixel_values,
+            decisions,
+            gating,
+            exploration,
+            interpolate_pos_encoding,
+            output_attentions,
+            output_hidden_states,
         )
         return DynViTModelOutput(self.vit.layernorm(x), spent, used, hidden, attentions)
 
@@ -243,7 +258,7 @@ class DynViTForImageClassification(DynViTModel):
         labels=None,
         decisions=None,
         gating=None,
-        noise=1.0,
+        exploration=NO_EXPLORATION,
         interpolate_pos_encoding=None,
         output_attentions=None,
         output_hidden_states=None,
@@ -257,7 +272,13 @@ class DynViTForImageClassification(DynViTModel):
             `DynViTClassifierOutput`, or a tuple with `return_dict=False`.
         """
         x, spent, used, hidden, attentions = self.encode(
-            pixel_values, decisions, gating, noise, interpolate_pos_encoding, output_attentions, output_hidden_states
+            pixel_values,
+            decisions,
+            gating,
+            exploration,
+            interpolate_pos_encoding,
+            output_attentions,
+            output_hidden_states,
         )
         logits = self.classifier(self.vit.layernorm(x[:, 0]))  # (B, C)
         loss = None if labels is None else self.loss_function(labels, logits, self.config)

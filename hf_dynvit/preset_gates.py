@@ -1,7 +1,7 @@
 """The gates of each preset, by name."""
 
 
-def _adavit(layers):
+def _adavit(layers, config):
     """Tokens are dropped for good, at four depths: what short training can adapt a body to.
 
     Tokens that come back after layers that did not see them are a kind that a trained ViT has never met: it takes long
@@ -15,7 +15,7 @@ def _adavit(layers):
     ]
 
 
-def _adavit_official(layers):
+def _adavit_official(layers, config):
     """Placement, temperature and thresholds of the published code; heads deactivate fully."""
     shared = {"tau": 5.0}
     return [
@@ -25,11 +25,26 @@ def _adavit_official(layers):
     ]
 
 
-PRESET_GATES = {"adavit": _adavit, "adavit-official": _adavit_official}
+def _layerskip(layers, config):
+    """A policy per layer but the first, which no trained ViT can do without; nearly open at first."""
+    return [{"gate": "block", "layers": layers[1:], "init_bias": 2.5, "value_width": 64}]
 
 
-def preset_gates(name, num_layers):
-    """The gate dicts of preset `name` for a model of `num_layers` layers."""
+def _layerskip_dynavit(layers, config):
+    """Placement and sizes of the public code: every layer may be skipped, half of the draws skip at first."""
+    return [{"gate": "block", "layers": layers, "init_bias": 0.01, "value_width": config.hidden_size}]
+
+
+PRESET_GATES = {
+    "adavit": _adavit,
+    "adavit-official": _adavit_official,
+    "layerskip": _layerskip,
+    "layerskip-dynavit": _layerskip_dynavit,
+}
+
+
+def preset_gates(name, config):
+    """The gate dicts of preset `name` for a model of that `ViTConfig`."""
     if name not in PRESET_GATES:
         raise ValueError(f"unknown preset {name!r}; there are {sorted(PRESET_GATES)}")
-    return PRESET_GATES[name](list(range(num_layers)))
+    return PRESET_GATES[name](list(range(config.num_hidden_layers)), config)

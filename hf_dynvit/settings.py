@@ -9,12 +9,13 @@ import yaml
 from transformers import HfArgumentParser
 
 
-def parse_settings(argv, *dataclass_types):
+def parse_settings(argv, *dataclass_types, defaults=None):
     """Parse `[FILE.yaml] [--key value | --key=value ...]`; the command line wins over the file.
 
     Args:
         argv: the words after the program's name.
         dataclass_types: the dataclasses whose fields are the keys.
+        defaults: function from the key-value words given so far to a dict of defaults for keys that they lack.
 
     Returns:
         One instance of each dataclass.
@@ -27,6 +28,8 @@ def parse_settings(argv, *dataclass_types):
     words = []
     if argv and not argv[0].startswith("-"):
         words = yaml_words(argv.pop(0), _keys(dataclass_types))
+    if defaults is not None:
+        words = [f"--{key}={value}" for key, value in defaults(words + argv).items()] + words
     parser = _Parser(dataclass_types, allow_abbrev=False)
     *parsed, unknown = parser.parse_args_into_dataclasses(
         args=words + argv, return_remaining_strings=True, look_for_args_file=False

@@ -5,9 +5,10 @@ from torch.utils.data import DataLoader, Subset
 from transformers import Trainer, default_data_collator
 
 from .calibrate import calibrate
-from .gate import Gate
+from .gate import Exploration, Gate
 from .metrics import compute_metrics as default_metrics
 from .objectives import budget_loss, distillation_loss, usage_loss
+from .policy import PolicyObjective
 from .tuning import PackedTuning
 from .usage import UsageMeter
 
@@ -41,6 +42,22 @@ class DynViTTrainer(Trainer):
         self.train_usage, self.eval_usage = UsageMeter(), UsageMeter()
         self._train_costs, self.step_costs = [], []
         self.add_callback(PackedTuning(self))
+        self.policy = PolicyObjective(self)
+        self.add_callback(self.policy)
+        self._check_policy()
+
+    def _check_policy(self):
+        gates = [module for module in self.model.modules() if isinstance(module, Gate)]
+        if self.args.objective != "reinforce":
+            if not self.args.train_body and not gates:
+                raise ValueError("train_body is false and the model has no gates: nothing would learn")
+            return
+        if not self.args.train_body and not gates:
+            raise ValueError("objective 'reinforce' with train_body false needs gates that learn; the model has none")
+        if self.args.baseline == "value" and any(gate.value is None for gate in gates):
+            raise ValueError(
+                "baseline 'value' needs gates with a value network: give them value_width, or take another baseline"
+            )
 
     # ------------------------------------------------------------------------------------------ objective
 
@@ -49,15 +66,20 @@ class DynViTTrainer(Trainer):
             outputs = model(**inputs)
             self.eval_usage.update(outputs.decisions)
             return (outputs.loss, outputs) if return_outputs else outputs.loss
-        outputs = model(**inputs, gating=self._gating(), noise=self._noise())
-        loss = self.args.label_weight * outputs.loss
-        if self.teacher is not None and self.args.distillation_weight:
+        outputs = model(**inputs, gating=self._gating(), exploration=self._exploration())
+        loss = self.args.label_weight * outputs.loss if self.args.train_body else 0.0
+        if self.teacher is not None and self.args.distillation_weight and self.args.train_body:
             with torch.no_grad():
                 target = self.teacher(inputs["pixel_values"]).logits
             loss = loss + self.args.distillation_weight * distillation_loss(
                 outputs.logits, target, self.args.distillation_temperature
             )
-        loss = loss + self._gate_loss(outputs)
+        loss = loss + self._gate_loss(model, inputs, outputs)
+        if not torch.is_tensor(loss) or not loss.requires_grad:
+            raise ValueError(
+                "nothing learns: the body is not trained and no gate decided in training "
+                f"(gating {self._gating()!r}, objective {self.args.objective!r})"
+            )
         if not torch.isfinite(loss):
             raise FloatingPointError(
                 f"the loss is {loss.item()} at step {self.state.global_step}: training stops; the checkpoints in "
@@ -68,7 +90,9 @@ class DynViTTrainer(Trainer):
         self.step_costs.append(self._train_costs[-1])
         return (loss, outputs) if return_outputs else loss
 
-    def _gate_loss(self, outputs):
+    def _gate_loss(self, model, inputs, outputs):
+        if self.args.objective == "reinforce":
+            return self.policy.loss(model, inputs, outputs)
         if not outputs.cost.requires_grad:  # no gates, open or frozen
             return 0.0
         if self.args.objective == "usage":
@@ -84,7 +108,14 @@ class DynViTTrainer(Trainer):
     def _gating(self):
         if self._progress() < self.args.gate_warmup:
             return "open"
-        return "threshold" if self.gates_are_frozen() else "sample"
+        if self.gates_are_frozen():
+            return "threshold"
+        return "act" if self.args.objective == "reinforce" else "sample"
+
+    def _exploration(self):
+        if self.args.objective == "reinforce":
+            return self.policy.exploration(self._progress())
+        return Exploration(noise=self._noise())
 
     def _budget_now(self):
         budget, ramp = self.model.config.budget, self.args.budget_ramp
@@ -104,7 +135,7 @@ class DynViTTrainer(Trainer):
         """Shift the gates until the mean cost on `calibration_dataset` is the budget; returns (shift, cost) or None."""
         model = self.accelerator.unwrap_model(self.model)
         count = min(self.args.calibration_images, len(self.calibration_dataset or ()))
-        if not count or self.args.objective != "cost" or not any(isinstance(m, Gate) for m in model.modules()):
+        if not count or self.args.objective == "usage" or not any(isinstance(m, Gate) for m in model.modules()):
             return None
         loader = DataLoader(
             Subset(self.calibration_dataset, range(count)),
@@ -122,12 +153,19 @@ class DynViTTrainer(Trainer):
     def train(self, *args, **kwargs):
         model, layout = self.model, self.model._layout
         trainable = [gate for gate in model.modules() if isinstance(gate, Gate)]
+        if self.args.objective == "reinforce":
+            model.layout = "packed"  # what was drawn is for good, so skipping pays in training too
+        learning = {name: p.requires_grad for name, p in model.named_parameters()}
+        if not self.args.train_body:
+            model.requires_grad_(False)
+            for gate in trainable:
+                gate.requires_grad_(True)
         try:
             result = super().train(*args, **kwargs)
         finally:
             model.layout = layout
-            for gate in trainable:
-                gate.requires_grad_(True)
+            for name, parameter in model.named_parameters():
+                parameter.requires_grad_(learning[name])
         self.calibrate()
         return result
 
@@ -169,6 +207,7 @@ class DynViTTrainer(Trainer):
         if "loss" in logs and self._train_costs:
             logs["cost"] = round(torch.stack(self._train_costs).mean().item(), 4)
             logs |= {f"usage/{kind}": round(share, 4) for kind, share in self.train_usage.means().items()}
+            logs |= self.policy.logs()
             self._train_costs = []
             self.train_usage.reset()
         if "eval_loss" in logs:

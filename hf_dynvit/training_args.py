@@ -4,8 +4,11 @@ from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
 
+from .reinforce import COST_WEIGHTS, RETURNS, REWARDS
 
-OBJECTIVES = ("cost", "usage")
+
+OBJECTIVES = ("cost", "usage", "reinforce")
+BASELINES = ("value", "self-critical", "none")
 
 
 @dataclass
@@ -18,7 +21,9 @@ class DynViTTrainingArguments(TrainingArguments):
 
     objective: str = field(
         default="cost",
-        metadata={"help": "what gates aim at: 'cost' (mean cost = budget) or 'usage' (AdaViT's usage targets)"},
+        metadata={
+            "help": "what gates aim at: 'cost' (mean cost = budget), 'usage' (AdaViT's usage targets), 'reinforce' (policy gradient)"
+        },
     )
     cost_weight: float = field(default=20.0, metadata={"help": "weight of the squared distance from the budget"})
     usage_weight: float = field(default=2.0, metadata={"help": "weight of AdaViT's usage loss"})
@@ -46,6 +51,38 @@ class DynViTTrainingArguments(TrainingArguments):
     tuning_gain: float = field(
         default=0.5, metadata={"help": "how fast thresholds follow the budget in packed tuning; 0: not at all"}
     )
+    train_body: bool = field(default=True, metadata={"help": "no: only the gates learn, the backbone stays as it is"})
+    reward: str = field(
+        default="correct",
+        metadata={"help": "what a prediction earns: 'correct', 'probability' (of the label) or 'blockdrop'"},
+    )
+    penalty: float = field(default=1.0, metadata={"help": "what a wrong prediction costs with reward 'blockdrop'"})
+    price: float = field(default=1.0, metadata={"help": "what the whole dense cost takes from the reward, at first"})
+    price_rate: float = field(
+        default=0.02,
+        metadata={"help": "how fast the price follows the distance of the cost from the budget; 0: fixed"},
+    )
+    cost_weights: str = field(
+        default="uniform",
+        metadata={"help": "weights of the layers' costs: 'uniform' (MACs), 'depth' (the thesis) or 'latency'"},
+    )
+    returns: str = field(
+        default="to-go", metadata={"help": "return of a decision: 'to-go', 'terminal' or 'dynavit' (reproduction)"}
+    )
+    discount: float = field(default=1.0, metadata={"help": "per layer, for returns 'terminal' and 'dynavit'"})
+    baseline: str = field(
+        default="value", metadata={"help": "what returns are compared with: 'value', 'self-critical' or 'none'"}
+    )
+    value_weight: float = field(default=0.5, metadata={"help": "weight of the value networks' squared error"})
+    policy_weight: float = field(default=1.0, metadata={"help": "weight of the policy gradient"})
+    entropy_weight: float = field(default=0.01, metadata={"help": "weight of the policies' entropy, which is raised"})
+    probability_bound: float = field(
+        default=0.95, metadata={"help": "policies draw with bound * p + (1 - bound) * (1 - p) (BlockDrop)"}
+    )
+    curriculum: float = field(
+        default=0.0,
+        metadata={"help": "fraction of training over which layers join, the last one first; 0: all at once"},
+    )
     distillation_weight: float = field(default=1.0, metadata={"help": "weight of the loss against the teacher"})
     distillation_temperature: float = field(default=1.0, metadata={"help": "softens teacher and student"})
     label_weight: float = field(default=1.0, metadata={"help": "weight of the loss against the labels"})
@@ -58,7 +95,13 @@ class DynViTTrainingArguments(TrainingArguments):
         super().__post_init__()
         if self.objective not in OBJECTIVES:
             raise ValueError(f"objective must be one of {OBJECTIVES}, got {self.objective!r}")
-        for name in ("gate_warmup", "budget_ramp", "gate_noise_end", "freeze_gates_at", "usage_target"):
+        choices = {"reward": REWARDS, "returns": RETURNS, "cost_weights": COST_WEIGHTS, "baseline": BASELINES}
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {known}, got {getattr(self, name)!r}")
+        if not 0.5 < self.probability_bound <= 1.0:
+            raise ValueError(f"probability_bound must be in (0.5, 1], got {self.probability_bound}")
+        for name in ("curriculum", "gate_warmup", "budget_ramp", "gate_noise_end", "freeze_gates_at", "usage_target"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
         wrong = [budget for budget in self.tuning_budgets if not 0.0 < budget <= 1.0]

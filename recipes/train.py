@@ -21,7 +21,15 @@ os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "8192")
 
 import torch
 import yaml
-from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, set_seed
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessorPil,
+    set_seed,
+)
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
@@ -30,6 +38,8 @@ from hf_dynvit.cost import dense_macs
 from hf_dynvit.data import SetEpoch, load_image_data
 from hf_dynvit.data_source import DataArguments
 from hf_dynvit.environment import measured_on
+from hf_dynvit.export import burn_in
+from hf_dynvit.presets import preset_arguments
 from hf_dynvit.publish import describe, push
 from hf_dynvit.settings import parse_settings
 from hf_dynvit.trainer import DynViTTrainer
@@ -46,7 +56,14 @@ class ModelArguments:
     model_name_or_path: str | None = field(
         default=None, metadata={"help": "dense ViT to start from: folder or Hub id"}
     )
-    gates: str = field(default="adavit", metadata={"help": "a preset, a YAML list of gates, or 'none' (stays dense)"})
+    new_vit: str | None = field(
+        default=None,
+        metadata={"help": "instead of a checkpoint: YAML of ViTConfig fields, for a ViT to train from scratch"},
+    )
+    gates: str = field(
+        default="adavit",
+        metadata={"help": "a preset, a YAML list of gates, 'none' (stays dense) or 'keep' (the checkpoint's own)"},
+    )
     budget: float = field(default=0.5, metadata={"help": "mean cost to aim at, relative to the dense model"})
     teacher: str = field(
         default="base", metadata={"help": "to distil from: 'base' (the checkpoint itself), 'none', a folder or Hub id"}
@@ -63,9 +80,16 @@ class ModelArguments:
     license: str | None = field(default=None, metadata={"help": "licence of the model, for the model card"})
 
     def __post_init__(self):
-        if not self.model_name_or_path:
+        if self.new_vit is not None:
+            if self.model_name_or_path or self.gate_list() is not None:
+                raise ValueError(
+                    "new_vit trains a dense ViT from scratch: without model_name_or_path, with gates none"
+                )
+            self.new_classifier, self.teacher, self.evaluate_dense = True, "none", False
+        elif not self.model_name_or_path:
             raise ValueError(
-                "model_name_or_path is missing: give the dense ViT to start from, --model_name_or_path PATH"
+                "model_name_or_path is missing: give the dense ViT to start from, --model_name_or_path PATH, or "
+                "new_vit to train one"
             )
         if self.new_classifier and self.teacher == "base":
             raise ValueError(
@@ -81,7 +105,11 @@ class ModelArguments:
 def main(argv=None):
     """Run one recipe; returns the content of results.json."""
     model_args, data_args, args = parse_settings(
-        sys.argv[1:] if argv is None else argv, ModelArguments, DataArguments, DynViTTrainingArguments
+        sys.argv[1:] if argv is None else argv,
+        ModelArguments,
+        DataArguments,
+        DynViTTrainingArguments,
+        defaults=preset_defaults,
     )
     push_at_end, args.push_to_hub = args.push_to_hub, False  # once, at the end, with the card
     args.resume_from_checkpoint = find_checkpoint(args)
@@ -92,12 +120,10 @@ def main(argv=None):
     logging.set_verbosity(args.get_process_log_level())
     set_seed(args.seed)
 
-    with naming("model_name_or_path", model_args.model_name_or_path):
-        processor = AutoImageProcessor.from_pretrained(model_args.model_name_or_path)
-        base_config = AutoConfig.from_pretrained(model_args.model_name_or_path)
+    processor, base_config = load_base(model_args)
     with args.main_process_first(desc="loading the data"):
         data = load_image_data(data_args, processor, base_config, model_args.new_classifier, args.seed)
-    model = load_model(model_args, data)
+    model = load_model(model_args, base_config, data)
     trainer = DynViTTrainer(
         model=model,
         args=args,
@@ -116,6 +142,8 @@ def main(argv=None):
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     seconds = time.perf_counter() - started
     trainer.save_model()  # with the processor
+    if model_args.new_vit is not None and trainer.is_world_process_zero():
+        save_plain(trainer, Path(args.output_dir))
     metrics = trainer.evaluate(data.validation)
     trainer.log_metrics("eval", metrics)
 
@@ -139,6 +167,16 @@ def main(argv=None):
             push(folder, args.hub_model_id, args.hub_private_repo)
     trainer.accelerator.wait_for_everyone()
     return results
+
+
+def preset_defaults(words):
+    """How the preset that the words name (`--gates NAME`, the last one counts) wants its gates taught."""
+    named = [
+        word.partition("=")[2] or after
+        for word, after in zip(words, [*words[1:], ""], strict=True)
+        if word == "--gates" or word.startswith("--gates=")
+    ]
+    return preset_arguments(named[-1] if named else ModelArguments.gates)
 
 
 def find_checkpoint(args):
@@ -169,8 +207,33 @@ def naming(key, value):
         raise kind(f"{key} {value!r} cannot be loaded: {error}") from error
 
 
-def load_model(model_args, data):
-    """The checkpoint with gates, with its own or with new classes."""
+def load_base(model_args):
+    """Image processor and configuration of what training starts from."""
+    if model_args.new_vit is not None:
+        fields = yaml.safe_load(model_args.new_vit)
+        if not isinstance(fields, dict) or not {"image_size", "patch_size"} <= fields.keys():
+            raise ValueError(
+                f"new_vit must be a YAML dict of ViTConfig fields with image_size and patch_size, got {fields!r}"
+            )
+        size = {"height": fields["image_size"], "width": fields["image_size"]}
+        return ViTImageProcessorPil(size=size), ViTConfig(**fields)
+    with naming("model_name_or_path", model_args.model_name_or_path):
+        processor = AutoImageProcessor.from_pretrained(model_args.model_name_or_path)
+        return processor, AutoConfig.from_pretrained(model_args.model_name_or_path)
+
+
+def save_plain(trainer, folder):
+    """The dense ViT as every transformers tool takes it, without this library's code."""
+    for file in [*folder.glob("*.py"), folder / "config.json", folder / "model.safetensors"]:
+        file.unlink()
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    model.config.layer_mask = [[True, True]] * model.config.num_hidden_layers
+    burn_in(model).save_pretrained(folder)
+    model.config.layer_mask = None
+
+
+def load_model(model_args, base_config, data):
+    """The checkpoint with gates, with its own or with new classes; or a fresh ViT."""
     options = {"attn_implementation": model_args.attn_implementation}
     if model_args.new_classifier:
         names = data.names or [f"LABEL_{index}" for index in range(data.num_labels)]
@@ -181,6 +244,23 @@ def load_model(model_args, data):
             "ignore_mismatched_sizes": True,
         }
     gates = model_args.gate_list()
+    if model_args.new_vit is not None:
+        names = {name: value for name, value in options.items() if name in ("num_labels", "id2label", "label2id")}
+        base_config.update(names)
+        vit = ViTForImageClassification(base_config)
+        vit.set_attn_implementation(model_args.attn_implementation)
+        return DynViTForImageClassification.from_vit(vit)
+    if (gates == "keep") != (base_config.model_type == "dynvit"):
+        raise ValueError(
+            f"{model_args.model_name_or_path} is a {base_config.model_type!r} model: gates 'keep' is for models with "
+            f"gates, and the only choice for them; got gates {model_args.gates!r}"
+        )
+    if gates == "keep":
+        model = DynViTForImageClassification.from_pretrained(
+            model_args.model_name_or_path, dtype=torch.float32, **options
+        )
+        model.config.budget = model_args.budget
+        return model
     budget = model_args.budget if gates else 1.0
     return DynViTForImageClassification.from_vit(
         model_args.model_name_or_path, gates=gates, budget=budget, dtype=torch.float32, **options
@@ -238,7 +318,9 @@ def collect(model_args, data_args, trainer, data, metrics, seconds):
 
 def dense_results(model_args, args, data, gmacs):
     """Accuracy of the checkpoint as given, on the same images by the same code."""
-    model = DynViTForImageClassification.from_vit(model_args.model_name_or_path, dtype=torch.float32)
+    load = AutoModelForImageClassification.from_pretrained
+    load = load if model_args.gate_list() == "keep" else DynViTForImageClassification.from_vit
+    model = load(model_args.model_name_or_path, dtype=torch.float32)
     metrics = DynViTTrainer(model=model, args=args).evaluate(data.validation)
     top5 = metrics["eval_accuracy_top5"]
     return {"accuracy": metrics["eval_accuracy"], "accuracy_top5": top5, "cost": metrics["eval_cost"], "gmacs": gmacs}

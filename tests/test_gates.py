@@ -10,6 +10,7 @@ from hf_dynvit import DynViTConfig, DynViTForImageClassification
 from hf_dynvit.gate import sample_straight_through
 from hf_dynvit.gates import GATES, build_gates
 from hf_dynvit.preset_gates import PRESET_GATES, preset_gates
+from hf_dynvit.presets import PRESET_ARGUMENTS
 
 
 DRAWS = 200_000
@@ -80,7 +81,7 @@ def test_cls_is_always_kept(tiny_vit, gate, gating):
 
 def gate_parameters(name, **sizes):
     config = DynViTConfig(**sizes)
-    config.gates = preset_gates(name, config.num_hidden_layers)
+    config.gates = preset_gates(name, config)
     return sum(p.numel() for p in build_gates(config).parameters())
 
 
@@ -106,8 +107,10 @@ def test_gates_of_every_preset_start_open_and_can_learn(tiny_vit, preset):
     with torch.no_grad():
         decisions = model(images(4)).decisions
     assert all(keep.all() for decision in decisions for keep in decision.keeps().values())
-    out = model.train()(images(4), labels=torch.arange(4))
-    (out.loss + out.cost.mean()).backward()
+    acts = PRESET_ARGUMENTS[preset]["objective"] == "reinforce"
+    out = model.train()(images(4), labels=torch.arange(4), gating="act" if acts else "sample")
+    policies = [d.log_prob.sum() + d.value.sum() for d in out.decisions if d.log_prob is not None]
+    (out.loss + out.cost.mean() + sum(policies)).backward()
     for name, parameter in model.gates.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
 

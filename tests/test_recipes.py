@@ -37,7 +37,9 @@ def script(name):
     return module
 
 
-train, evaluate, report, dial = (script(name) for name in ("train", "evaluate", "report", "calibrate"))
+train, evaluate, report, dial, search = (
+    script(name) for name in ("train", "evaluate", "report", "calibrate", "search")
+)
 
 
 class Place:
@@ -379,3 +381,115 @@ def test_the_report_takes_the_benchmark_and_nothing_else(tmp_path):
     (tmp_path / "other.json").write_text(json.dumps({"rows": [{"accuracy": 1}]}))
     with pytest.raises(ValueError, match="was written neither"):
         report.main(["--readme", str(readme), str(tmp_path / "other.json")])
+
+
+POLICY = "[{gate: block, value_width: 8, layers: [0, 1]}]"
+
+
+@pytest.fixture(scope="module")
+def skipping(place):
+    words = ["--gates", POLICY, "--objective", "reinforce", "--budget", "0.8"]
+    return place.train("skipping", *words), place.folder / "skipping"
+
+
+def test_the_preset_of_the_gates_says_how_they_are_taught(place):
+    results = place.train("preset", "--gates", "layerskip", "--price", "0.25", "--max_steps", "2")
+    training = results["settings"]["training"]
+    assert (training["objective"], training["price"]) == ("reinforce", 0.25)
+
+
+def test_a_model_with_gates_trains_on(place, skipping):
+    words = ["--model_name_or_path", str(skipping[1])]
+    results = place.train("trained_on", *words, "--gates", "keep", "--objective", "reinforce", "--train_body", "false")
+    one, other = (load_file(folder / "model.safetensors") for folder in (skipping[1], place.folder / "trained_on"))
+    assert one.keys() == other.keys() and results["steps"] == 4
+    changed = {name for name in one if not torch.equal(one[name], other[name])}
+    assert changed and all(name.startswith("gates.") for name in changed)
+    with pytest.raises(ValueError, match="gates 'keep' is for models with gates"):
+        place.train("not_kept", *words, "--gates", "layerskip")
+
+
+def test_a_vit_trained_from_scratch_is_a_plain_one(place):
+    shape = "{image_size: 32, patch_size: 8, hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2, num_attention_heads: 4}"
+    words = ["--model_name_or_path=", "--new_vit", shape, "--gates", "none"]
+    results = place.train("scratch", *words)
+    folder = place.folder / "scratch"
+    vit, info = ViTForImageClassification.from_pretrained(folder, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"] and not list(folder.glob("*.py"))
+    assert list(vit.config.id2label.values()) == NAMES and results["cost"] == 1.0
+    again = evaluate.main(
+        [
+            "--model",
+            str(folder),
+            "--data_files",
+            f"{place.folder}/validation.parquet",
+            "--batch_sizes",
+            "0",
+            "--json",
+            str(place.folder / "scratch.json"),
+        ]
+    )
+    assert again["accuracy"] == pytest.approx(results["accuracy"])
+    with pytest.raises(ValueError, match="trains a dense ViT from scratch"):
+        place.train("both", "--new_vit", shape)
+
+
+def find(place, folder, model, *words):
+    return search.main(
+        [
+            "--model",
+            str(model),
+            "--output",
+            str(folder),
+            "--data_files",
+            f"train={place.folder}/train.parquet",
+            "--validation_fraction",
+            "0.5",
+            "--images",
+            "6",
+            "--always_keep",
+            "-1",
+            *words,
+        ]
+    )
+
+
+def test_a_search_writes_front_picture_and_models(place, skipping, tmp_path):
+    results = find(place, tmp_path, skipping[1], "--burn_in", "true", "--granularity", "sublayer")
+    assert results["method"] == "exhaustive" and results["masks_scored"] == 15
+    assert json.loads((tmp_path / "front.json").read_text()) == json.loads(json.dumps(results))
+    rows = (tmp_path / "front.csv").read_text().splitlines()
+    assert len(rows) == 1 + len(results["front"]) and rows[0].startswith("bits,accuracy,error,cost")
+    assert (tmp_path / "front.png").read_bytes().startswith(b"\x89PNG")
+    picked = AutoModelForImageClassification.from_pretrained(tmp_path / "picked")
+    assert picked.config.layer_mask == results["picked"]["layer_mask"]
+    AutoModelForImageClassification.from_pretrained(tmp_path / "burnt_in")
+    again = find(place, tmp_path, skipping[1], "--granularity", "sublayer", "--method", "nsga2", "--generations", "2")
+    assert again["method"] == "nsga2" and again["masks_scored"] == 15  # all of them from scores.json
+
+
+def test_the_joint_search_scores_the_reward_of_the_policy(place, skipping, tmp_path):
+    results = find(place, tmp_path, skipping[1], "--objectives", "reward+layers", "--price", "0.3")
+    for point in results["front"]:
+        assert point["reward"] == pytest.approx(point["accuracy"] - 0.3 * point["cost"], abs=1e-5)
+
+
+def test_a_plain_vit_can_be_searched_and_burnt_in(place, tmp_path):
+    find(place, tmp_path, place.vit, "--burn_in", "true", "--min_accuracy", "0")
+    assert len(ViTForImageClassification.from_pretrained(tmp_path / "burnt_in").vit.layers) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--objectives", "reward+layers"], "need a model with gates that act"),
+        (["--policy", "dream"], "policy must be one of"),
+        (["--always_keep", "0", "1"], "nothing to search"),
+        (["--validation_fraction", "0"], "no mask is chosen on validation"),
+        (["--images", "1"], "images must be at least 2"),
+    ],
+)
+def test_bad_searches_are_refused_before_work(place, tmp_path, words, message):
+    with pytest.raises(ValueError, match=message):
+        find(place, tmp_path / "out", place.vit, *words)
+    assert not (tmp_path / "out").exists()

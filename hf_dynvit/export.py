@@ -1,0 +1,67 @@
+"""Static export: layers that a mask never runs leave the checkpoint."""
+
+from transformers import ViTConfig, ViTForImageClassification
+
+from .modeling_dynvit import DynViTForImageClassification
+
+
+def burn_in(model):
+    """A new model without the layers that `config.layer_mask` switches off entirely; it gives the same logits.
+
+    Its cost is relative to the smaller dense model. Where neither gates nor half-used layers are left, the result is a
+    plain `ViTForImageClassification`.
+
+    Args:
+        model: a `DynViTForImageClassification` with a `layer_mask`.
+
+    Raises:
+        ValueError: no mask to burn in.
+    """
+    config = model.config
+    if config.layer_mask is None:
+        raise ValueError("the model has no layer_mask to burn in: search for one, or set config.layer_mask")
+    kept = [layer for layer, pair in enumerate(config.layer_mask) if any(pair)]
+    place = {old: new for new, old in enumerate(kept)}
+    gates = []
+    for entry in config.gates or []:
+        layers = [place[layer] for layer in entry.get("layers", range(config.num_hidden_layers)) if layer in place]
+        if layers:
+            gates.append({**entry, "layers": layers})
+    mask = [list(config.layer_mask[layer]) for layer in kept]
+    whole = all(map(all, mask))
+    plain = not gates and whole
+    fields = {**config.to_dict(), "num_hidden_layers": len(kept)}
+    for name in (
+        "model_type",
+        "architectures",
+        "transformers_version",
+        "auto_map",
+        "_name_or_path",
+        "gates",
+        "layer_mask",
+        "budget",
+    ):
+        fields.pop(name, None)
+    if plain:
+        small = ViTForImageClassification(ViTConfig(**fields))
+    else:
+        small = DynViTForImageClassification(
+            type(config)(**fields, gates=gates or None, layer_mask=None if whole else mask, budget=config.budget)
+        )
+    small.load_state_dict(_renumbered(model.state_dict(), place), strict=True)
+    small.set_attn_implementation(config._attn_implementation)
+    return small.to(model.dtype).to(model.device).eval()
+
+
+def _renumbered(state, place):
+    """The weights of the layers in `place` (old index -> new) under their new names, and all others."""
+    moved = {}
+    for name, tensor in state.items():
+        parts = name.split(".")
+        at = 1 if parts[0] == "gates" else 2 if parts[:2] == ["vit", "layers"] else None
+        if at is not None:
+            if int(parts[at]) not in place:
+                continue
+            parts[at] = str(place[int(parts[at])])
+        moved[".".join(parts)] = tensor
+    return moved

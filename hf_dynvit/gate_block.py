@@ -1,0 +1,41 @@
+"""The layer-skipping gate: a policy per layer reads one token and runs the block or passes it by."""
+
+from .gate import Exploration, Gate
+
+
+class BlockGate(Gate):
+    """`Linear(D, 1)` on the token entering the block: run attention and MLP, or neither (Mersha & Assefa, 2022).
+
+    The published policy is a softmax over two logits, of which only the difference matters: one logit is the same.
+
+    Args:
+        granularity: `"block"`: one decision for both; `"sublayer"`: attention and MLP are decided apart.
+        pool: what is read: `"cls"`, or `"mean"` of all tokens.
+        upfront: read what enters the first layer with such a gate, instead of this one: all decisions at once.
+    """
+
+    slots = ("sublayers",)
+    GRANULARITIES = {"block": 1, "sublayer": 2}
+    POOLS = ("cls", "mean")
+
+    def __init__(self, config, granularity="block", pool="cls", upfront=False, **options):
+        if granularity not in self.GRANULARITIES:
+            raise ValueError(f"granularity must be one of {sorted(self.GRANULARITIES)}, got {granularity!r}")
+        if pool not in self.POOLS:
+            raise ValueError(f"pool must be one of {self.POOLS}, got {pool!r}")
+        super().__init__(config.hidden_size, self.GRANULARITIES[granularity], **options)
+        self.whole, self.pooling, self.upfront = granularity == "block", pool, upfront
+
+    def pool(self, tokens):
+        return tokens[:, 0] if self.pooling == "cls" else tokens.mean(1)
+
+    def logits(self, tokens):
+        return self.score(self.pool(tokens))  # (B, 1) or (B, 2)
+
+    def forward(self, tokens, gating, replay=None, exploration=Exploration()):  # noqa: B008 - immutable
+        return super().forward(tokens, gating, replay, exploration).expand(-1, 2)
+
+    def act(self, tokens, replay=None, exploration=Exploration(), valid=None):  # noqa: B008 - immutable
+        units = None if replay is None else replay[:, : self.score.out_features]
+        action = super().act(tokens, units, exploration, valid)
+        return action._replace(keep=action.keep.expand(-1, 2))

@@ -1,0 +1,47 @@
+"""How the gates of each preset are taught: defaults for `DynViTTrainingArguments`, which anything given overrides."""
+
+from .preset_gates import PRESET_GATES
+
+
+PRESET_ARGUMENTS = {
+    "adavit": {"objective": "cost"},
+    "adavit-official": {"objective": "usage", "usage_target": 0.5, "usage_weight": 2.0, "gate_noise_end": 1.0},
+    "layerskip": {
+        "objective": "reinforce",
+        "reward": "correct",
+        "returns": "to-go",
+        "baseline": "value",
+        "cost_weights": "uniform",
+        "price": 0.5,
+        "price_rate": 0.02,
+        "entropy_weight": 0.01,
+        "probability_bound": 0.95,
+        "curriculum": 0.1,
+        "gate_learning_rate": 2e-3,
+    },
+    # The public code as it is, its defects included: `returns="dynavit"` normalises over the layers of one image,
+    # which leaves the sign of the reward alone; no entropy, bound or curriculum; the price never changes.
+    "layerskip-dynavit": {
+        "objective": "reinforce",
+        "reward": "correct",
+        "returns": "dynavit",
+        "discount": 0.9,
+        "baseline": "value",
+        "cost_weights": "depth",
+        "price": 3.0,
+        "price_rate": 0.0,
+        "value_weight": 1.0,
+        "entropy_weight": 0.0,
+        "probability_bound": 1.0,
+        "curriculum": 0.0,
+        "gate_learning_rate": 1e-4,
+        "calibration_images": 0,
+    },
+}
+
+
+def preset_arguments(name):
+    """Training arguments of preset `name`, as a new dict; none for a name or list of gates that is no preset."""
+    if name in PRESET_GATES:
+        return dict(PRESET_ARGUMENTS[name])
+    return {}

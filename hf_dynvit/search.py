@@ -1,0 +1,105 @@
+"""Search over masks: exhaustive, or NSGA-II by pymoo; alone, or aware of a policy through its reward.
+
+Plain: error against cost of the model under the mask, after training (the thesis of Mersha, 2023, as its abstract tells
+it). Joint: the mean reward of the policy that acts inside the mask, against the layers left in the network. The
+thesis's own definition of the joint search is not public; this is our reading of it.
+"""
+
+from tqdm.auto import tqdm
+
+
+# name -> the two scores to be small, and the sign that makes them so.
+OBJECTIVES = {
+    "error+cost": (("error", 1), ("cost", 1)),
+    "error+latency": (("error", 1), ("latency", 1)),
+    "reward+layers": (("reward", -1), ("layers", 1)),
+}
+
+
+def exhaustive(scores, objectives="error+cost"):
+    """Score every mask of a small space; returns its front, as `front` does."""
+    masks = scores.space.every()
+    for count, bits in enumerate(tqdm(masks, desc="masks")):
+        scores(bits)
+        if count % 16 == 15:
+            scores.save()
+    scores.save()
+    return front(scores, masks, objectives)
+
+
+def nsga2(scores, objectives="error+cost", population=24, generations=20, seed=0, start=()):
+    """Search by NSGA-II (Deb et al., 2002); the same seed finds the same masks.
+
+    A search that was interrupted goes on by being run again: what `scores` has cached costs nothing, and the rest of
+    the search does not depend on anything else.
+
+    Args:
+        scores: a `MaskScores`. population: masks per generation. generations: how many.
+        start: masks (tuples of bits) to begin with, besides everything on and random ones.
+
+    Returns:
+        The front of all masks that were scored, as `front` does.
+
+    Raises:
+        ImportError: pymoo is not installed.
+    """
+    try:
+        from .search_nsga2 import run_nsga2
+    except ImportError as error:
+        raise ImportError("NSGA-II needs pymoo: pip install 'hf_dynvit[search]'") from error
+    _check(objectives)
+    if population < 2 or generations < 1:
+        raise ValueError(f"population must be at least 2 and generations 1, got {population} and {generations}")
+    seen = run_nsga2(scores, OBJECTIVES[objectives], population, generations, seed, start)
+    return front(scores, seen, objectives)
+
+
+def front(scores, masks, objectives="error+cost"):
+    """The masks that no other of `masks` beats in both objectives, by rising second objective.
+
+    Returns:
+        list of dicts: `bits` (string), `layer_mask`, and the scores.
+    """
+    _check(objectives)
+    keys = OBJECTIVES[objectives]
+    points = {tuple(map(bool, bits)): tuple(sign * scores(bits)[name] for name, sign in keys) for bits in masks}
+    kept, best = [], float("inf")
+    for bits, (first, _) in sorted(points.items(), key=lambda item: (item[1][::-1], item[0])):
+        if first < best:
+            best = first
+            kept.append(bits)
+    return [
+        {
+            "bits": "".join("1" if on else "0" for on in bits),
+            "layer_mask": scores.space.layer_mask(bits),
+            **scores(bits),
+        }
+        for bits in kept
+    ]
+
+
+def pick(points, objectives="error+cost", min_accuracy=None):
+    """One point of a front: the cheapest of at least `min_accuracy`, or the knee, farthest from the line between the ends.
+
+    Raises:
+        ValueError: no point is as accurate as that.
+    """
+    if min_accuracy is not None:
+        good = [point for point in points if point["accuracy"] >= min_accuracy]
+        if not good:
+            best = max(point["accuracy"] for point in points)
+            raise ValueError(f"no mask has an accuracy of {min_accuracy}; the best of the front has {best:.4f}")
+        return min(good, key=lambda point: point[OBJECTIVES[objectives][1][0]])
+    (name_x, sign_x), (name_y, sign_y) = OBJECTIVES[objectives]
+    xs, ys = _unit([sign_x * point[name_x] for point in points]), _unit([sign_y * point[name_y] for point in points])
+    return min(zip(xs, ys, points, strict=True), key=lambda entry: entry[0] + entry[1])[2]
+
+
+def _unit(values):
+    low, high = min(values), max(values)
+    return [(value - low) / (high - low) if high > low else 0.0 for value in values]
+
+
+def _check(objectives):
+    if objectives not in OBJECTIVES:
+        raise ValueError(f"objectives must be one of {sorted(OBJECTIVES)}, got {objectives!r}")

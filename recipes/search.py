@@ -1,0 +1,209 @@
+"""Search for what a model can do without: python recipes/search.py --model DIR --output DIR2 --data_files train=FILE ...
+
+Masks over blocks or sub-layers, by NSGA-II or exhaustively, of a plain ViT or of a model with gates. Chooses on one half
+of a held-out part of train, reports on the other. Writes front.json, front.csv, front.png, scores.json (with which an
+interrupted search goes on where it was, by the same command) and the picked mask as a model in picked/.
+"""
+
+import csv
+import json
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+
+# This folder holds an evaluate.py, which must not hide the library of that name.
+sys.path[:] = [path for path in sys.path if Path(path or ".").resolve() != Path(__file__).resolve().parent]
+
+import torch
+from torch.utils.data import DataLoader
+from transformers import AutoConfig, AutoImageProcessor
+
+from hf_dynvit import DynViTForImageClassification
+from hf_dynvit.benchmark_speed import DTYPES
+from hf_dynvit.data import load_image_data
+from hf_dynvit.data_source import DataArguments
+from hf_dynvit.environment import measured_on
+from hf_dynvit.export import burn_in
+from hf_dynvit.latency import layer_latencies
+from hf_dynvit.search import OBJECTIVES, exhaustive, nsga2, pick
+from hf_dynvit.search_plot import front_plot
+from hf_dynvit.search_scores import MaskScores
+from hf_dynvit.search_space import GRANULARITIES, MaskSpace
+from hf_dynvit.settings import parse_settings
+
+
+METHODS = ("auto", "nsga2", "exhaustive")
+
+
+@dataclass
+class SearchArguments:
+    """What to search, how, and where to write it."""
+
+    model: str | None = field(default=None, metadata={"help": "a plain ViT or a model with gates: folder or Hub id"})
+    output: str | None = field(default=None, metadata={"help": "folder for the results"})
+    objectives: str = field(
+        default="error+cost",
+        metadata={"help": f"one of {sorted(OBJECTIVES)}; reward+layers is the joint search of policy and mask"},
+    )
+    policy: str = field(
+        default="act", metadata={"help": "gates 'act' inside the mask, or all 'process' whatever the mask leaves"}
+    )
+    granularity: str = field(default="block", metadata={"help": f"one of {GRANULARITIES}"})
+    always_keep: list[int] = field(
+        default_factory=lambda: [0], metadata={"help": "layers no mask switches off; -1: none"}
+    )
+    method: str = field(default="auto", metadata={"help": f"one of {METHODS}; auto: exhaustive up to 6 bits"})
+    population: int = field(default=24, metadata={"help": "masks per generation"})
+    generations: int = field(default=12, metadata={"help": "generations of NSGA-II"})
+    images: int = field(default=1000, metadata={"help": "held-out images, half to choose on, half to report on"})
+    price: float = field(default=1.0, metadata={"help": "what a cost of 1 takes from the reward"})
+    min_accuracy: float | None = field(
+        default=None, metadata={"help": "pick the cheapest mask of at least this accuracy, instead of the knee"}
+    )
+    burn_in: bool = field(default=False, metadata={"help": "also save the picked model without its unused layers"})
+    batch_size: int = field(default=64, metadata={"help": "images per forward"})
+    dtype: str = field(default="float32", metadata={"help": f"of products, one of {list(DTYPES)}"})
+    device: str = field(default="auto", metadata={"help": "cpu, cuda, ...; auto: CUDA where there is one"})
+    seed: int = field(default=0, metadata={"help": "of the search and of the held-out images"})
+
+    def __post_init__(self):
+        if not self.model or not self.output:
+            raise ValueError(f"--model and --output are needed, got {self.model!r} and {self.output!r}")
+        choices = {"objectives": OBJECTIVES, "granularity": GRANULARITIES, "method": METHODS, "dtype": DTYPES}
+        for name, known in {**choices, "policy": ("act", "process")}.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {sorted(known)}, got {getattr(self, name)!r}")
+        if self.images < 2:
+            raise ValueError(f"images must be at least 2, got {self.images}")
+        self.always_keep = [layer for layer in self.always_keep if layer != -1]
+        if self.device == "auto":
+            self.device = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def main(argv=None):
+    """Search; returns the content of front.json."""
+    args, data_args = parse_settings(sys.argv[1:] if argv is None else argv, SearchArguments, DataArguments)
+    if not data_args.validation_fraction:
+        raise ValueError(
+            "give validation_fraction, the part of train that is held out: no mask is chosen on validation"
+        )
+    folder = Path(args.output)
+    config = AutoConfig.from_pretrained(args.model)
+    gated = config.model_type == "dynvit"
+    if args.objectives.startswith("reward") and (args.policy != "act" or not (gated and config.gates)):
+        raise ValueError(
+            f"objectives {args.objectives!r} need a model with gates that act; {args.model} has none that do"
+        )
+    space = MaskSpace(config.num_hidden_layers, args.granularity, args.always_keep)
+    load = DynViTForImageClassification.from_pretrained if gated else DynViTForImageClassification.from_vit
+    model = load(args.model).eval().to(args.device)
+    processor = AutoImageProcessor.from_pretrained(args.model)
+    data = load_image_data(data_args, processor, model.config, seed=args.seed)
+    choose, report = halves(data.selection, args)
+    scores = make_scores(model, space, choose, args, file=folder / "scores.json")
+
+    started = time.perf_counter()
+    small = len(space) <= 6 if args.method == "auto" else args.method == "exhaustive"
+    if small:
+        points = exhaustive(scores, args.objectives)
+    else:
+        points = nsga2(scores, args.objectives, args.population, args.generations, args.seed)
+    seconds = time.perf_counter() - started
+    fresh = make_scores(model, space, report, args)
+    for point in points:
+        point["reported"] = fresh([bit == "1" for bit in point["bits"]])
+    picked = pick(points, args.objectives, args.min_accuracy)
+    unmasked = fresh([True] * len(space))
+    results = {
+        "kind": "search",
+        "model": args.model,
+        "objectives": args.objectives,
+        "method": "exhaustive" if small else "nsga2",
+        "space": f"{len(space)} bits, {args.granularity}",
+        "masks_scored": len(scores.cache),
+        "seconds": seconds,
+        "images_to_choose_on": sum(len(labels) for _, labels in choose),
+        "images_reported_on": sum(len(labels) for _, labels in report),
+        "dataset": data_args.name(),
+        "split": f"held out of {data_args.train_split}",
+        "unmasked": unmasked,
+        "picked": picked,
+        "front": points,
+        **measured_on(args.device, args.dtype, args.seed),
+        "settings": asdict(args),
+    }
+    write(results, folder)
+    save_picked(model, processor, picked, args, folder)
+    print(
+        f"{len(points)} masks on the front, of {len(scores.cache)} scored in {seconds:.0f} s; picked {picked['bits']}: "
+    )
+    print(
+        f"accuracy {picked['reported']['accuracy']:.4f} (unmasked {unmasked['accuracy']:.4f}) at cost "
+        f"{picked['reported']['cost']:.3f} (unmasked {unmasked['cost']:.3f}), {picked['layers']:.0%} of layers left"
+    )
+    return results
+
+
+def halves(images, args):
+    """Two lists of batches of (pixel_values, labels), on the device: to choose on, to report on."""
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(args.seed))[: args.images].tolist()
+    if len(order) < 2:
+        raise ValueError(f"{len(order)} held-out images cannot be halved: raise validation_fraction or images")
+    batches = []
+    for part in (order[: len(order) // 2], order[len(order) // 2 :]):
+        loader = DataLoader(torch.utils.data.Subset(images, part), args.batch_size)
+        batches.append([(b["pixel_values"].to(args.device), b["labels"].to(args.device)) for b in loader])
+    return batches
+
+
+def make_scores(model, space, batches, args, file=None):
+    """`MaskScores` as the arguments want them."""
+    latencies = layer_latencies(model, batches[0][0]) if args.objectives == "error+latency" else None
+    identity = {
+        name: value
+        for name, value in asdict(args).items()
+        if name not in ("output", "min_accuracy", "burn_in", "population", "generations", "method", "objectives")
+    }
+    return MaskScores(
+        model,
+        space,
+        batches,
+        price=args.price,
+        latencies=latencies,
+        file=file,
+        identity=identity | {"latency": latencies is not None},
+        autocast=None if args.dtype == "float32" else DTYPES[args.dtype],
+        gating="threshold" if args.policy == "act" else "open",
+    )
+
+
+def write(results, folder):
+    """The front as JSON, CSV and picture."""
+    (folder / "front.json").write_text(json.dumps(results, indent=2) + "\n")
+    with (folder / "front.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        names = [name for name in results["front"][0] if name not in ("bits", "layer_mask", "reported")]
+        writer.writerow(["bits", *names, *(f"reported_{name}" for name in names)])
+        for point in results["front"]:
+            writer.writerow([point["bits"], *(point[name] for name in names), *(point["reported"][n] for n in names)])
+    front_plot(results, folder / "front.png")
+
+
+def save_picked(model, processor, picked, args, folder):
+    """The model under the picked mask, and without the layers it never runs."""
+    model.config.layer_mask = picked["layer_mask"]
+    if args.policy == "process" and model.config.gates:
+        for gates in model.gates:
+            gates.clear()
+        model.config.gates = None
+    model.save_pretrained(folder / "picked")
+    processor.save_pretrained(folder / "picked")
+    if args.burn_in:
+        burn_in(model).save_pretrained(folder / "burnt_in")
+        processor.save_pretrained(folder / "burnt_in")
+
+
+if __name__ == "__main__":
+    main()
