@@ -51,6 +51,8 @@ class Place:
         config = {"image_size": 32, "patch_size": 8, "hidden_size": 32, "intermediate_size": 64, "num_labels": 3}
         vit = ViTForImageClassification(ViTConfig(num_hidden_layers=2, num_attention_heads=4, **config))
         self.vit = save_checkpoint(folder / "vit", vit)
+        deep = ViTForImageClassification(ViTConfig(num_hidden_layers=12, num_attention_heads=4, **config))
+        self.deep_vit = save_checkpoint(folder / "deep_vit", deep)
         self.recipe = folder / "recipe.yaml"
         settings = {
             "model_name_or_path": self.vit,
@@ -280,7 +282,8 @@ def test_each_recipe_runs_two_steps_on_made_up_data(place, recipe):
     text = recipe.read_text()
     for word in ("# Command", "# Hardware", "# Minutes", "# Expect"):
         assert word in text
-    words = [str(recipe), "--output_dir", str(place.folder / recipe.stem), "--model_name_or_path", place.vit]
+    words = [str(recipe), "--output_dir", str(place.folder / recipe.stem)]
+    words += [] if "new_vit" in content else ["--model_name_or_path", place.deep_vit]
     words += ["--max_steps", "2", "--per_device_train_batch_size", "4", "--use_cpu", "true", "--disable_tqdm", "true"]
     words += ["--dataloader_num_workers", "0", "--dataloader_persistent_workers", "false", "--num_processes", "1"]
     words += ["--validation_fraction", "0.25"] if "validation_fraction" in content else []
