@@ -9,7 +9,7 @@ from .cost import cost
 from .gate import LayerDecisions
 
 
-GATE_KINDS = ("patch", "sublayer", "head")
+GATE_KINDS = ("patch", "sublayer", "head", "block")
 SPREAD = 0.15  # standard deviation over images of the rate at which they keep tokens
 LEAST_TOKENS = 0.1  # the rate of the image that keeps fewest
 
@@ -46,6 +46,7 @@ def draw_decisions(model, batch, target, generator):
     """
     config = model.config
     num_layers, num_tokens = config.num_hidden_layers, model.vit.embeddings.position_embeddings.shape[1]
+    whole = [any(gate.whole for gate in gates.values()) for gates in model.gates]
     slots = [{slot for gate in gates.values() for slot in gate.slots} for gates in model.gates]
     gate_macs = sum(gate.macs(num_tokens) for gates in model.gates for gate in gates.values())
 
@@ -54,6 +55,10 @@ def draw_decisions(model, batch, target, generator):
 
     tokens, heads, sublayers = uniform(num_tokens), uniform(config.num_attention_heads), uniform(2)
     offset = SPREAD * torch.randn(batch, 1, generator=generator)
+
+    def alike(keep, layer):
+        """Attention and MLP of a block that is decided as a whole."""
+        return keep[:, :1].expand(-1, 2) if whole[layer] and keep.shape[1] == 2 else keep
 
     def at(rate):
         kept = tokens < (rate + offset).clamp(LEAST_TOKENS, 1)
@@ -65,7 +70,8 @@ def draw_decisions(model, batch, target, generator):
             "sublayers": sublayers < rate,
         }
         decisions = [
-            LayerDecisions(**{slot: keeps[slot][layer] for slot in slots[layer]}) for layer in range(num_layers)
+            LayerDecisions(**{slot: alike(keeps[slot][layer], layer) for slot in slots[layer]})
+            for layer in range(num_layers)
         ]
         spent = cost(config, decisions, batch, num_tokens, model.num_labels, gate_macs, "cpu").mean().item()
         return spent, decisions

@@ -2,6 +2,7 @@
 
 import math
 import statistics
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ from transformers import AutoImageProcessor, PreTrainedConfig, ViTConfig, ViTFor
 from .benchmark_speed import DTYPES, dense_calls, rounds_within, with_progress
 from .configuration_dynvit import DynViTConfig
 from .data import ImageDataset, load_validation
+from .memory import peak_mib
 from .modeling_dynvit import DynViTForImageClassification
 from .timing import interleaved_seconds
 
@@ -125,6 +127,7 @@ def time_batches(entrants, batch, seconds, rounds, compiled):
             calls[number, name] = lambda index, model=model, batches=batches: model(batches[index % period])
         names.append(list(models))
         timed_costs.append(torch.cat([entrant.model(part).cost for part in batches]).mean().item())
+    peaks = {key: peak_mib(partial(call, 0), entrants[key[0]].model.device) for key, call in calls.items()}
     rounds = rounds or rounds_within(calls, seconds * len(entrants))
     rounds = math.ceil(rounds / period) * period  # each batch is timed equally often
     took = interleaved_seconds(with_progress(calls, rounds), rounds)
@@ -133,7 +136,8 @@ def time_batches(entrants, batch, seconds, rounds, compiled):
         ms = {name: 1e3 * _mean_of_medians(took[number, name], period) for name in names[number]}
         packed = ms.pop("packed")
         dense, speedup = min(ms.values()), min(ms.values()) / packed
-        row = {"rounds": rounds, "timed_cost": cost, "dense_ms": ms, "packed_ms": packed}
+        memory = {"dense": min(peaks[number, name] for name in ms), "packed": peaks[number, "packed"]}
+        row = {"rounds": rounds, "timed_cost": cost, "peak_mib": memory, "dense_ms": ms, "packed_ms": packed}
         row |= {"dense_images_per_s": 1e3 * batch / dense, "packed_images_per_s": 1e3 * batch / packed}
         rows.append(row | {"speedup": speedup, "predicted": 1 / cost, "realised": speedup * cost})
     return rows

@@ -32,9 +32,8 @@ def speed_table(rows):
         line |= {f"dense {kernel} ms": row["dense_ms"].get(kernel, "") for kernel in kernels}
         line |= {"packed ms": row["packed_ms"], "packed / dense": 1 / row["speedup"], "speed-up": row["speedup"]}
         line |= {"predicted": row["predicted"], "realised fraction": row["realised"]}
-        if "peak_mib" in row:
-            dense = min(row["peak_mib"][kernel] for kernel in row["dense_ms"])
-            line |= {"dense peak MiB": dense, "packed peak MiB": row["peak_mib"][row["gates"]]}
+        dense = min(row["peak_mib"][kernel] for kernel in row["dense_ms"])
+        line |= {"dense peak MiB": dense, "packed peak MiB": row["peak_mib"][row["gates"]]}
         table.append(line)
     return markdown(table)
 
@@ -71,6 +70,7 @@ def models_table(rows):
         line |= {"images": row["images"], "mean cost": row["cost"], "batch": row["batch"]}
         line |= {"dense images/s": row["dense_images_per_s"], "packed images/s": row["packed_images_per_s"]}
         line |= {"speed-up": row["speedup"], "predicted": row["predicted"], "realised fraction": row["realised"]}
+        line |= {f"{name} peak MiB": peak for name, peak in row["peak_mib"].items()}
         table.append(line)
     return markdown(table)
 

@@ -2,6 +2,7 @@
 
 import copy
 import time
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -9,6 +10,7 @@ from tqdm import tqdm
 from transformers import ViTConfig, ViTForImageClassification
 
 from .benchmark_decisions import draw_decisions, gate_entries, move
+from .memory import peak_mib
 from .modeling_dynvit import DynViTForImageClassification
 from .timing import interleaved_medians
 
@@ -78,7 +80,7 @@ def measure(vit, setting, seed):
         list of dicts, one row per gate set under its decisions and a last one with all gates of the first set open:
         `size`, `dtype`, `batch`, `gates`, `rounds`, `cost` (mean, gates included), `dense_ms` (kernel -> median
         milliseconds), `packed_ms`, `speedup` (fastest dense / packed), `predicted` (1 / cost), `realised`
-        (speedup * cost), and on CUDA `peak_mib` (name -> MiB allocated during a forward beyond weights and inputs).
+        (speedup * cost), `peak_mib` (name -> MiB held at once during a forward, beyond weights and inputs).
 
     Raises:
         ValueError: a cost out of reach of its gates.
@@ -104,7 +106,7 @@ def measure(vit, setting, seed):
         label: torch.cat([model(images, decisions=draw).cost for draw in draws]).mean().item()
         for label, (model, draws) in packed.items()
     }  # every draw has run once: 16-bit products on CPU compile a kernel per number of rows
-    peaks = {name: _peak_mib(call) for name, call in calls.items()} if vit.device.type == "cuda" else None
+    peaks = {name: peak_mib(partial(call, 0), vit.device) for name, call in calls.items()}
     rounds = setting.rounds or rounds_within(calls, setting.seconds * len(packed))
     medians = interleaved_medians(with_progress(calls, rounds), rounds)
     ms = {name: 1e3 * seconds for name, seconds in medians.items()}
@@ -116,9 +118,7 @@ def measure(vit, setting, seed):
         row = {"size": setting.size, "dtype": setting.dtype, "batch": setting.batch, "gates": label, "rounds": rounds}
         row |= {"cost": costs[label], "dense_ms": dense_ms, "packed_ms": ms[label], "speedup": speedup}
         row |= {"predicted": 1 / costs[label], "realised": speedup * costs[label]}
-        if peaks:
-            row["peak_mib"] = {name: peaks[name] for name in (*dense, label)}
-        rows.append(row)
+        rows.append(row | {"peak_mib": {name: peaks[name] for name in (*dense, label)}})
     return rows
 
 
@@ -148,12 +148,3 @@ def with_progress(calls, rounds):
         return run
 
     return {name: counted(call) for name, call in calls.items()}
-
-
-def _peak_mib(call):
-    call(0)
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    call(0)
-    return (torch.cuda.max_memory_allocated() - before) / 2**20

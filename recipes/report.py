@@ -1,6 +1,6 @@
 """Write the results tables of recipes/README.md: python recipes/report.py results.json ... evaluation.json ...
 
-Each file is one that train.py, evaluate.py or `python -m hf_dynvit.benchmark --json` wrote; all numbers of the tables
+Each file is one that train.py, evaluate.py, search.py or `python -m hf_dynvit.benchmark --json` wrote; all numbers of the tables
 come from them.
 """
 
@@ -36,13 +36,13 @@ def main(argv=None):
 
 
 def read(path):
-    """One JSON file; raises ValueError if neither train.py nor evaluate.py nor the benchmark wrote it."""
+    """One JSON file; raises ValueError if none of the scripts wrote it."""
     results = json.loads(Path(path).read_text(encoding="utf-8"))
-    if isinstance(results, dict) and results.get("kind") in ("training", "evaluation"):
+    if isinstance(results, dict) and results.get("kind") in ("training", "evaluation", "search"):
         return results
     if isinstance(results, dict) and all("realised" in row for row in results.get("rows") or [{}]):
         return {**results, "kind": "benchmark"}
-    raise ValueError(f"{path} was written neither by train.py nor by evaluate.py nor by the benchmark")
+    raise ValueError(f"{path} was written neither by train.py nor evaluate.py nor search.py nor the benchmark")
 
 
 def render(all_results):
@@ -54,6 +54,9 @@ def render(all_results):
         parts += ["### Trained", table([training_row(results) for results in trainings])]
     if evaluations:
         parts += ["### Evaluated", table([evaluation_row(results) for results in evaluations])]
+    searches = [search_row(results) for results in all_results if results["kind"] == "search"]
+    if searches:
+        parts += ["### Searched", table(searches)]
     speeds = [speed_row(results, row) for results in evaluations for row in results["throughput"]]
     if speeds:
         parts += ["### Speed", table(speeds)]
@@ -80,9 +83,28 @@ def evaluation_row(results):
     return {
         "model": short(results["model"]),
         "data": results["dataset"],
+        "gates": " + ".join(dict.fromkeys(gate["gate"] for gate in results["gates"])) if results["gates"] else "none",
         "budget": results["budget"] if results["gates"] else "–",
         **accuracy_columns(results),
         **provenance(results, results["batch_size"]),
+    }
+
+
+def search_row(results):
+    picked, without = results["picked"]["reported"], results["unmasked"]
+    return {
+        "model": short(results["model"]),
+        "data": f"{results['dataset']} ({results['split']})",
+        "objectives": results["objectives"],
+        "space": results["space"],
+        "method": results["method"],
+        "masks scored": results["masks_scored"],
+        "minutes": f"{results['seconds'] / 60:.1f}",
+        "images chosen, reported on": f"{results['images_to_choose_on']}, {results['images_reported_on']}",
+        "no mask: top-1 at cost": f"{100 * without['accuracy']:.1f} at {without['cost']:.3f}",
+        "picked: top-1 at cost": f"{100 * picked['accuracy']:.1f} at {picked['cost']:.3f}",
+        "left in the network": f"{picked['layers']:.0%}",
+        **provenance(results, results["settings"]["batch_size"]),
     }
 
 
@@ -95,6 +117,7 @@ def speed_row(results, row):
         "packed images/s": f"{row['packed_images_per_second']:.1f}",
         "speed-up": f"{row['speedup']:.2f}×",
         "of the MACs' promise": f"{row['realised']:.2f}",
+        "peak MiB, dense and packed": peaks(row, "dense", "packed"),
         "threads": results["threads"],
         **provenance(results, row["batch_size"]),
     }
@@ -112,8 +135,15 @@ def benchmark_row(row):
         "packed ms": f"{row['packed_ms']:.1f}",
         "speed-up": f"{row['speedup']:.2f}×",
         "of the MACs' promise": f"{row['realised']:.2f}",
+        "peak MiB, dense and packed": peaks(row, kernel, row["gates"]),
         "rounds": row["rounds"],
     }
+
+
+def peaks(row, dense, packed):
+    """Working memory of both; files of earlier versions have none."""
+    found = row.get("peak_mib")
+    return f"{found[dense]:.1f}, {found[packed]:.1f}" if found else "–"
 
 
 def circumstances(results):

@@ -164,7 +164,7 @@ def test_evaluate_refuses_before_it_works(place, trained, tmp_path):
         evaluate.main([*words, "--json", str(tmp_path / "absent" / "a.json")])
     with pytest.raises(ValueError, match="dtype must be one of"):
         evaluate.main([*words, "--json", str(tmp_path / "a.json"), "--dtype", "int8"])
-    with pytest.raises(ValueError, match="written neither by train.py nor by evaluate.py"):
+    with pytest.raises(ValueError, match="written neither by train.py nor evaluate.py"):
         (tmp_path / "other.json").write_text("{}")
         report.main([str(tmp_path / "other.json")])
 

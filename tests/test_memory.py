@@ -1,0 +1,19 @@
+"""The measured working memory is what a call holds at once."""
+
+import pytest
+import torch
+
+from hf_dynvit.memory import peak_mib
+
+
+@pytest.mark.parametrize(
+    ("call", "wanted"),
+    [
+        (lambda x: x * 2, 1),
+        (lambda x: torch.cat([x * 2, x * 3]), 4),
+        (lambda x: (x * 2, (x * 3).sum())[1], 2),
+    ],
+)
+def test_peak_memory_is_what_is_held_at_once(call, wanted):
+    x = torch.randn(256, 1024)  # 1 MiB
+    assert peak_mib(lambda: call(x), "cpu") == pytest.approx(wanted, abs=0.01)
