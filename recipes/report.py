@@ -38,7 +38,7 @@ def main(argv=None):
 def read(path):
     """One JSON file; raises ValueError if none of the scripts wrote it."""
     results = json.loads(Path(path).read_text(encoding="utf-8"))
-    if isinstance(results, dict) and results.get("kind") in ("training", "evaluation", "search"):
+    if isinstance(results, dict) and results.get("kind") in ("training", "evaluation", "search", "step_time"):
         return results
     if isinstance(results, dict) and all("realised" in row for row in results.get("rows") or [{}]):
         return {**results, "kind": "benchmark"}
@@ -60,6 +60,9 @@ def render(all_results):
     speeds = [speed_row(results, row) for results in evaluations for row in results["throughput"]]
     if speeds:
         parts += ["### Speed", table(speeds)]
+    steps = [step_row(results) for results in all_results if results["kind"] == "step_time"]
+    if steps:
+        parts += ["### Training steps", table(steps)]
     for benchmark in (results for results in all_results if results["kind"] == "benchmark"):
         parts += ["### Speed at a given cost, random decisions", circumstances(benchmark)]
         parts += [table([benchmark_row(row) for row in benchmark["rows"]])]
@@ -137,6 +140,20 @@ def benchmark_row(row):
         "of the MACs' promise": f"{row['realised']:.2f}",
         "peak MiB, dense and packed": peaks(row, kernel, row["gates"]),
         "rounds": row["rounds"],
+    }
+
+
+def step_row(results):
+    kernel = min(results["dense_ms"], key=results["dense_ms"].get)
+    return {
+        "model": short(results["model"]),
+        "gates": results["gates"],
+        "cost": f"{results['cost']:.3f}",
+        "dense step": f"{results['dense_ms'][kernel]:.0f} ms ({kernel})",
+        "packed step": f"{results['packed_ms']:.0f} ms",
+        "of the dense time": f"{results['time_ratio']:.2f}",
+        "of the dense working memory": f"{results['memory_ratio']:.2f}",
+        **provenance(results, results["batch_size"]),
     }
 
 

@@ -37,8 +37,8 @@ def script(name):
     return module
 
 
-train, evaluate, report, dial, search = (
-    script(name) for name in ("train", "evaluate", "report", "calibrate", "search")
+train, evaluate, report, dial, search, step_time = (
+    script(name) for name in ("train", "evaluate", "report", "calibrate", "search", "step_time")
 )
 
 
@@ -376,10 +376,14 @@ def test_the_report_takes_the_benchmark_and_nothing_else(tmp_path):
     readme.write_text(f"before {report.START} old {report.END} after")
     row = {"size": "tiny", "dtype": "float32", "batch": 8, "gates": "patch", "cost": 0.5, "rounds": 9}
     row |= {"dense_ms": {"eager": 30.0, "sdpa": 20.0}, "packed_ms": 12.5, "speedup": 1.6, "realised": 0.8}
+    row |= {"peak_mib": {"eager": 40.0, "sdpa": 30.25, "patch": 20.0}}
     made = {"device": "A CPU", "threads": 2, "seed": 0, "commit": "abc", "command": "python benchmark", "rows": [row]}
     (tmp_path / "speed.json").write_text(json.dumps(made))
     report.main(["--readme", str(readme), str(tmp_path / "speed.json")])
-    assert "| tiny | float32 | 8 | patch | 0.500 | 20.0 (sdpa) | 12.5 | 1.60× | 0.80 | 9 |" in readme.read_text()
+    assert (
+        "| tiny | float32 | 8 | patch | 0.500 | 20.0 (sdpa) | 12.5 | 1.60× | 0.80 | 30.2, 20.0 | 9 |"
+        in readme.read_text()
+    )
     assert "A CPU, 2 threads, seed 0, commit abc" in readme.read_text() and " old " not in readme.read_text()
     (tmp_path / "other.json").write_text(json.dumps({"rows": [{"accuracy": 1}]}))
     with pytest.raises(ValueError, match="was written neither"):
@@ -496,3 +500,15 @@ def test_bad_searches_are_refused_before_work(place, tmp_path, words, message):
     with pytest.raises(ValueError, match=message):
         find(place, tmp_path / "out", place.vit, *words)
     assert not (tmp_path / "out").exists()
+
+
+def test_steps_are_timed_and_reported(place, tmp_path):
+    words = ["--model", place.deep_vit, "--batch_size", "4", "--seconds", "0.1", "--draws", "2"]
+    results = step_time.main([*words, "--json", str(tmp_path / "step.json")])
+    assert results["cost"] == pytest.approx(0.5, abs=0.1)
+    assert results["time_ratio"] == results["packed_ms"] / min(results["dense_ms"].values())
+    assert 0 < results["memory_ratio"] < 1
+    readme = tmp_path / "README.md"
+    readme.write_text(f"{report.START}{report.END}")
+    report.main(["--readme", str(readme), str(tmp_path / "step.json")])
+    assert "### Training steps" in readme.read_text() and f"| {results['time_ratio']:.2f} |" in readme.read_text()
