@@ -1,8 +1,7 @@
-"""The policy objective: REINFORCE on the decisions of one forward, with a price of computation that meets the budget."""
+"""The policy objective: REINFORCE on the decisions of one forward, at a price of computation that meets the budget."""
 
 import torch
 from transformers import TrainerCallback
-from transformers.trainer_callback import ExportableState
 
 from .cost import dense_macs, layer_costs, layer_macs
 from .gate import Exploration
@@ -18,37 +17,30 @@ from .reinforce import (
 )
 
 
-class PolicyObjective(TrainerCallback, ExportableState):
+class PolicyObjective(TrainerCallback):
     """Teaches whatever gates acted: blocks, sub-layers, heads, patches.
 
-    Attributes:
-        price: what a cost of 1 takes from the reward. With `price_rate` it rises while the mean cost is above the
-            budget and falls while it is below (dual ascent), so that the budget stays the one dial.
+    With `price_gain` the price follows the cost of the batch, so that the budget stays the one dial: `price +
+    price_gain * (mean cost - budget)` is the derivative of a squared distance from the budget, as the gradient
+    objective has it.
     """
 
     def __init__(self, trainer):
         self.trainer, self.args = trainer, trainer.args
-        self.price = self.args.price
         self.layer_weights = None
         self.reset()
 
     def reset(self):
         self.logged = {}
 
-    def state(self):
-        return {"args": {}, "attributes": {"price": self.price}}
-
     def on_train_begin(self, args, state, control, model=None, **kwargs):
-        saved = state.stateful_callbacks.get(type(self).__name__) if state.global_step else None
-        self.price = saved["attributes"]["price"] if isinstance(saved, dict) else args.price
         if args.objective == "reinforce":
             self.layer_weights = self._layer_weights(self.trainer.accelerator.unwrap_model(self.trainer.model))
 
-    def on_step_end(self, args, state, control, **kwargs):
-        if args.objective != "reinforce" or not args.price_rate or not self.trainer.step_costs:
-            return
-        cost = self.trainer.accelerator.reduce(torch.stack(self.trainer.step_costs).mean(), "mean").item()
-        self.price = max(0.0, self.price + args.price_rate * (cost - self.trainer.model.config.budget))
+    def price(self, cost):
+        """What a cost of 1 takes from the reward, given the costs (B,) of the batch."""
+        distance = cost.detach().mean() - self.trainer.budget_now()
+        return self.args.price + self.args.price_gain * distance
 
     def exploration(self, progress):
         """How the policies draw at this point of training, in [0, 1]."""
@@ -65,23 +57,25 @@ class PolicyObjective(TrainerCallback, ExportableState):
             return 0.0
         earned = outcome(outputs.logits, inputs["labels"], args.reward)
         spent = self._spent(decisions, outputs)  # (K, B)
-        rewards = terminal_reward(earned, spent.sum(0), self.price, args.reward, args.penalty)
-        price = 0.0 if args.reward == "blockdrop" else self.price  # its cost is not a sum over layers
-        returns = layer_returns(rewards, spent[deciding], price, args.returns, args.discount)
+        price = self.price(outputs.cost)
+        rewards = terminal_reward(earned, spent.sum(0), price, args.reward, args.penalty)
+        # The cost of the reward of BlockDrop is not a sum over layers.
+        refund = 0.0 if args.reward == "blockdrop" else price
+        returns = layer_returns(rewards, spent[deciding], refund, args.returns, args.discount)
         log_probs = torch.stack([decisions[layer].log_prob for layer in deciding])
         entropy = torch.stack([decisions[layer].entropy for layer in deciding]).sum(0).mean()
         values = [decisions[layer].value for layer in deciding]
         total = -args.entropy_weight * entropy
         baseline = 0.0
         if args.baseline == "self-critical":
-            baseline = self._greedy_rewards(model, inputs)
+            baseline = self._greedy_rewards(model, inputs, price)
         elif args.baseline == "value":
             values = torch.stack(values)
             baseline = values.detach()
             total = total + args.value_weight * value_loss(values, returns)
         advantage = advantages(returns, baseline, normalise=args.returns != "dynavit")
         total = total + args.policy_weight * policy_loss(log_probs, advantage)
-        self._log(reward=rewards.mean(), entropy=entropy.detach(), earned=earned.mean())
+        self._log(reward=rewards.mean(), entropy=entropy.detach(), earned=earned.mean(), price=torch.as_tensor(price))
         return total
 
     def _spent(self, decisions, outputs):
@@ -95,14 +89,14 @@ class PolicyObjective(TrainerCallback, ExportableState):
         return self.layer_weights.to(macs.device)[:, None] * shares
 
     @torch.no_grad()
-    def _greedy_rewards(self, model, inputs):
+    def _greedy_rewards(self, model, inputs, price):
         """Rewards of the thresholded policy on the same images, the self-critical baseline, (B,)."""
         model.eval()
         outputs = model(**inputs, gating="threshold")
         model.train()
         earned = outcome(outputs.logits, inputs["labels"], self.args.reward)
         spent = self._spent(outputs.decisions, outputs).sum(0)
-        return terminal_reward(earned, spent, self.price, self.args.reward, self.args.penalty)
+        return terminal_reward(earned, spent, price, self.args.reward, self.args.penalty)
 
     def _layer_weights(self, model):
         """(K,) weights of the layers' costs, or None for MACs over those of the whole dense model."""
@@ -120,7 +114,7 @@ class PolicyObjective(TrainerCallback, ExportableState):
             self.logged.setdefault(name, []).append(value)
 
     def logs(self):
-        """Means since the last call, and the price."""
-        means = {name: round(torch.stack(values).mean().item(), 4) for name, values in self.logged.items()}
+        """Means since the last call."""
+        means = {name: round(torch.stack(values).float().mean().item(), 4) for name, values in self.logged.items()}
         self.reset()
-        return means | {"price": round(self.price, 4)} if means else {}
+        return means

@@ -98,7 +98,7 @@ class DynViTTrainer(Trainer):
         if self.args.objective == "usage":
             target = self.args.usage_target
             return self.args.usage_weight * usage_loss(outputs.decisions, target, target, target)
-        return self.args.cost_weight * budget_loss(outputs.cost, self._budget_now())
+        return self.args.cost_weight * budget_loss(outputs.cost, self.budget_now())
 
     # ------------------------------------------------------------------------------------------ schedule
 
@@ -117,7 +117,8 @@ class DynViTTrainer(Trainer):
             return self.policy.exploration(self._progress())
         return Exploration(noise=self._noise())
 
-    def _budget_now(self):
+    def budget_now(self):
+        """The mean cost to aim at now: it falls from 1 to the budget."""
         budget, ramp = self.model.config.budget, self.args.budget_ramp
         done = 1.0 if ramp == 0 else min(1.0, (self._progress() - self.args.gate_warmup) / ramp)
         return 1.0 - (1.0 - budget) * done

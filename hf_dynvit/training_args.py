@@ -57,10 +57,9 @@ class DynViTTrainingArguments(TrainingArguments):
         metadata={"help": "what a prediction earns: 'correct', 'probability' (of the label) or 'blockdrop'"},
     )
     penalty: float = field(default=1.0, metadata={"help": "what a wrong prediction costs with reward 'blockdrop'"})
-    price: float = field(default=1.0, metadata={"help": "what the whole dense cost takes from the reward, at first"})
-    price_rate: float = field(
-        default=0.02,
-        metadata={"help": "how fast the price follows the distance of the cost from the budget; 0: fixed"},
+    price: float = field(default=0.0, metadata={"help": "what the whole dense cost takes from the reward"})
+    price_gain: float = field(
+        default=20.0, metadata={"help": "what the price rises by per cost above the budget of the moment; 0: fixed"}
     )
     cost_weights: str = field(
         default="uniform",

@@ -400,9 +400,9 @@ def skipping(place):
 
 
 def test_the_preset_of_the_gates_says_how_they_are_taught(place):
-    results = place.train("preset", "--gates", "layerskip", "--price", "0.25", "--max_steps", "2")
+    results = place.train("preset", "--gates", "layerskip", "--price_gain", "0.25", "--max_steps", "2")
     training = results["settings"]["training"]
-    assert (training["objective"], training["price"]) == ("reinforce", 0.25)
+    assert (training["objective"], training["price_gain"]) == ("reinforce", 0.25)
 
 
 def test_a_model_with_gates_trains_on(place, skipping):

@@ -105,7 +105,7 @@ def test_the_budget_falls_linearly_after_the_warmup(make_trainer, tmp_path):
     budgets = []
     for step in (20, 40, 60, 90):
         trainer.state.global_step = step
-        budgets.append(trainer._budget_now())
+        budgets.append(trainer.budget_now())
     assert budgets == pytest.approx([1.0, 0.75, 0.5, 0.5])
 
 
