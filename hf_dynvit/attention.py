@@ -44,6 +44,8 @@ def packed_attention(query, key, value, lengths, heads=None, dropout_p=0.0, kern
         (T, H, d).
     """
     kernel = kernel or choose_kernel(query)
+    if kernel == "loop" and heads is None and bias is None and dropout_p == 0.0 and len(set(lengths)) == 1:
+        return _equal_on_cpu(query, key, value, len(lengths))
     if kernel == "loop":
         return _loop(query, key, value, lengths, heads, dropout_p, bias)
     if bias is not None:
@@ -71,6 +73,15 @@ def _with_bias(query, key, value, lengths, heads, dropout_p, kernel, bias):
     key = F.pad(torch.cat([key, bias * ((width + more) / width) ** 0.5], -1), (0, more - 1))
     out = packed_attention(query, key, F.pad(value, (0, more)), lengths, heads, dropout_p, kernel)
     return out[..., :width]
+
+
+def _equal_on_cpu(query, key, value, images):
+    """Images of equal length: the fused kernel in 32 bit, two batched products in 16 bit, where that measured faster."""
+    if query.dtype.itemsize != 2:
+        return _equal(query, key, value, images, 0.0)
+    query = query * query.shape[-1] ** -0.5
+    q, k, v = (t.unflatten(0, (images, -1)).transpose(1, 2) for t in (query, key, value))  # (B, H, n, d)
+    return ((q @ k.transpose(-1, -2)).softmax(-1) @ v).transpose(1, 2).flatten(0, 1)
 
 
 def _loop(query, key, value, lengths, heads, dropout_p, bias):
