@@ -56,6 +56,8 @@ class TokenState(NamedTuple):
 
     alive: torch.Tensor | None = None  # (B, N) not dropped; None: all
     size: torch.Tensor | None = None  # (B, N) patches that a token stands for; None: one each
+    places: torch.Tensor | None = None  # (B, K) where the tokens of a compacted stream were; None: all are there
+    shown: torch.Tensor | None = None  # (B, N) what is alive in a compacted stream, in the places of the full one
     entry: torch.Tensor | None = None  # (B, 1, D) what gates that decide up front have read
 
 
@@ -133,6 +135,7 @@ class Gate(nn.Module):
     drop = False  # whether tokens that are not kept are gone for later layers too
     merge = False  # and leave their content to the kept token most like them
     upfront = False  # whether it reads the tokens that entered the first gate of its kind
+    reads_all = False  # whether a decision depends on tokens that are gone, or on how many there are
     whole = False  # whether attention and MLP are always decided alike
 
     def __init__(self, in_features, units, init_bias=3.0, tau=1.0, threshold=0.5, value_width=0):

@@ -25,6 +25,7 @@ class BlockGate(Gate):
             raise ValueError(f"pool must be one of {self.POOLS}, got {pool!r}")
         super().__init__(config.hidden_size, self.GRANULARITIES[granularity], **options)
         self.whole, self.pooling, self.upfront = granularity == "block", pool, upfront
+        self.reads_all = pool == "mean"
 
     def pool(self, tokens):
         return tokens[:, 0] if self.pooling == "cls" else tokens.mean(1)

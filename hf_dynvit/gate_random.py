@@ -17,6 +17,7 @@ class RandomGate(torch.nn.Module):
 
     deactivation = "attention"
     upfront = False
+    reads_all = True  # the next draw is another one if this one is shorter
 
     def __init__(self, config, unit="patch", rate=0.5, on="block", drop=False, merge=False):
         super().__init__()

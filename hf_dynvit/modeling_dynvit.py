@@ -12,6 +12,7 @@ from transformers import initialization as init
 from transformers.modeling_outputs import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
+from .compact import compact, in_full
 from .configuration_dynvit import DynViTConfig
 from .convert import dynvit_config, load_vit
 from .cost import cost
@@ -136,20 +137,26 @@ class DynViTModel(DynViTPreTrainedModel):
                 )
             layout = "masked"  # the packed layout has no (N, N) matrix; the meaning is the same
         x = embed(self.vit.embeddings, pixel_values, bool(interpolate_pos_encoding))
+        num_tokens, compacts = x.shape[1], layout == "packed" and decisions is None and self._compacts(wants_hidden)
         state, used, attentions, hidden = NOTHING_DROPPED, [], [], [self._snapshot(x, 0, wants_hidden)]
         for index, (layer, gates) in enumerate(zip(self.vit.layers, self.gates, strict=True)):
             replay = decisions[index] if decisions is not None else None
             how = "open" if gating == "act" and index < exploration.from_layer else gating
+            before = state
             options = (layer, gates, x, how, layout, replay, exploration, state, self._allowed(index))
             if layer.gradient_checkpointing and self.training:
                 # Gates sample from the global generator, which checkpointing restores for the second forward.
                 x, decision, state, weights = layer._gradient_checkpointing_func(run_layer, *options)
             else:
                 x, decision, state, weights = run_layer(*options)
+            if compacts:
+                decision = in_full(decision, before, num_tokens)
+                if state.alive is not before.alive:
+                    x, state = compact(x, state, num_tokens)
             used.append(decision)
             attentions.append(weights)
             hidden.append(self._snapshot(x, index + 1, wants_hidden))
-        spent = self._cost(used, x, gating)
+        spent = self._cost(used, x, num_tokens, gating)
         hidden = tuple(hidden) if wants_hidden else None
         attentions = tuple(attentions) if output_attentions else None
         return x, spent, tuple(used), hidden, attentions
@@ -164,8 +171,13 @@ class DynViTModel(DynViTPreTrainedModel):
             return None
         return x if torch.is_grad_enabled() else x.clone()  # without gradients the packed layout updates in place
 
-    def _cost(self, decisions, x, gating):
-        batch, num_tokens = x.shape[:2]
+    def _compacts(self, wants_hidden):
+        """Whether dropped tokens may leave the stream: nobody reads them any more."""
+        reads_all = any(gate.reads_all for layer in self.gates for gate in layer.values())
+        return not (reads_all or wants_hidden or torch.is_grad_enabled()) and hasattr(self, "classifier")
+
+    def _cost(self, decisions, x, num_tokens, gating):
+        batch = len(x)
         gate_macs = 0
         if gating != "open":
             gate_macs = sum(
