@@ -143,7 +143,7 @@ def test_a_patch_is_kept_where_its_score_reaches_the_mean():
         assert above_mean(torch.full((patches,), 0.1)).all()
 
 
-@pytest.mark.parametrize(("patches", "mean", "deviation"), [(64, 32.0, 2.3), (49, 24.5, 2.0), (196, 98.0, 4.1)])
+@pytest.mark.parametrize(("patches", "mean", "deviation"), [(64, 32.0, 2.31), (49, 24.5, 2.02), (196, 98.0, 4.04)])
 def test_random_scores_keep_half_of_the_patches(patches, mean, deviation):
     counts = torch.stack([above_mean(torch.rand(patches)).sum() for _ in range(2000)]).float()
     assert counts.mean().item() == pytest.approx(mean, abs=0.3)
@@ -234,31 +234,22 @@ def test_polyak_moves_a_tenth_of_the_way():
     assert_close(one.weight, wanted)
 
 
-def test_the_schedule_of_the_published_training(tiny_vit):
-    agent = build(tiny_vit(), "agentvit")
-    pushed, learned, updated = [], [], []
+def test_the_schedule_of_the_published_training(tiny_vit, monkeypatch):
+    agent = build(tiny_vit(), "agentvit", hidden=8, hidden2=8)
+    pushed, updated = [], []
+    push = agent.replay.push
     agent.state = lambda pixel_values: torch.zeros(1, 16)
-    agent.replay.push = lambda transition, push=agent.replay.push: (pushed.append(1), push(transition))
-    step, moved = agent.optimizer.step, agent.learning_loss
-    agent.optimizer.step = lambda: learned.append(1)
-    agent.learning_loss = lambda batch: moved(batch)
+    agent.replay.push = lambda transition: pushed.append(push(transition))
+    monkeypatch.setattr("hf_dynvit.agent_dqn.polyak", lambda *networks: updated.append(networks))
     outputs = type("Outputs", (), {"loss": torch.tensor(1.0)})
-    before = agent.target[0].weight[0, 0].item()
     for epoch in range(100):
-        for number in range(50, 392, 50):  # other batches neither reward nor learn
+        for number in (49, 50, *range(100, 391, 50), 391):  # all others are like 49 and 391
             moment = Moment(epoch * 391 + number - 1, number, epoch)
             agent.choose(None, moment)
             agent.observe(None, None, outputs, moment)
-            with torch.no_grad():
-                agent.network[0].weight[0, 0] += 1.0  # for Polyak updates to show
-            if agent.learn_steps % 2 == 0:
-                updated.append(agent.target[0].weight[0, 0].item())
             agent.after_step()
-        agent.choose(None, Moment(epoch * 391 + 390, 391, epoch))
-        agent.observe(None, None, outputs, Moment(epoch * 391 + 390, 391, epoch))
-    assert step is not None and before is not None
-    assert (len(pushed), len(learned), agent.learn_steps) == (693, 686, 686)
-    assert len(set(updated)) >= 343 and len(agent.replay) == 64
+    assert (len(pushed), agent.learn_steps, len(updated)) == (693, 686, 343)
+    assert len(agent.replay) == 64
 
 
 def test_the_evaluation_choice_of_the_published_agent_depends_on_the_batch_and_ours_does_not(tiny_vit):
@@ -345,16 +336,19 @@ class Informative(torch.nn.Module):
 
 
 def toy(vit, name, **options):
-    """How high the agent ranks the informative patches after learning: mean place of the three, 0 the first."""
+    """How high the agent ranks the informative patches after learning: mean place of the three, 1 at best.
+
+    The images are faint, so that a patch is known by its position.
+    """
     agent = build(vit, name, desired=6, **options)
     agent.model = classifier = Informative(agent.model)
     labels = torch.zeros(32, dtype=torch.int64)
     for batch in range(250):
-        pixel_values, moment = images(32), Moment(batch, batch + 1, 1)
+        pixel_values, moment = 0.1 * images(32), Moment(batch, batch + 1, 1)
         patches = agent.choose(pixel_values, moment)
         agent.observe(pixel_values, labels, classifier(pixel_values, patches), moment)
         agent.after_step()
-    pixel_values = images(64)
+    pixel_values = 0.1 * images(64)
     if name == "agentvit-plus":
         scores = agent._logits(input_tokens(agent.model.vit, pixel_values)[:, 1:]).mean(0)
     else:
