@@ -6,6 +6,7 @@ Letters: B images, n patches (no [CLS]), K kept patches.
 
 import time
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -108,6 +109,17 @@ class PatchAgent(TrainerCallback):
         grid = self.agent.grid
         rows = grid.image_size[0] // grid.patch_size[0]
         return (self.kept / max(1, self.images)).cpu().reshape(rows, -1)
+
+    def report(self):
+        """What a run's results say of its agent; JSON-ready."""
+        return {
+            "name": self.name,
+            "n_patch_desired": self.agent.desired,
+            "patches": len(self.kept),
+            "kept": self.keep_map().sum().item(),
+            "seconds": self.seconds,
+            "options": asdict(self.agent.options),
+        }
 
     def _moment(self):
         progress = self.trainer.state.global_step / max(1, self.trainer.state.max_steps)
