@@ -38,7 +38,7 @@ class RandomRule(Rule):
 
 
 class FixedRule(Rule):
-    """The same patches for all images, drawn once from the seed: what AgentViT's greedy choice comes down to."""
+    """The same patches for all images, drawn once from the seed."""
 
     def order(self, batch, explore):
         return torch.randperm(self.patches, generator=torch.Generator().manual_seed(self.seed))

@@ -129,8 +129,8 @@ def run(model_args, args, data):
     start_peak(args.device)
     trainer.train()
     peak = peak_megabytes(args.device)
-    if clock.points[-1]["step"] != trainer.state.global_step:
-        clock.evaluated(trainer.state.global_step, trainer.evaluate())
+    if not clock.points or clock.points[-1]["step"] != trainer.state.global_step:
+        trainer.evaluate()  # the clock notes it
     agent = None if trainer.agent is None else trainer.agent.report()
     if trainer.agent is not None:
         train.draw_agent_pictures(trainer.agent, data.validation, made(args.output_dir))
@@ -166,15 +166,12 @@ class Clock(TrainerCallback):
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
         if self._running is None and state.global_step:
-            self.evaluated(state.global_step, metrics)
+            point = {"step": state.global_step, "seconds": self.seconds}
+            self.points.append(point | {"accuracy": metrics["eval_accuracy"], "loss": metrics["eval_loss"]})
             self._running = time.perf_counter()
 
     def on_train_end(self, args, state, control, **kwargs):
         self._stop(args)
-
-    def evaluated(self, step, metrics):
-        point = {"step": step, "seconds": self.seconds}
-        self.points.append(point | {"accuracy": metrics["eval_accuracy"], "loss": metrics["eval_loss"]})
 
     def _stop(self, args):
         if self._running is None:
