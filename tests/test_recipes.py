@@ -509,7 +509,7 @@ def test_agents_are_compared_on_the_same_data_and_steps(place):
     ]
     words += ["--max_steps", "4", "--per_device_train_batch_size", "6", "--n_patch_desired", "20"]
     words += ["--logging_steps", "1", "--disable_tqdm", "true", "--seeds", "0", "1", "--evaluations", "2"]
-    variants = ["none", "agentvit", "agentvit-plus", "random:return_fraction=0.5"]
+    variants = ["none", "agentvit", "random:return_fraction=0.5"]
     results = compare.main([*words, "--variants", *variants])
     assert json.loads((folder / "compare.json").read_text()) == json.loads(json.dumps(results))
     assert [(run["variant"], run["seed"]) for run in results["runs"]] == [(v, s) for s in (0, 1) for v in variants]
@@ -519,7 +519,7 @@ def test_agents_are_compared_on_the_same_data_and_steps(place):
         assert (run["kept_share"] == 1.0) == (run["variant"] == "none") and run["peak_megabytes"] > 0
     text = (folder / "compare.md").read_text()
     assert all(f"| {variant} | 2 |" in text for variant in variants)
-    assert {"compare.png", "agentvit_0", "agentvit-plus_1"} <= set(os.listdir(folder))
+    assert {"compare.png", "agentvit_0", "agentvit_1"} <= set(os.listdir(folder))
     assert {"keep_map.png", "agent_patches.png"} <= set(os.listdir(folder / "agentvit_0"))
     with pytest.raises(ValueError, match="already holds a comparison"):
         compare.main([*words, "--variants", "none"])
