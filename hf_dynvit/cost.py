@@ -84,13 +84,15 @@ def layer_costs(config, decisions, batch, num_tokens, device):
     return layers.expand(len(decisions), batch)
 
 
-def cost(config, decisions, batch, num_tokens, classes, gate_macs, device):
+def cost(config, decisions, batch, num_tokens, classes, gate_macs, device, full_tokens=None):
     """Cost of each image relative to the dense model; differentiable where the decisions are.
 
     Args:
         decisions, batch, num_tokens, device: as in `layer_costs`.
         classes: outputs of the classifier, 0 without one.
         gate_macs: MACs of all gates that were evaluated, per image.
+        full_tokens: tokens of the dense model where patches were taken away before the first layer, which leaves
+            `num_tokens`; None: none were.
 
     Returns:
         (B,) float32: MACs spent / MACs of the dense model.
@@ -101,5 +103,6 @@ def cost(config, decisions, batch, num_tokens, classes, gate_macs, device):
         for decision in decisions
         if decision.into is not None
     ]
-    total = dense_macs(config, num_tokens, classes)
-    return (layers + stem_macs(config, num_tokens, classes) + sum(merging, gate_macs)) / total
+    full_tokens = num_tokens if full_tokens is None else full_tokens
+    total = dense_macs(config, full_tokens, classes)
+    return (layers + stem_macs(config, full_tokens, classes) + sum(merging, gate_macs)) / total

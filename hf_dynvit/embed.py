@@ -1,4 +1,6 @@
-"""Tokens from pixels; in 16 bit on CPU by one matrix product, which is faster than the convolution it equals.
+"""Tokens from pixels, or from some of the patches.
+
+In 16 bit on CPU by one matrix product, which is faster than the convolution that it equals.
 
 Letters: B images, N tokens ([CLS] first), D channels.
 """
@@ -26,3 +28,32 @@ def embed(embeddings, pixel_values, interpolate_pos_encoding):
     tokens = F.linear(patches, convolution.weight.flatten(1), convolution.bias)
     tokens = torch.cat((embeddings.cls_token.expand(len(tokens), -1, -1), tokens), 1)
     return embeddings.dropout(tokens.add_(embeddings.position_embeddings))
+
+
+def take_patches(x, patches):
+    """[CLS] and the given patches of the token stream, which is as if the others had never been there.
+
+    Args:
+        x: (B, N, D), positions added.
+        patches: int64 (K,) for all images, or (B, K), counted from 0 without [CLS].
+
+    Returns:
+        (B, 1 + K, D), dense.
+
+    Raises:
+        ValueError: another type or shape, or more patches than there are.
+        IndexError: on CPU, a patch that does not exist; other devices check while they gather.
+    """
+    fits = torch.is_tensor(patches) and patches.dtype == torch.int64 and patches.ndim in (1, 2)
+    if not fits or (patches.ndim == 2 and len(patches) != len(x)) or not 0 < patches.shape[-1] < x.shape[1]:
+        given = f"{patches.dtype} {tuple(patches.shape)}" if torch.is_tensor(patches) else type(patches).__name__
+        raise ValueError(
+            f"patches must be int64 indices (K,) or ({len(x)}, K) of 1 to {x.shape[1] - 1} patches, got {given}"
+        )
+    if patches.device.type == "cpu" and not torch.compiler.is_compiling():
+        if patches.min() < 0 or patches.max() >= x.shape[1] - 1:
+            raise IndexError(f"patches must be in 0..{x.shape[1] - 2}, got {patches.min()}..{patches.max()}")
+    tokens = torch.cat((patches.new_zeros(*patches.shape[:-1], 1), patches + 1), -1).to(x.device)
+    if tokens.ndim == 1:
+        return x.index_select(1, tokens)
+    return x.gather(1, tokens.unsqueeze(-1).expand(-1, -1, x.shape[-1]))

@@ -16,7 +16,7 @@ from .compact import compact, in_full
 from .configuration_dynvit import DynViTConfig
 from .convert import dynvit_config, load_vit
 from .cost import cost
-from .embed import embed
+from .embed import embed, take_patches
 from .execute import LAYOUTS, NO_EXPLORATION, NOTHING_DROPPED, run_layer
 from .gate import GATINGS, Score
 from .gates import build_gates
@@ -118,11 +118,16 @@ class DynViTModel(DynViTPreTrainedModel):
         interpolate_pos_encoding=None,
         output_attentions=None,
         output_hidden_states=None,
+        patches=None,
     ):
         """Run embeddings and layers; the arguments are those of `forward`.
 
         Returns:
             x (B, N, D) before the final LayerNorm, cost (B,), decisions, hidden_states, attentions.
+
+        Raises:
+            ValueError: patches that are not int64 indices for this batch.
+            IndexError: on CPU, indices of patches that do not exist.
         """
         gating = gating or ("sample" if self.training else "threshold")
         self._check(pixel_values, decisions, gating)
@@ -137,6 +142,9 @@ class DynViTModel(DynViTPreTrainedModel):
                 )
             layout = "masked"  # the packed layout has no (N, N) matrix; the meaning is the same
         x = embed(self.vit.embeddings, pixel_values, bool(interpolate_pos_encoding))
+        full_tokens = x.shape[1]
+        if patches is not None:
+            x = take_patches(x, patches)
         num_tokens, compacts = x.shape[1], layout == "packed" and decisions is None and self._compacts(wants_hidden)
         state, used, attentions, hidden = NOTHING_DROPPED, [], [], [self._snapshot(x, 0, wants_hidden)]
         for index, (layer, gates) in enumerate(zip(self.vit.layers, self.gates, strict=True)):
@@ -156,7 +164,7 @@ class DynViTModel(DynViTPreTrainedModel):
             used.append(decision)
             attentions.append(weights)
             hidden.append(self._snapshot(x, index + 1, wants_hidden))
-        spent = self._cost(used, x, num_tokens, gating)
+        spent = self._cost(used, x, num_tokens, full_tokens, gating)
         hidden = tuple(hidden) if wants_hidden else None
         attentions = tuple(attentions) if output_attentions else None
         return x, spent, tuple(used), hidden, attentions
@@ -176,7 +184,7 @@ class DynViTModel(DynViTPreTrainedModel):
         reads_all = any(gate.reads_all for layer in self.gates for gate in layer.values())
         return not (reads_all or wants_hidden or torch.is_grad_enabled()) and hasattr(self, "classifier")
 
-    def _cost(self, decisions, x, num_tokens, gating):
+    def _cost(self, decisions, x, num_tokens, full_tokens, gating):
         batch = len(x)
         gate_macs = 0
         if gating != "open":
@@ -187,7 +195,7 @@ class DynViTModel(DynViTPreTrainedModel):
                 if any(self._allowed(index))
             )
         classes = getattr(self, "num_labels", 0) if hasattr(self, "classifier") else 0
-        return cost(self.config, decisions, batch, num_tokens, classes, gate_macs, x.device)
+        return cost(self.config, decisions, batch, num_tokens, classes, gate_macs, x.device, full_tokens)
 
     def _check(self, pixel_values, decisions, gating):
         if pixel_values is None:
@@ -207,6 +215,7 @@ class DynViTModel(DynViTPreTrainedModel):
         interpolate_pos_encoding=None,
         output_attentions=None,
         output_hidden_states=None,
+        patches=None,
     ):
         """Features of images.
 
@@ -219,6 +228,9 @@ class DynViTModel(DynViTPreTrainedModel):
             output_attentions: needs eager attention, and runs the masked layout.
             output_hidden_states: collect the token stream before and after each layer; a list of indices collects
                 those alone (None stands for the others).
+            patches: int64 indices of the patches to run on, counted from 0 without [CLS], each at most once: (K,) for
+                all images or (B, K) for each. The others are gone before the first layer, the token stream has
+                N = 1 + K tokens, and the cost stays relative to the dense model on all patches.
 
         Returns:
             `DynViTModelOutput`, or a tuple with `return_dict=False`.
@@ -231,6 +243,7 @@ class DynViTModel(DynViTPreTrainedModel):
             interpolate_pos_encoding,
             output_attentions,
             output_hidden_states,
+            patches,
         )
         return DynViTModelOutput(self.vit.layernorm(x), spent, used, hidden, attentions)
 
@@ -274,6 +287,7 @@ class DynViTForImageClassification(DynViTModel):
         interpolate_pos_encoding=None,
         output_attentions=None,
         output_hidden_states=None,
+        patches=None,
     ):
         """Logits of images; arguments as in `DynViTModel.forward`.
 
@@ -291,6 +305,7 @@ class DynViTForImageClassification(DynViTModel):
             interpolate_pos_encoding,
             output_attentions,
             output_hidden_states,
+            patches,
         )
         logits = self.classifier(self.vit.layernorm(x[:, 0]))  # (B, C)
         loss = None if labels is None else self.loss_function(labels, logits, self.config)

@@ -1,9 +1,10 @@
-"""The ordinary Trainer, taught to train gates: joint objective, budget schedule, packed tuning, safe checkpoints."""
+"""The ordinary Trainer, taught to train gates: joint objective, budget schedule, agents, tuning, safe checkpoints."""
 
 import torch
 from torch.utils.data import DataLoader, Subset
 from transformers import Trainer, default_data_collator
 
+from .agent import PatchAgent
 from .calibrate import calibrate
 from .gate import Exploration, Gate
 from .metrics import compute_metrics as default_metrics
@@ -25,7 +26,7 @@ class DynViTTrainer(Trainer):
         kwargs: as for `Trainer`; `compute_metrics` defaults to top-1, top-5 and mean cost.
 
     Raises:
-        ValueError: an empty dataset.
+        ValueError: an empty dataset, or an agent that does not fit the model.
         FloatingPointError: a loss that is not finite; the last checkpoint is kept.
     """
 
@@ -45,6 +46,9 @@ class DynViTTrainer(Trainer):
         self.policy = PolicyObjective(self)
         self.add_callback(self.policy)
         self._check_policy()
+        self.agent = None if self.args.agent == "none" else PatchAgent(self)
+        if self.agent is not None:
+            self.add_callback(self.agent)
 
     def _check_policy(self):
         gates = [module for module in self.model.modules() if isinstance(module, Gate)]
@@ -66,7 +70,8 @@ class DynViTTrainer(Trainer):
             outputs = model(**inputs)
             self.eval_usage.update(outputs.decisions)
             return (outputs.loss, outputs) if return_outputs else outputs.loss
-        outputs = model(**inputs, gating=self._gating(), exploration=self._exploration())
+        patches = {} if self.agent is None else {"patches": self.agent.choose(inputs["pixel_values"])}
+        outputs = model(**inputs, gating=self._gating(), exploration=self._exploration(), **patches)
         loss = self.args.label_weight * outputs.loss if self.args.train_body else 0.0
         if self.teacher is not None and self.args.distillation_weight and self.args.train_body:
             with torch.no_grad():
@@ -85,6 +90,8 @@ class DynViTTrainer(Trainer):
                 f"the loss is {loss.item()} at step {self.state.global_step}: training stops; the checkpoints in "
                 f"{self.args.output_dir} are kept. Lower learning_rate or gate_learning_rate, or train in float32."
             )
+        if self.agent is not None:
+            self.agent.observe(inputs, outputs)
         self.train_usage.update(outputs.decisions)
         self._train_costs.append(outputs.cost.detach().mean())
         self.step_costs.append(self._train_costs[-1])
@@ -209,6 +216,7 @@ class DynViTTrainer(Trainer):
             logs["cost"] = round(torch.stack(self._train_costs).mean().item(), 4)
             logs |= {f"usage/{kind}": round(share, 4) for kind, share in self.train_usage.means().items()}
             logs |= self.policy.logs()
+            logs |= {} if self.agent is None else self.agent.logs()
             self._train_costs = []
             self.train_usage.reset()
         if "eval_loss" in logs:
@@ -216,6 +224,8 @@ class DynViTTrainer(Trainer):
         super().log(logs, start_time)
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        if self.agent is not None:
+            self.agent.load(resume_from_checkpoint)
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             return super()._load_from_checkpoint(resume_from_checkpoint, model)
         self._reload(resume_from_checkpoint, model)

@@ -2,8 +2,10 @@
 
 from dataclasses import dataclass, field
 
+import yaml
 from transformers import TrainingArguments
 
+from .agent import AGENTS
 from .reinforce import COST_WEIGHTS, RETURNS, REWARDS
 
 
@@ -16,7 +18,7 @@ class DynViTTrainingArguments(TrainingArguments):
     """`TrainingArguments`, and how gates are taught. Fractions are of the whole training.
 
     Raises:
-        ValueError: an unknown objective, or a fraction outside [0, 1].
+        ValueError: an unknown objective or agent, or a fraction outside [0, 1].
     """
 
     objective: str = field(
@@ -85,6 +87,19 @@ class DynViTTrainingArguments(TrainingArguments):
     distillation_weight: float = field(default=1.0, metadata={"help": "weight of the loss against the teacher"})
     distillation_temperature: float = field(default=1.0, metadata={"help": "softens teacher and student"})
     label_weight: float = field(default=1.0, metadata={"help": "weight of the loss against the labels"})
+    agent: str = field(
+        default="none",
+        metadata={
+            "help": "what takes patches away in training: 'none', 'agentvit' (published), 'agentvit-dqn', "
+            "'agentvit-plus' (ours), or without learning 'random', 'fixed', 'center', 'progressive'"
+        },
+    )
+    n_patch_desired: int | None = field(
+        default=None, metadata={"help": "patches that the agent aims to keep; None: half of them"}
+    )
+    agent_options: dict | str | None = field(
+        default=None, metadata={"help": "the agent's own options, as a dict or its JSON or YAML"}
+    )
     calibration_images: int = field(
         default=512,
         metadata={"help": "images on which the gates are shifted until the mean cost is the budget; 0: off"},
@@ -98,6 +113,12 @@ class DynViTTrainingArguments(TrainingArguments):
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {known}, got {getattr(self, name)!r}")
+        if self.agent not in ("none", *AGENTS):
+            raise ValueError(f"agent must be one of {('none', *AGENTS)}, got {self.agent!r}")
+        if isinstance(self.agent_options, str):
+            self.agent_options = yaml.safe_load(self.agent_options)
+        if not isinstance(self.agent_options, dict | None):
+            raise ValueError(f"agent_options must be a dict, got {self.agent_options!r}")
         if not 0.5 < self.probability_bound <= 1.0:
             raise ValueError(f"probability_bound must be in (0.5, 1], got {self.probability_bound}")
         for name in ("curriculum", "gate_warmup", "budget_ramp", "gate_noise_end", "freeze_gates_at", "usage_target"):

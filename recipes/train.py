@@ -34,6 +34,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
 from hf_dynvit import DynViTForImageClassification
+from hf_dynvit.agent_pictures import draw_agent
 from hf_dynvit.cost import dense_macs
 from hf_dynvit.data import SetEpoch, load_image_data
 from hf_dynvit.data_source import DataArguments
@@ -163,10 +164,20 @@ def main(argv=None):
             license=model_args.license,
             dataset_terms=model_args.dataset_terms,
         )
+        if trainer.agent is not None:
+            draw_agent_pictures(trainer.agent, data.validation, folder)
         if push_at_end:
             push(folder, args.hub_model_id, args.hub_private_repo)
     trainer.accelerator.wait_for_everyone()
     return results
+
+
+def draw_agent_pictures(agent, dataset, folder):
+    """What the agent kept, as pictures; without matplotlib a warning."""
+    try:
+        draw_agent(agent, dataset, folder)
+    except ImportError as error:
+        logger.warning(f"no pictures of the agent: {error}")
 
 
 def preset_defaults(words):
@@ -216,7 +227,8 @@ def load_base(model_args):
                 f"new_vit must be a YAML dict of ViTConfig fields with image_size and patch_size, got {fields!r}"
             )
         size = {"height": fields["image_size"], "width": fields["image_size"]}
-        return ViTImageProcessorPil(size=size), ViTConfig(**fields)
+        half = [0.5] * fields.get("num_channels", 3)
+        return ViTImageProcessorPil(size=size, image_mean=half, image_std=half), ViTConfig(**fields)
     with naming("model_name_or_path", model_args.model_name_or_path):
         processor = AutoImageProcessor.from_pretrained(model_args.model_name_or_path)
         return processor, AutoConfig.from_pretrained(model_args.model_name_or_path)
@@ -305,6 +317,7 @@ def collect(model_args, data_args, trainer, data, metrics, seconds):
         "gmacs_dense": dense / 1e9,
         "usage": trainer.eval_usage.per_layer(),  # on the main process's share of the images
         "train_seconds": seconds,
+        "agent": None if trainer.agent is None else trainer.agent.report(),
         "resumed": args.resume_from_checkpoint is not None,
         "images_seen": images_seen,
         "epochs": trainer.state.epoch,

@@ -37,8 +37,8 @@ def script(name):
     return module
 
 
-train, evaluate, report, dial, search, step_time = (
-    script(name) for name in ("train", "evaluate", "report", "calibrate", "search", "step_time")
+train, evaluate, report, dial, search, step_time, compare = (
+    script(name) for name in ("train", "evaluate", "report", "calibrate", "search", "step_time", "compare_agents")
 )
 
 
@@ -512,3 +512,30 @@ def test_steps_are_timed_and_reported(place, tmp_path):
     readme.write_text(f"{report.START}{report.END}")
     report.main(["--readme", str(readme), str(tmp_path / "step.json")])
     assert "### Training steps" in readme.read_text() and f"| {results['time_ratio']:.2f} |" in readme.read_text()
+
+
+def test_agents_are_compared_on_the_same_data_and_steps(place):
+    folder = place.folder / "compared"
+    words = [
+        str(RECIPES / "agentvit_fashion_mnist_cpu.yaml"),
+        "--data_files",
+        *place.files,
+        "--output_dir",
+        str(folder),
+    ]
+    words += ["--max_steps", "4", "--per_device_train_batch_size", "6", "--n_patch_desired", "20"]
+    words += ["--logging_steps", "1", "--disable_tqdm", "true", "--seeds", "0", "1", "--evaluations", "2"]
+    variants = ["none", "agentvit", "random:return_fraction=0.5"]
+    results = compare.main([*words, "--variants", *variants])
+    assert json.loads((folder / "compare.json").read_text()) == json.loads(json.dumps(results))
+    assert [(run["variant"], run["seed"]) for run in results["runs"]] == [(v, s) for s in (0, 1) for v in variants]
+    for run in results["runs"]:
+        assert [point["step"] for point in run["curve"]] == [2, 4]
+        assert 0 < run["curve"][0]["seconds"] < run["curve"][1]["seconds"] <= run["train_seconds"]
+        assert (run["kept_share"] == 1.0) == (run["variant"] == "none") and run["peak_megabytes"] > 0
+    text = (folder / "compare.md").read_text()
+    assert all(f"| {variant} | 2 |" in text for variant in variants)
+    assert {"compare.png", "agentvit_0", "agentvit_1"} <= set(os.listdir(folder))
+    assert {"keep_map.png", "agent_patches.png"} <= set(os.listdir(folder / "agentvit_0"))
+    with pytest.raises(ValueError, match="already holds a comparison"):
+        compare.main([*words, "--variants", "none"])

@@ -1,0 +1,214 @@
+"""Patch agents in training: which there are, when they act and learn, and how checkpoints keep them.
+
+An agent takes patches away before the first layer, in training alone; evaluation runs on all patches.
+Letters: B images, n patches (no [CLS]), K kept patches.
+"""
+
+import time
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from transformers import TrainerCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from .agent_base import Moment, parse_options
+from .agent_dqn import AgentViTAgent, DQNAgent
+from .agent_policy import SubsetPolicy
+from .agent_rules import CenterRule, FixedRule, RandomRule
+from .gate import Gate
+
+
+# Name -> class, and the options that differ from the class's own.
+AGENTS = {
+    "agentvit": (AgentViTAgent, {}),
+    "agentvit-dqn": (DQNAgent, {}),
+    "agentvit-plus": (SubsetPolicy, {}),
+    "random": (RandomRule, {}),
+    "fixed": (FixedRule, {}),
+    "center": (CenterRule, {}),
+    "progressive": (RandomRule, {"return_fraction": 1.0}),
+}
+FILE = "agent.pt"  # in each checkpoint; tensors only
+
+
+class PatchAgent(TrainerCallback):
+    """Stands between a `DynViTTrainer` and the agent that its arguments name.
+
+    Attributes:
+        agent: an `agent_base.Agent`.
+        kept: (n,) float64, how many images kept each patch so far. images: how many there were.
+        seconds: host time of choosing and learning in this process; on an accelerator what it queues comes on top.
+
+    Raises:
+        ValueError: arguments, a model or a number of processes that do not fit the agent.
+    """
+
+    def __init__(self, trainer):
+        self.trainer, args = trainer, trainer.args
+        self.name = args.agent
+        self.model = trainer.accelerator.unwrap_model(trainer.model)
+        kind, defaults = AGENTS[self.name]
+        options = parse_options(self.name, kind, defaults, args.agent_options or {})
+        self._check(kind, options)
+        patches = self.model.vit.embeddings.position_embeddings.shape[1] - 1
+        desired = max(1, patches // 2) if args.n_patch_desired is None else args.n_patch_desired
+        if not 1 <= desired <= patches:
+            raise ValueError(f"n_patch_desired must be in 1..{patches}, the patches of the model, got {desired}")
+        self.agent = kind(self.model, desired, options, args.device, args.seed)
+        self.kept = torch.zeros(patches, dtype=torch.float64, device=args.device)
+        self.images = self.batches = self.batch_in_epoch = self.epoch = 0
+        self.seconds = 0.0
+        self._logged = (self.kept.clone(), 0)
+
+    def _check(self, kind, options):
+        args, layers = self.trainer.args, self.model.config.num_hidden_layers
+        if args.world_size > 1 or args.n_gpu > 1:
+            raise ValueError(f"agent {self.name!r} learns in one process on one device: its networks are not shared")
+        if getattr(self.model.vit.embeddings, "cls_token", None) is None:
+            raise ValueError(f"agent {self.name!r} needs a model with a [CLS] token, the one that is always kept")
+        if layers < kind.layers_needed:
+            raise ValueError(
+                f"agent {self.name!r} reads the attention of the first layer, and saves in the layers: on a model "
+                f"with {layers} it would cost what it saves; take one with {kind.layers_needed} layers or more"
+            )
+        if args.objective == "reinforce" or any(isinstance(module, Gate) for module in self.model.modules()):
+            raise ValueError(
+                f"agent {self.name!r} removes patches in training alone, while the budget and the price of gates are "
+                "for all patches: train gates without an agent, and an agent without gates"
+            )
+        if getattr(options, "return_fraction", 0.0) > 1.0:
+            raise ValueError(f"return_fraction must be in [0, 1], got {options.return_fraction}")
+
+    # ------------------------------------------------------------------------------------------ training
+
+    def choose(self, pixel_values):
+        """Patches of the next training forward, as `DynViTModel.forward` takes them; None for all."""
+        with self._timed():
+            self.batch_in_epoch += 1
+            patches = self.agent.choose(pixel_values, self._moment())
+            self._count(patches, len(pixel_values))
+        return patches
+
+    def observe(self, inputs, outputs):
+        """What came of it; before the backward pass."""
+        with self._timed():
+            self.agent.observe(inputs["pixel_values"], inputs["labels"], outputs, self._moment())
+            self.batches += 1
+
+    def evaluation_patches(self, pixel_values):
+        """The patches that the agent holds best for these images; (K,), (B, K) or None as in `choose`.
+
+        `agentvit` and `agentvit-dqn` decide per batch: what an image gets depends on the others of its batch.
+        """
+        return self.agent.choose(pixel_values, Moment(self.batches), explore=False)
+
+    def keep_map(self):
+        """Share of the training images so far that kept each patch, (rows, columns), on CPU."""
+        grid = self.agent.grid
+        rows = grid.image_size[0] // grid.patch_size[0]
+        return (self.kept / max(1, self.images)).cpu().reshape(rows, -1)
+
+    def report(self):
+        """What a run's results say of its agent; JSON-ready."""
+        return {
+            "name": self.name,
+            "n_patch_desired": self.agent.desired,
+            "patches": len(self.kept),
+            "kept": self.keep_map().sum().item(),
+            "seconds": self.seconds,
+            "options": asdict(self.agent.options),
+        }
+
+    def _moment(self):
+        progress = self.trainer.state.global_step / max(1, self.trainer.state.max_steps)
+        return Moment(self.batches, self.batch_in_epoch, self.epoch, progress)
+
+    def _count(self, patches, images):
+        self.images += images
+        if patches is None:
+            self.kept += images
+            return
+        weight = images if patches.ndim == 1 else 1
+        ones = torch.full((patches.numel(),), weight, dtype=torch.float64, device=self.kept.device)
+        self.kept.index_add_(0, patches.flatten(), ones)
+
+    @contextmanager
+    def _timed(self):
+        """Counts the time inside, which runs in the precision of the training."""
+        started = time.perf_counter()
+        with self.trainer.accelerator.autocast():
+            yield
+        self.seconds += time.perf_counter() - started
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        # Not when an epoch is resumed half way.
+        if int(state.epoch or 0) != self.epoch:
+            self.epoch, self.batch_in_epoch = int(state.epoch), 0
+
+    def on_step_end(self, args, state, control, **kwargs):
+        with self._timed():
+            self.agent.after_step()
+
+    def logs(self):
+        """Since the last call: mean kept patches, their diversity, and the means of what the agent noted.
+
+        Diversity is the mean of 4 p (1 - p) over patches, p the share of images that kept one: 0 for one mask that
+        never changes, 1 for every patch kept half of the time.
+        """
+        kept, images = self.kept - self._logged[0], self.images - self._logged[1]
+        self._logged = (self.kept.clone(), self.images)
+        share = kept / max(1, images)
+        values = {"kept": share.sum(), "diversity": (4 * share * (1 - share)).mean()}
+        values |= {name: torch.stack(noted).float().mean() for name, noted in self.agent.logged.items()}
+        self.agent.logged = {}
+        return {f"agent/{name}": round(value.item(), 4) for name, value in values.items()} | {
+            "agent/seconds": round(self.seconds, 3)
+        }
+
+    # ------------------------------------------------------------------------------------------ checkpoints
+
+    def state_dict(self):
+        """{name of the agent: nested dict of tensors}."""
+        counters = {
+            name: torch.tensor(getattr(self, name)) for name in ("images", "batches", "batch_in_epoch", "epoch")
+        }
+        own = {"kept": self.kept, "counters": counters, "agent": self.agent.state_dict()}
+        return {self.name: _on_cpu(own)}
+
+    def load(self, folder):
+        """Go on from the checkpoint in `folder`.
+
+        Raises:
+            ValueError: a checkpoint of a training without this agent, or of another patch grid.
+        """
+        file = Path(folder) / FILE
+        if not file.is_file():
+            raise ValueError(f"{folder} holds no {FILE}: it is no checkpoint of a training with an agent")
+        saved = torch.load(file, map_location="cpu", weights_only=True)
+        if self.name not in saved:
+            raise ValueError(f"{folder} was trained with agent {', '.join(saved)!r}, not {self.name!r}")
+        saved = saved[self.name]
+        if saved["kept"].shape != self.kept.shape:
+            raise ValueError(
+                f"{folder} was trained on {len(saved['kept'])} patches, this model has {len(self.kept)}: an agent "
+                "belongs to one patch grid"
+            )
+        self.kept.copy_(saved["kept"])
+        for name, value in saved["counters"].items():
+            setattr(self, name, int(value))
+        self.agent.load_state_dict(saved["agent"])
+        self._logged = (self.kept.clone(), self.images)
+
+    def on_save(self, args, state, control, **kwargs):
+        if args.should_save and not args.save_only_model:
+            folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+            folder.mkdir(parents=True, exist_ok=True)
+            torch.save(self.state_dict(), folder / FILE)
+
+
+def _on_cpu(value):
+    if isinstance(value, dict):
+        return {key: _on_cpu(entry) for key, entry in value.items()}
+    return [_on_cpu(entry) for entry in value] if isinstance(value, list) else value.detach().cpu().clone()

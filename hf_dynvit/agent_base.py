@@ -1,0 +1,108 @@
+"""The contract of patch agents: when a batch comes they say which patches the training forward runs on.
+
+Letters: B images, n patches (no [CLS]), K kept patches.
+"""
+
+from dataclasses import dataclass, fields
+from typing import NamedTuple
+
+import torch
+
+
+class Moment(NamedTuple):
+    """Where training stands when a batch comes.
+
+    Attributes:
+        batch: batches before this one, in the whole training.
+        batch_in_epoch: number of this one in its epoch, from 1.
+        epoch: from 0.
+        progress: share of the training steps that are done.
+    """
+
+    batch: int = 0
+    batch_in_epoch: int = 1
+    epoch: int = 0
+    progress: float = 0.0
+
+
+class Agent:
+    """Chooses patches; subclasses define `choose`, and `Options`, whose fields are what `agent_options` may set.
+
+    Args:
+        model: the unwrapped `DynViTForImageClassification`; it is read, never changed.
+        desired: patches to keep, 1..n.
+        options: of the class's `Options`.
+        device: where the agent's own networks live.
+        seed: of its generator and its initial weights; the global generators are left alone.
+    """
+
+    @dataclass
+    class Options:
+        """Nothing to choose."""
+
+    layers_needed = 1
+
+    def __init__(self, model, desired, options, device, seed):
+        self.model, self.desired, self.options, self.device, self.seed = model, desired, options, device, seed
+        self.grid = model.vit.embeddings.patch_embeddings
+        self.patches = model.vit.embeddings.position_embeddings.shape[1] - 1
+        self.generator = torch.Generator().manual_seed(seed)
+        self.logged = {}
+
+    def choose(self, pixel_values, moment, explore=True):
+        """Indices of the patches to keep, int64 (K,) for all images or (B, K) for each, or None for all patches.
+
+        Args:
+            explore: no: the choice the agent holds best; it changes no state.
+        """
+        raise NotImplementedError
+
+    def observe(self, pixel_values, labels, outputs, moment):
+        """Called with the outputs of the forward on the patches chosen last, before the model's step."""
+
+    def after_step(self):
+        """Called after the model's optimiser step."""
+
+    def log(self, **values):
+        for name, value in values.items():
+            self.logged.setdefault(name, []).append(value)
+
+    def state_dict(self):
+        """All that resuming needs, as (nested) dicts and lists of tensors."""
+        return {"generator": self.generator.get_state()}
+
+    def load_state_dict(self, saved):
+        self.generator.set_state(saved["generator"])
+
+
+def build_seeded(seed, build):
+    """build() with the global CPU generator seeded, which is then as it was: agents leave no trace in the data order."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build()
+
+
+def optimizer_tensors(optimizer):
+    """What an optimiser has gathered, without its settings, which are those of the run."""
+    return optimizer.state_dict()["state"]
+
+
+def load_optimizer_tensors(optimizer, saved):
+    optimizer.load_state_dict({"state": saved, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def parse_options(name, kind, defaults, given):
+    """An instance of the `Options` of agent class `kind`.
+
+    Raises:
+        ValueError: an option that the agent does not have, or a value of another type.
+    """
+    known = {field.name: field.default for field in fields(kind.Options)}
+    for key, value in given.items():
+        if key not in known:
+            raise ValueError(f"agent {name!r} has no option {key!r}; its options are {sorted(known)}")
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or (isinstance(known[key], int) and value != int(value)) or value < 0:
+            wanted = "a whole number" if isinstance(known[key], int) else "a number"
+            raise ValueError(f"option {key} of agent {name!r} must be {wanted} of at least 0, got {value!r}")
+    return kind.Options(**{**defaults, **given})

@@ -1,0 +1,54 @@
+"""Patch rules that learn nothing: what a learned agent has to beat at the same number of patches."""
+
+from dataclasses import dataclass
+
+import torch
+
+from .agent_base import Agent
+from .agent_math import kept_count
+
+
+class Rule(Agent):
+    """Keeps exactly K patches, K from `agent_math.kept_count`; subclasses give the order in which patches are kept."""
+
+    @dataclass
+    class Options:
+        """`return_fraction`: last part of training over which K rises from `n_patch_desired` to all patches."""
+
+        return_fraction: float = 0.0
+
+    def order(self, batch, explore):
+        """Patches, the first to keep first: (n,) or (B, n)."""
+        raise NotImplementedError
+
+    def choose(self, pixel_values, moment, explore=True):
+        progress = moment.progress if explore else 0.0
+        count = kept_count(progress, self.desired, self.patches, self.options.return_fraction)
+        if count == self.patches:
+            return None
+        return self.order(len(pixel_values), explore)[..., :count].to(self.device)
+
+
+class RandomRule(Rule):
+    """Others for each image and batch (PatchDropout, Liu et al., 2023); with return_fraction 1 ever more of them."""
+
+    def order(self, batch, explore):
+        generator = self.generator if explore else torch.Generator().manual_seed(self.seed)
+        return torch.rand(batch, self.patches, generator=generator).argsort(1)
+
+
+class FixedRule(Rule):
+    """The same patches for all images, drawn once from the seed."""
+
+    def order(self, batch, explore):
+        return torch.randperm(self.patches, generator=torch.Generator().manual_seed(self.seed))
+
+
+class CenterRule(Rule):
+    """The patches nearest to the centre of the image."""
+
+    def order(self, batch, explore):
+        rows, columns = (side // patch for side, patch in zip(self.grid.image_size, self.grid.patch_size, strict=True))
+        y = torch.arange(rows, dtype=torch.float64) - (rows - 1) / 2
+        x = torch.arange(columns, dtype=torch.float64) - (columns - 1) / 2
+        return (y[:, None] ** 2 + x**2).flatten().argsort(stable=True)
