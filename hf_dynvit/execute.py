@@ -113,7 +113,7 @@ def run_layer(
 
 def _none(x):
     """Neither sub-layer, for all images: (B, 2)."""
-    return torch.zeros(len(x), 2, dtype=torch.bool, device=x.device)
+    return torch.zeros(x.shape[0], 2, dtype=torch.bool, device=x.device)
 
 
 def _remember_entry(state, gates, x):

@@ -185,7 +185,7 @@ class DynViTModel(DynViTPreTrainedModel):
         return not (reads_all or wants_hidden or torch.is_grad_enabled()) and hasattr(self, "classifier")
 
     def _cost(self, decisions, x, num_tokens, full_tokens, gating):
-        batch = len(x)
+        batch = x.shape[0]
         gate_macs = 0
         if gating != "open":
             gate_macs = sum(

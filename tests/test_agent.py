@@ -87,6 +87,7 @@ def test_layouts_agree_on_some_patches_with_every_gate(tiny_vit, name):
     assert_close(one.cost, other.cost)
 
 
+@pytest.mark.usefixtures("counted_attention")
 def test_the_cost_on_some_patches_is_what_runs_over_the_full_dense_model(tiny_vit):
     model = DynViTForImageClassification.from_vit(tiny_vit(3))
     with torch.no_grad(), FlopCounterMode(display=False) as counter:

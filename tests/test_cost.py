@@ -7,25 +7,15 @@ from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import ViTConfig
 
-from hf_dynvit import DynViTModel, LayerDecisions, attention
+from hf_dynvit import DynViTModel, LayerDecisions
 from hf_dynvit.cost import cost, dense_macs, layer_macs
 
 
+pytestmark = pytest.mark.usefixtures("counted_attention")
 LAYERS = 3
 DEIT_S = ViTConfig(hidden_size=384, num_attention_heads=6, intermediate_size=1536)
 # The published figures also count five operations per value of the two LayerNorms of a layer (fvcore's convention).
 NORMS_OF_A_LAYER = 2 * 5 * 197 * 384
-
-
-@pytest.fixture(autouse=True)
-def seen_by_the_counter(monkeypatch):
-    """torch's counter does not see the fused attention of CPUs: here its two products are written out."""
-
-    def plain(query, key, value, dropout_p=0.0):
-        weights = (query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5).softmax(-1)
-        return weights @ value
-
-    monkeypatch.setattr(attention, "scaled_dot_product_attention", plain)
 
 
 def counted_and_claimed(model, pixel_values, layout="packed", **options):
