@@ -1,8 +1,11 @@
 """Working memory of a call: what it allocates at its peak, beyond what was there before."""
 
+import os
+
 import torch
 
 
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler would announce each start and stop
 MIB = 2**20
 
 

@@ -32,6 +32,7 @@ from hf_dynvit.cost import dense_macs
 from hf_dynvit.digits import digit_canvases
 from hf_dynvit.environment import measured_on
 from hf_dynvit.model_card import write_model_card
+from hf_dynvit.preset_gates import preset_gates
 from hf_dynvit.settings import parse_settings
 from hf_dynvit.visualize import show_decisions
 
@@ -138,7 +139,12 @@ def train_dense(train, args):
 
 def train_gates(dense, train, args):
     """A trainer that has put gates on the ViT and taught them, the dense ViT being the teacher."""
-    model = DynViTForImageClassification.from_vit(dense, gates="adavit", budget=args.budget)
+    # Clutter is to be forgotten, not merged into the digit.
+    gates = [
+        {**entry, "merge": False} if entry["gate"] == "patch" else entry
+        for entry in preset_gates("adavit", dense.config)
+    ]
+    model = DynViTForImageClassification.from_vit(dense, gates=gates, budget=args.budget)
     trainer = DynViTTrainer(
         model=model,
         args=settings(DynViTTrainingArguments, args, learning_rate=5e-4, gate_learning_rate=2e-2, budget_ramp=0.4),
