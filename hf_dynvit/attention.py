@@ -2,8 +2,8 @@
 
 Letters: B images, T packed rows, H heads, d channels of a head, n rows of one image.
 
-Three kernels compute the same thing. `loop` (CPU): one batched product per image, which on CPUs beats the fused
-kernels because the scores of one image stay in cache. `varlen` (CUDA, 16 bit): torch's variable-length flash
+Three kernels compute the same thing. `loop` (CPU): one batched product per image, whose scores stay in cache, or one
+call for all images where they are equally long. `varlen` (CUDA, 16 bit): torch's variable-length flash
 attention. `padded` (the rest): images padded to the longest one, keys masked.
 """
 

@@ -20,7 +20,7 @@ def compact(x, state, num_tokens):
     Returns:
         x (B, K, D) and the state in its places; [CLS] stays first and the order of tokens as it was.
     """
-    alive = state.alive
+    alive = state.alive > 0.5
     counts = alive.sum(1)
     longest = int(counts.max())
     if longest > WORTH * x.shape[1]:
@@ -47,7 +47,7 @@ def in_full(decision, state, num_tokens):
     def spread(keep):
         if keep is None or keep is state.alive:
             return state.shown
-        return torch.zeros_like(state.shown).scatter(1, state.places, keep)
+        return torch.zeros_like(state.shown).scatter(1, state.places, keep > 0.5)
 
     into = decision.into
     if into is not None:

@@ -84,6 +84,12 @@ def layer_costs(config, decisions, batch, num_tokens, device):
     return layers.expand(len(decisions), batch)
 
 
+def layer_shares(config, decisions, batch, num_tokens, device):
+    """What each layer spends of its own dense MACs, for each image: (L, B); the arguments are those of `layer_costs`."""
+    dense = layer_macs(config, num_tokens, num_tokens, config.num_attention_heads)
+    return layer_costs(config, decisions, batch, num_tokens, device) / dense
+
+
 def cost(config, decisions, batch, num_tokens, classes, gate_macs, device, full_tokens=None):
     """Cost of each image relative to the dense model; differentiable where the decisions are.
 

@@ -3,8 +3,8 @@
 import torch
 from transformers import TrainerCallback
 
-from .cost import dense_macs, layer_costs, layer_macs
-from .gate import Exploration
+from .cost import dense_macs, layer_costs, layer_shares
+from .gate import Exploration, Gate
 from .latency import layer_latencies
 from .reinforce import (
     advantages,
@@ -23,12 +23,25 @@ class PolicyObjective(TrainerCallback):
     With `price_gain` the price follows the cost of the batch, so that the budget stays the one dial: `price +
     price_gain * (mean cost - budget)` is the derivative of a squared distance from the budget, as the gradient
     objective has it.
+
+    Raises:
+        ValueError: nothing would learn, or a value baseline without value networks.
     """
 
     def __init__(self, trainer):
         self.trainer, self.args = trainer, trainer.args
         self.layer_weights = None
+        self._check([module for module in trainer.model.modules() if isinstance(module, Gate)])
         self.reset()
+
+    def _check(self, gates):
+        if not self.args.train_body and not gates:
+            raise ValueError("train_body is false, which needs gates that learn: the model has none")
+        without = any(gate.value is None for gate in gates)
+        if self.args.objective == "reinforce" and self.args.baseline == "value" and without:
+            raise ValueError(
+                "baseline 'value' needs gates with a value network: give them value_width, or take another baseline"
+            )
 
     def reset(self):
         self.logged = {}
@@ -82,11 +95,10 @@ class PolicyObjective(TrainerCallback):
         """What each layer spent of the weighted cost, (K, B); by default MACs / MACs of the dense model."""
         config = self.trainer.model.config
         num_tokens = self.trainer.model.vit.embeddings.position_embeddings.shape[1]
-        macs = layer_costs(config, decisions, len(outputs.logits), num_tokens, outputs.logits.device).detach()
+        given = config, decisions, len(outputs.logits), num_tokens, outputs.logits.device
         if self.layer_weights is None:
-            return macs / dense_macs(config, num_tokens, config.num_labels)
-        shares = macs / layer_macs(config, num_tokens, num_tokens, config.num_attention_heads)
-        return self.layer_weights.to(macs.device)[:, None] * shares
+            return layer_costs(*given).detach() / dense_macs(config, num_tokens, config.num_labels)
+        return self.layer_weights.to(outputs.logits.device)[:, None] * layer_shares(*given).detach()
 
     @torch.no_grad()
     def _greedy_rewards(self, model, inputs, price):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from .cost import layer_costs, layer_macs
+from .cost import layer_shares
 from .reinforce import outcome, terminal_reward
 
 
@@ -99,6 +99,5 @@ class MaskScores:
         if self.latencies is not None:
             config = self.model.config
             num_tokens = self.model.vit.embeddings.position_embeddings.shape[1]
-            macs = layer_costs(config, out.decisions, len(labels), num_tokens, device)
-            dense_layer = layer_macs(config, num_tokens, num_tokens, config.num_attention_heads)
-            yield (self.latencies.to(device)[:, None] * macs / dense_layer).sum(0)
+            shares = layer_shares(config, out.decisions, len(labels), num_tokens, device)
+            yield (self.latencies.to(device)[:, None] * shares).sum(0)

@@ -45,23 +45,9 @@ class DynViTTrainer(Trainer):
         self.add_callback(PackedTuning(self))
         self.policy = PolicyObjective(self)
         self.add_callback(self.policy)
-        self._check_policy()
         self.agent = None if self.args.agent == "none" else PatchAgent(self)
         if self.agent is not None:
             self.add_callback(self.agent)
-
-    def _check_policy(self):
-        gates = [module for module in self.model.modules() if isinstance(module, Gate)]
-        if self.args.objective != "reinforce":
-            if not self.args.train_body and not gates:
-                raise ValueError("train_body is false and the model has no gates: nothing would learn")
-            return
-        if not self.args.train_body and not gates:
-            raise ValueError("objective 'reinforce' with train_body false needs gates that learn; the model has none")
-        if self.args.baseline == "value" and any(gate.value is None for gate in gates):
-            raise ValueError(
-                "baseline 'value' needs gates with a value network: give them value_width, or take another baseline"
-            )
 
     # ------------------------------------------------------------------------------------------ objective
 

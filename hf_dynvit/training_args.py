@@ -24,7 +24,8 @@ class DynViTTrainingArguments(TrainingArguments):
     objective: str = field(
         default="cost",
         metadata={
-            "help": "what gates aim at: 'cost' (mean cost = budget), 'usage' (AdaViT's usage targets), 'reinforce' (policy gradient)"
+            "help": "what teaches gates: 'cost' (mean cost = budget), 'usage' (AdaViT's usage targets) or 'reinforce' "
+            "(policy gradient)"
         },
     )
     cost_weight: float = field(default=20.0, metadata={"help": "weight of the squared distance from the budget"})

@@ -1,7 +1,7 @@
 """Write the results tables of recipes/README.md: python recipes/report.py results.json ... evaluation.json ...
 
-Each file is one that train.py, evaluate.py, search.py or `python -m hf_dynvit.benchmark --json` wrote; all numbers of the tables
-come from them.
+Each file is one that train.py, evaluate.py, search.py, step_time.py or `python -m hf_dynvit.benchmark --json` wrote;
+all numbers of the tables come from them.
 """
 
 import json

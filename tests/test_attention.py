@@ -7,13 +7,14 @@ from torch.testing import assert_close
 from hf_dynvit.attention import packed_attention
 
 
-def softmax_reference(query, key, value, lengths, heads):
+def softmax_reference(query, key, value, lengths, heads, bias=None):
     out = torch.zeros_like(query)
     for image, rows in enumerate(torch.arange(sum(lengths)).split(lengths)):
         for head in range(query.shape[1]):
             if heads is None or heads[image, head]:
                 q, k, v = (t[rows, head] for t in (query, key, value))
-                out[rows, head] = (q @ k.T / q.shape[-1] ** 0.5).softmax(-1) @ v
+                scores = q @ k.T / q.shape[-1] ** 0.5 + (0 if bias is None else bias[rows])
+                out[rows, head] = scores.softmax(-1) @ v
     return out
 
 
@@ -30,6 +31,17 @@ def test_kernels_compute_softmax_attention_of_each_image_alone(kernel, heads, le
     }[heads]
     out = packed_attention(query, key, value, lengths, kept, kernel=kernel)
     assert_close(out, softmax_reference(query, key, value, lengths, kept), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("lengths", [[5], [3, 17, 1, 9], [4, 4, 4]])
+@pytest.mark.parametrize("heads", [False, True])
+@pytest.mark.parametrize("kernel", ["loop", "padded"])
+@pytest.mark.parametrize("width", [8, 12])
+def test_a_bias_is_added_to_the_scores_of_each_key(kernel, heads, lengths, width):
+    query, key, value = torch.randn(3, sum(lengths), 4, width).unbind(0)
+    bias, kept = torch.rand(sum(lengths)) * 3, torch.rand(len(lengths), 4) < 0.5 if heads else None
+    out = packed_attention(query, key, value, lengths, kept, kernel=kernel, bias=bias)
+    assert_close(out, softmax_reference(query, key, value, lengths, kept, bias), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("kernel", ["loop", "padded"])

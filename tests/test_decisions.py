@@ -6,6 +6,7 @@ from models import GATE_SETS, gated, images, random_decisions, run
 from torch.testing import assert_close
 
 from hf_dynvit import LayerDecisions
+from hf_dynvit.gate import Exploration
 
 
 LAYERS = 3
@@ -88,6 +89,16 @@ def test_tokens_that_are_dropped_for_good_never_return(tiny_vit, layout):
     assert torch.equal(decisions[1].attention_tokens, alive)
     assert (decisions[1].mlp_tokens <= alive).all() and not torch.equal(decisions[1].mlp_tokens, alive)
     assert torch.equal(decisions[2].attention_tokens, alive) and torch.equal(decisions[2].mlp_tokens, alive)
+
+
+@pytest.mark.parametrize("name", ["patch for good", "patch merged"])
+def test_sampled_drops_without_gradients_may_run_packed(tiny_vit, name):
+    model = gated(tiny_vit(LAYERS), GATE_SETS[name])
+    pixel_values = images(8)
+    packed = run(model, "packed", pixel_values, gating="sample", exploration=Exploration(noise=0.0))
+    masked = run(model, "masked", pixel_values, gating="sample", exploration=Exploration(noise=0.0))
+    assert_close(packed.logits, masked.logits, **TOLERANCE)
+    assert torch.equal(packed.cost, masked.cost)
 
 
 def test_only_a_gate_of_the_whole_block_can_drop_for_good(tiny_vit):
