@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import yaml
 from transformers import TrainingArguments
 
-from .agent import AGENTS
+from .agents import AGENTS
 from .reinforce import COST_WEIGHTS, RETURNS, REWARDS
 
 
