@@ -1,6 +1,7 @@
 """Patch agents in training: when they act and learn, what a run reports of them, and how checkpoints keep them.
 
-An agent takes patches away before the first layer, in training alone; evaluation runs on all patches.
+An agent takes patches away before the first layer, in training alone; evaluation runs on all patches, or beside it
+on the chosen ones (agent_evaluation.py).
 Letters: B images, n patches (no [CLS]), K kept patches.
 """
 
@@ -15,6 +16,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from .agent_base import Moment
 from .agents import build_agent
+from .cost import dense_macs
 
 
 FILE = "agent.pt"  # in each checkpoint; tensors only
@@ -60,9 +62,17 @@ class PatchAgent(TrainerCallback):
     def evaluation_patches(self, pixel_values):
         """The patches that the agent holds best for these images; (K,), (B, K) or None as in `choose`.
 
-        `agentvit` and `agentvit-dqn` decide per batch: what an image gets depends on the others of its batch.
+        They are `n_patch_desired`, wherever training stands. `agentvit` and `agentvit-dqn` decide per batch: what an
+        image gets depends on the others of its batch.
         """
-        return self.agent.choose(pixel_values, Moment(self.batches), explore=False)
+        with self.trainer.accelerator.autocast():
+            return self.agent.choose(pixel_values, Moment(self.batches), explore=False)
+
+    @property
+    def choice_cost(self):
+        """What `evaluation_patches` costs per image, relative to the dense model."""
+        config = self.agent.model.config
+        return self.agent.choice_macs() / dense_macs(config, self.agent.patches + 1, config.num_labels)
 
     def keep_map(self):
         """Share of the training images so far that kept each patch, (rows, columns), on CPU."""
