@@ -60,7 +60,7 @@ def render(all_results):
     speeds = [speed_row(results, row) for results in evaluations for row in results["throughput"]]
     if speeds:
         parts += ["### Speed", table(speeds)]
-    steps = [step_row(results) for results in all_results if results["kind"] == "step_time"]
+    steps = [row for results in all_results if results["kind"] == "step_time" for row in step_rows(results)]
     if steps:
         parts += ["### Training steps", table(steps)]
     for benchmark in (results for results in all_results if results["kind"] == "benchmark"):
@@ -143,18 +143,29 @@ def benchmark_row(row):
     }
 
 
-def step_row(results):
+def step_rows(results):
+    """A row for the gates, if they were timed, and for each agent."""
     kernel = min(results["dense_ms"], key=results["dense_ms"].get)
-    return {
-        "model": short(results["model"]),
-        "gates": results["gates"],
-        "cost": f"{results['cost']:.3f}",
-        "dense step": f"{results['dense_ms'][kernel]:.0f} ms ({kernel})",
-        "packed step": f"{results['packed_ms']:.0f} ms",
-        "of the dense time": f"{results['time_ratio']:.2f}",
-        "of the dense working memory": f"{results['memory_ratio']:.2f}",
-        **provenance(results, results["batch_size"]),
-    }
+    measured = []
+    if "packed_ms" in results:
+        measured.append((results["gates"], "all", results, f"{results['packed_ms']:.0f} ms"))
+    for row in results.get("agents", []):  # files of earlier versions have none
+        patches = f"{row['kept']:.1f} of {row['patches']}"
+        measured.append((row["agent"], patches, row, f"{row['ms']:.0f} ms ({row['kernel']})"))
+    return [
+        {
+            "model": short(results["model"]),
+            "gates or agent": name,
+            "patches": patches,
+            "cost": f"{row['cost']:.3f}",
+            "dense step": f"{results['dense_ms'][kernel]:.0f} ms ({kernel})",
+            "step": step,
+            "of the dense time": f"{row['time_ratio']:.2f}",
+            "of the dense working memory": f"{row['memory_ratio']:.2f}",
+            **provenance(results, results["batch_size"]),
+        }
+        for name, patches, row, step in measured
+    ]
 
 
 def peaks(row, dense, packed):
