@@ -27,7 +27,8 @@ class TrainingStep:
         self.optimizer = torch.optim.AdamW([p for p in trainer.model.parameters() if p.requires_grad], lr=1e-6)
         options = None if self.agent is None else self.agent.agent.options
         self.learn_every = getattr(options, "learn_every", 1)
-        for _ in range(getattr(options, "sample", 0)):  # a replay memory that can be learned from
+        replay = None if self.agent is None else getattr(self.agent.agent, "replay", None)
+        while replay is not None and not replay.ready():
             self.learning()
 
     def ordinary(self, index=0):
@@ -48,8 +49,8 @@ class TrainingStep:
         return values["ordinary"] + (learning - values["ordinary"]) / self.learn_every
 
     def peak_mib(self):
-        """MiB that the larger kind of step holds at once, beyond weights, optimiser states and the batch."""
-        return max(peak_mib(call, self.trainer.args.device) for call in self.calls().values())
+        """MiB that a step holds at once in which the agent learns, beyond weights, optimiser states and the batch."""
+        return peak_mib(self.learning, self.trainer.args.device)
 
     def _step(self, batch):
         if self.agent is not None:

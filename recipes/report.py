@@ -1,7 +1,7 @@
 """Write the results tables of recipes/README.md: python recipes/report.py results.json ... evaluation.json ...
 
-Each file is one that train.py, evaluate.py, search.py, step_time.py or `python -m hf_dynvit.benchmark --json` wrote;
-all numbers of the tables come from them.
+Each file is one that train.py, evaluate.py, search.py, step_time.py, compare_agents.py, merge_comparisons.py or
+`python -m hf_dynvit.benchmark --json` wrote; all numbers of the tables come from them.
 """
 
 import json
@@ -11,8 +11,15 @@ import sys
 from pathlib import Path, PurePosixPath
 
 
+# This folder holds an evaluate.py, which must not hide the library of that name.
+sys.path[:] = [path for path in sys.path if Path(path or ".").resolve() != Path(__file__).resolve().parent]
+
+from hf_dynvit import comparison, comparison_report
+
+
 README = Path(__file__).resolve().parent / "README.md"
 START, END = "<!-- results:start -->", "<!-- results:end -->"
+KINDS = ("training", "evaluation", "search", "step_time", comparison.KIND)
 PROVENANCE = ("device", "dtype", "batch", "seed", "commit", "command")
 
 
@@ -38,11 +45,14 @@ def main(argv=None):
 def read(path):
     """One JSON file; raises ValueError if none of the scripts wrote it."""
     results = json.loads(Path(path).read_text(encoding="utf-8"))
-    if isinstance(results, dict) and results.get("kind") in ("training", "evaluation", "search", "step_time"):
+    if isinstance(results, dict) and results.get("kind") in KINDS:
         return results
     if isinstance(results, dict) and all("realised" in row for row in results.get("rows") or [{}]):
         return {**results, "kind": "benchmark"}
-    raise ValueError(f"{path} was written neither by train.py nor evaluate.py nor search.py nor the benchmark")
+    raise ValueError(
+        f"{path} was written neither by train.py nor evaluate.py nor search.py nor step_time.py nor compare_agents.py "
+        "nor the benchmark"
+    )
 
 
 def render(all_results):
@@ -63,6 +73,9 @@ def render(all_results):
     steps = [row for results in all_results if results["kind"] == "step_time" for row in step_rows(results)]
     if steps:
         parts += ["### Training steps", table(steps)]
+    compared = [results for results in all_results if results["kind"] == comparison.KIND]
+    if compared:
+        parts += ["### Agents compared", *(comparison_report.markdown(results, command) for results in compared)]
     for benchmark in (results for results in all_results if results["kind"] == "benchmark"):
         parts += ["### Speed at a given cost, random decisions", circumstances(benchmark)]
         parts += [table([benchmark_row(row) for row in benchmark["rows"]])]
