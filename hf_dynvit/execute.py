@@ -1,21 +1,17 @@
 """One ViT layer run under its decisions, in either layout.
 
-Masking is the meaning: the masked layout computes everything on full tensors and multiplies by 0 or 1, which is what
-straight-through gradients flow through. Packing is the speed: the packed layout gathers the rows that a sub-layer uses
-into one (T, D) matrix, computes on that alone and adds the result back (packed.py). A row that is not used passes by
-unchanged.
+Masking is the meaning (masked.py); packing is the speed: the packed layout gathers the rows that a sub-layer uses into
+one (T, D) matrix and computes on that alone (packed.py). A row that is not used passes by unchanged.
 
 Letters: B images, N tokens ([CLS] first), D channels, H heads, d channels of a head, T packed rows.
 """
 
 import torch
-from transformers.masking_utils import create_bidirectional_mask
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.vit.modeling_vit import eager_attention_forward
 
 from .gate import Exploration, LayerDecisions, TokenState
-from .merge import absorb, nearest
-from .packed import packed_attention_sublayer, packed_mlp_sublayer, spread_heads
+from .masked import masked_attention_sublayer, masked_mlp_sublayer
+from .merge import absorb, merge_packed, nearest
+from .packed import packed_attention_sublayer, packed_block, packed_mlp_sublayer
 
 
 LAYOUTS = ("packed", "masked")
@@ -89,26 +85,42 @@ def run_layer(
     attention_tokens = _both(ask("attention_tokens", normed), alive)
     if packed:
         _refuse_straight_through(heads, sublayers, attention_tokens)
+        if sublayers is not None:
+            use_attention, use_mlp = (sublayers > 0.5).T.tolist()  # one way to the host for both
     into = None if replay is None else replay.into
     if into is not None or (replay is None and gate is not None and gate.merge and gating != "open"):
         x, into, state = _merge(x, normed, attention_tokens, into, state, packed)
         normed = None if packed else layer.layernorm_before(x)
-    attention = packed_attention_sublayer if packed else _masked_attention
-    x, weights = attention(layer, x, normed, attention_tokens, use_attention, heads, state.size)
-
-    if replay is None and (gate is None or "mlp_tokens" in gate.slots) and "mlp_tokens" not in gates:
-        mlp_tokens, normed = attention_tokens if gate is not None else alive, None  # one decision for the whole block
+    hide = heads if "heads" in gates and gates["heads"].deactivation == "official" else None
+    weights, together = None, _one_decision(gates, replay)
+    if packed and together and use_attention == use_mlp:
+        mlp_tokens = attention_tokens
+        x = packed_block(layer, x, normed, attention_tokens, use_mlp, heads, state.size, hide)
     else:
+        if packed:
+            x = packed_attention_sublayer(layer, x, normed, attention_tokens, use_attention, heads, state.size)
+        else:
+            x, weights = masked_attention_sublayer(
+                layer, x, normed, attention_tokens, use_attention, heads, state.size
+            )
         normed = layer.layernorm_after(x) if "mlp_tokens" in gates else None
-        mlp_tokens = _both(ask("mlp_tokens", normed), alive)
+        mlp_tokens = attention_tokens if together else _both(ask("mlp_tokens", normed), alive)
+        if packed:
+            _refuse_straight_through(mlp_tokens)
+        x = (packed_mlp_sublayer if packed else masked_mlp_sublayer)(layer, x, normed, mlp_tokens, use_mlp, hide)
     if gate is not None and gate.drop:
         state = state._replace(alive=attention_tokens)
-    if packed:
-        _refuse_straight_through(mlp_tokens)
-    hide = heads if "heads" in gates and gates["heads"].deactivation == "official" else None
-    x = (packed_mlp_sublayer if packed else _masked_mlp)(layer, x, normed, mlp_tokens, use_mlp, hide)
     decisions = LayerDecisions(attention_tokens, mlp_tokens, heads, sublayers, into)
     return x, _with_policy(decisions, actions), state, weights
+
+
+def _one_decision(gates, replay):
+    """Whether attention and MLP are given the same tokens."""
+    if "mlp_tokens" in gates:
+        return False
+    if replay is not None:
+        return replay.mlp_tokens is replay.attention_tokens
+    return "attention_tokens" not in gates or "mlp_tokens" in gates["attention_tokens"].slots
 
 
 def _none(x):
@@ -142,8 +154,7 @@ def _run_images(layer, x, use):
     if not len(images):
         return x
     part = x if len(images) == len(x) else x.index_select(0, images)
-    part, _ = packed_attention_sublayer(layer, part, None, None, None, None)
-    part = packed_mlp_sublayer(layer, part, None, None, None, None)
+    part = packed_block(layer, part, None, None, None, None)
     if len(images) == len(x):
         return part
     return x.index_copy(0, images, part) if torch.is_grad_enabled() else x.index_copy_(0, images, part)
@@ -168,8 +179,10 @@ def _merge(x, normed, tokens, into, state, packed):
     if into is None:
         keep = tokens > 0.5 if tokens.dtype != torch.bool else tokens
         leave = ~keep if state.alive is None else (state.alive > 0.5) & ~keep
-        # In the masked layout the kept ones too: a sampled token learns what would become of it.
-        place = nearest(normed, keep, leave if packed else None)
+        if packed:
+            x, size, into = merge_packed(x, normed, keep, leave, state.size)
+            return x, into, state._replace(size=size)
+        place = nearest(normed, keep)  # of the kept ones too: a sampled token learns what would become of it
         into = torch.where(leave, place, itself)
         if tokens.requires_grad:
             moving = (1 - tokens) * (place != itself)
@@ -194,54 +207,3 @@ def _refuse_straight_through(*keeps):
             "straight-through gates learn from what they drop, which the packed layout does not compute: "
             'set model.layout = "masked", or let the gates decide for good with gating="threshold"'
         )
-
-
-def _masked_attention(layer, x, normed, tokens, use, heads, size):
-    host = layer.attention
-    mask = None
-    if size is not None:
-        mask = _weighted_keys(host, normed, tokens, size)
-    elif tokens is not None:
-        mask = create_bidirectional_mask(host.config, normed, tokens > 0.5)  # keys; the rows are multiplied below
-    q, k, v = (
-        projection(normed).unflatten(-1, (-1, host.head_dim)).transpose(1, 2)  # (B, H, N, d)
-        for projection in (host.q_proj, host.k_proj, host.v_proj)
-    )
-    function = ALL_ATTENTION_FUNCTIONS.get_interface(host.config._attn_implementation, eager_attention_forward)
-    dropout = host.attention_dropout if host.training else 0.0
-    out, weights = function(host, q, k, v, mask, dropout=dropout, scaling=host.scaling)  # (B, N, H, d)
-    if heads is not None:
-        out = out * heads[:, None, :, None].to(out.dtype)
-    out = layer.dropout(host.o_proj(out.flatten(2)))
-    return x + _times(out, tokens, use), weights
-
-
-def _weighted_keys(host, normed, tokens, size):
-    """Additive mask (B, 1, 1, N): a key counts as often as it has patches, and not at all if it is not used."""
-    if host.config._attn_implementation not in ("eager", "sdpa"):
-        raise ValueError(
-            "merged tokens weigh in attention by their size, which needs eager or sdpa attention in the masked "
-            f'layout, not {host.config._attn_implementation!r}: call model.set_attn_implementation("sdpa")'
-        )
-    bias = size.log()
-    if tokens is not None:
-        bias = bias.masked_fill(tokens.detach() <= 0.5 if tokens.dtype != torch.bool else ~tokens, -torch.inf)
-    dtype = torch.get_autocast_dtype(normed.device.type) if torch.is_autocast_enabled(normed.device.type) else None
-    return bias[:, None, None].to(dtype or normed.dtype)
-
-
-def _masked_mlp(layer, x, normed, tokens, use, hide):
-    if normed is None:
-        normed = layer.layernorm_after(x)
-    if hide is not None:
-        normed = normed * spread_heads(hide, normed)[:, None]
-    return x + _times(layer.dropout(layer.mlp(normed)), tokens, use)
-
-
-def _times(out, tokens, use):
-    """out (B, N, D) times tokens (B, N) and use (B,), each of which may be None."""
-    if tokens is not None:
-        out = out * tokens.unsqueeze(-1).to(out.dtype)
-    if use is not None:
-        out = out * use[:, None, None].to(out.dtype)
-    return out
