@@ -10,7 +10,7 @@ import torch
 
 from .gate import Exploration, LayerDecisions, TokenState
 from .masked import masked_attention_sublayer, masked_mlp_sublayer
-from .merge import absorb, merge_packed, nearest
+from .merge import merge
 from .packed import packed_attention_sublayer, packed_block, packed_mlp_sublayer
 
 
@@ -89,7 +89,7 @@ def run_layer(
             use_attention, use_mlp = (sublayers > 0.5).T.tolist()  # one way to the host for both
     into = None if replay is None else replay.into
     if into is not None or (replay is None and gate is not None and gate.merge and gating != "open"):
-        x, into, state = _merge(x, normed, attention_tokens, into, state, packed)
+        x, into, state = merge(x, normed, attention_tokens, into, state, packed)
         normed = None if packed else layer.layernorm_before(x)
     hide = heads if "heads" in gates and gates["heads"].deactivation == "official" else None
     weights, together = None, _one_decision(gates, replay)
@@ -171,27 +171,6 @@ def _with_policy(decisions, actions):
         entropy=sum(action.entropy for action in actions),
         value=sum(values) / len(values) if values else None,
     )
-
-
-def _merge(x, normed, tokens, into, state, packed):
-    """x, where the dropped tokens went (B, N), and the state, after kept tokens have taken on the dropped ones."""
-    itself = torch.arange(x.shape[1], device=x.device)
-    if into is None:
-        keep = tokens > 0.5 if tokens.dtype != torch.bool else tokens
-        leave = ~keep if state.alive is None else (state.alive > 0.5) & ~keep
-        if packed:
-            x, size, into = merge_packed(x, normed, keep, leave, state.size)
-            return x, into, state._replace(size=size)
-        place = nearest(normed, keep)  # of the kept ones too: a sampled token learns what would become of it
-        into = torch.where(leave, place, itself)
-        if tokens.requires_grad:
-            moving = (1 - tokens) * (place != itself)
-            moving = moving if state.alive is None else moving * state.alive.detach()
-            x, size = absorb(x, state.size, place, moving)
-            return x, into, state._replace(size=size)
-    moving = into != itself
-    x, size = absorb(x, state.size, into, moving if packed else moving.float())
-    return x, into, state._replace(size=size)
 
 
 def _both(keep, alive):

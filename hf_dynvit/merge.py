@@ -10,6 +10,37 @@ import torch
 from torch.nn import functional as F
 
 
+def merge(x, normed, tokens, into, state, packed):
+    """Kept tokens take on those that are dropped.
+
+    Args:
+        x: (B, N, D). normed: the same after LayerNorm.
+        tokens: (B, N) tokens that stay; bool, or float with a gradient.
+        into: (B, N) where each token goes, to replay; None: to the nearest.
+        state: the `TokenState` before. packed: whether the layout is packed.
+
+    Returns:
+        x, into (B, N) and the state with the new sizes.
+    """
+    itself = torch.arange(x.shape[1], device=x.device)
+    if into is None:
+        keep = tokens > 0.5 if tokens.dtype != torch.bool else tokens
+        leave = ~keep if state.alive is None else (state.alive > 0.5) & ~keep
+        if packed:
+            x, size, into = merge_packed(x, normed, keep, leave, state.size)
+            return x, into, state._replace(size=size)
+        place = nearest(normed, keep)  # of the kept ones too: a sampled token learns what would become of it
+        into = torch.where(leave, place, itself)
+        if tokens.requires_grad:
+            moving = (1 - tokens) * (place != itself)
+            moving = moving if state.alive is None else moving * state.alive.detach()
+            x, size = absorb(x, state.size, place, moving)
+            return x, into, state._replace(size=size)
+    moving = into != itself
+    x, size = absorb(x, state.size, into, moving if packed else moving.float())
+    return x, into, state._replace(size=size)
+
+
 def nearest(normed, keep):
     """For each token the kept patch token most like it (cosine), other than itself; itself where there is none.
 
