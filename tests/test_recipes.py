@@ -486,9 +486,39 @@ def test_a_plain_vit_can_be_searched_and_burnt_in(place, tmp_path):
     assert len(ViTForImageClassification.from_pretrained(tmp_path / "burnt_in").vit.layers) == 1
 
 
+def test_a_static_mask_of_a_cost_is_picked_from_a_gated_model_and_evaluated(place, skipping, tmp_path):
+    words = ["--policy", "process", "--granularity", "sublayer", "--max_cost", "0.7", "--method", "nsga2"]
+    results = find(place, tmp_path, skipping[1], *words, "--population", "4", "--generations", "2")
+    picked = results["picked"]
+    cheap = [point for point in results["front"] if point["cost"] <= 0.7]
+    assert picked["accuracy"] == max(point["accuracy"] for point in cheap) and picked in cheap
+    words = ["--model", str(tmp_path / "picked"), "--data_files", f"{place.folder}/validation.parquet"]
+    words += ["--batch_sizes", "4", "--rounds", "1", "--no-compile", "--json", str(tmp_path / "evaluation.json")]
+    measured = evaluate.main(words)
+    assert measured["gates"] is None and measured["layer_mask"] == picked["layer_mask"]
+    assert measured["num_layers"] == 2
+    assert measured["cost"] == pytest.approx(picked["cost"], abs=1e-6) and measured["images"] == 12
+
+    # The same by hand: the backbone of the gated model, every gate open, under the mask.
+    model = DynViTForImageClassification.from_pretrained(skipping[1]).eval()
+    model.config.layer_mask = picked["layer_mask"]
+    rows = evaluate.open_models([str(skipping[1])], evaluate.DataArguments(data_files=words[3:4]))[0].images
+    with torch.no_grad():
+        guesses = [model(row["pixel_values"][None], gating="open").logits.argmax().item() for row in rows]
+    right = [guess == row["labels"] for guess, row in zip(guesses, rows, strict=True)]
+    assert measured["accuracy"] == pytest.approx(sum(right) / len(right))
+
+
+def test_a_cost_that_no_mask_has_is_refused_before_the_search(place, skipping, tmp_path):
+    with pytest.raises(ValueError, match=r"no mask has a cost of at most 0.01; the cheapest has 0\.\d+"):
+        find(place, tmp_path / "out", skipping[1], "--policy", "process", "--max_cost", "0.01")
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["--min_accuracy", "0.5", "--max_cost", "0.5"], "min_accuracy or max_cost, not both: got 0.5 and 0.5"),
         (["--objectives", "reward+layers"], "need a model with gates that act"),
         (["--policy", "dream"], "policy must be one of"),
         (["--always_keep", "0", "1"], "nothing to search"),
