@@ -23,6 +23,7 @@ from transformers import (
 
 from hf_dynvit import DynViTForImageClassification
 from hf_dynvit.gate import Score
+from hf_dynvit.reach import cost_range
 from hf_dynvit.settings import parse_settings
 
 
@@ -414,6 +415,55 @@ def test_a_model_with_gates_trains_on(place, skipping):
     assert changed and all(name.startswith("gates.") for name in changed)
     with pytest.raises(ValueError, match="gates 'keep' is for models with gates"):
         place.train("not_kept", *words, "--gates", "layerskip")
+
+
+def test_the_policy_is_tuned_under_the_mask_that_the_joint_search_picked(place, tmp_path):
+    words = ["--model_name_or_path", place.deep_vit, "--max_steps", "2"]
+    place.train("joint", *words, "--gates", "layerskip", "--gate_learning_rate", "0.1")
+    words = ["--objectives", "reward+layers", "--method", "nsga2", "--population", "4", "--generations", "2"]
+    found = find(place, tmp_path, place.folder / "joint", *words, "--max_cost", "0.6", "--always_keep", "0")
+    picked, mask = tmp_path / "picked", found["picked"]["layer_mask"]
+    assert 1 <= sum(map(all, mask)) < 12
+
+    # A recipe written for the body's training too: packed tuning at its end, and a teacher.
+    words = [
+        "--model_name_or_path",
+        str(picked),
+        "--gates",
+        "keep",
+        "--train_body",
+        "false",
+        "--freeze_gates_at",
+        "0.5",
+    ]
+    low, high = cost_range(DynViTForImageClassification.from_pretrained(picked))
+    budget = round((low + high) / 2, 3)
+    results = place.train("tuned", *words, "--budget", str(budget), "--max_steps", "4")
+    training = results["settings"]["training"]
+    assert (training["objective"], training["budget_ramp"], training["curriculum"]) == ("reinforce", 0.0, 0.0)
+    assert results["steps"] == 4 and results["layer_mask"] == mask and results["cost"] <= high + 1e-6
+    assert results["checkpoint"]["cost"] <= high + 1e-6 and "dense" not in results
+    tuned = AutoModelForImageClassification.from_pretrained(place.folder / "tuned")
+    assert tuned.config.layer_mask == mask and tuned.config.budget == budget
+    one, other = (load_file(folder / "model.safetensors") for folder in (picked, place.folder / "tuned"))
+    changed = {name for name in one if not torch.equal(one[name], other[name])}
+    assert one.keys() == other.keys() and all(name.startswith("gates.") for name in changed)
+    learned = {int(name.split(".")[1]) for name in changed if name.endswith("score.weight")}
+    assert learned == {layer for layer in range(1, 12) if all(mask[layer])}
+
+    with pytest.raises(ValueError, match=r"budget of 0.7 is out of reach: its gates under its layer_mask"):
+        place.train("too_dear", *words)
+    assert not (place.folder / "too_dear" / "model.safetensors").exists()
+
+
+def test_gates_that_are_kept_keep_their_budget(place, skipping):
+    recipe = yaml.safe_load(place.recipe.read_text())
+    del recipe["budget"]
+    (place.folder / "no_budget.yaml").write_text(yaml.safe_dump(recipe))
+    words = [str(place.folder / "no_budget.yaml"), "--output_dir", str(place.folder / "no_budget"), "--max_steps", "1"]
+    results = train.main([*words, "--model_name_or_path", str(skipping[1]), "--gates", "keep"])
+    assert results["settings"]["model"]["budget"] == 0.8
+    assert train.ModelArguments(model_name_or_path="vit").budget == 0.5
 
 
 def test_a_vit_trained_from_scratch_is_a_plain_one(place):
