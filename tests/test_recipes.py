@@ -24,6 +24,7 @@ from transformers import (
 from hf_dynvit import DynViTForImageClassification
 from hf_dynvit.gate import Score
 from hf_dynvit.reach import cost_range
+from hf_dynvit.report_tables import command
 from hf_dynvit.settings import parse_settings
 
 
@@ -175,7 +176,7 @@ def test_the_published_table_shows_no_folders_of_this_machine():
         "python recipes/train.py a.yaml --model_name_or_path=/home/me/data/vit --data_files train=../../x/d/t.parquet"
     )
     expected = "python recipes/train.py a.yaml --model_name_or_path=data/vit --data_files train=d/t.parquet"
-    assert report.command(line) == expected
+    assert command(line) == expected
 
 
 def test_the_command_line_wins_over_the_file(place, tmp_path):
@@ -385,7 +386,8 @@ def test_the_report_takes_the_benchmark_and_nothing_else(tmp_path):
         "| tiny | float32 | 8 | patch | 0.500 | 20.0 (sdpa) | 12.5 | 1.60× | 0.80 | 30.2, 20.0 | 9 |"
         in readme.read_text()
     )
-    assert "A CPU, 2 threads, seed 0, commit abc" in readme.read_text() and " old " not in readme.read_text()
+    assert "A CPU, 2 threads, seed 0, commit abc, command [1]:" in readme.read_text()
+    assert "1. `python benchmark`" in readme.read_text() and " old " not in readme.read_text()
     (tmp_path / "other.json").write_text(json.dumps({"rows": [{"accuracy": 1}]}))
     with pytest.raises(ValueError, match="was written neither"):
         report.main(["--readme", str(readme), str(tmp_path / "other.json")])
