@@ -13,6 +13,8 @@ from pathlib import Path
 # This folder holds an evaluate.py, which must not hide the library of that name.
 sys.path[:] = [path for path in sys.path if Path(path or ".").resolve() != Path(__file__).resolve().parent]
 
+from hf_dynvit.report_claims import claims_section
+from hf_dynvit.report_policies import masked
 from hf_dynvit.report_seeds import by_seed, mean, percent, seeds
 from hf_dynvit.report_tables import Commands, numbered, short, table
 
@@ -62,15 +64,16 @@ def render(all_results):
         parts += ["Several seeds: ± is the sample standard deviation of top-1, everything else the mean."]
     if evaluations:
         parts += ["### Evaluated", *numbered([evaluation_row(results) for results in evaluations])]
-    searches = [search_row(results) for results in all_results if results["kind"] == "search"]
+    searches = [results for results in all_results if results["kind"] == "search"]
     if searches:
-        parts += ["### Searched", *numbered(searches)]
+        parts += ["### Searched", *numbered([search_row(results) for results in searches])]
     speeds = [speed_row(results, row) for results in evaluations for row in results["throughput"]]
     if speeds:
         parts += ["### Speed", *numbered(speeds)]
-    steps = [step_row(results) for results in all_results if results["kind"] == "step_time"]
+    steps = [results for results in all_results if results["kind"] == "step_time"]
     if steps:
-        parts += ["### Training steps", *numbered(steps)]
+        parts += ["### Training steps", *numbered([step_row(results) for results in steps])]
+    parts += claims_section(trainings, evaluations, searches, steps)
     for benchmark in (results for results in all_results if results["kind"] == "benchmark"):
         commands = Commands()
         parts += ["### Speed at a given cost, random decisions", circumstances(benchmark, commands)]
@@ -215,12 +218,6 @@ def gates_name(gates):
 def kinds(gates):
     """The names of the gates of a configuration."""
     return " + ".join(dict.fromkeys(gate["gate"] for gate in gates))
-
-
-def masked(results):
-    """What a mask leaves; files of earlier versions do not say."""
-    mask = results.get("layer_mask")
-    return f", mask of {sum(map(sum, mask))} / {2 * len(mask)} sub-layers" if mask else ""
 
 
 def provenance(results, batch):
