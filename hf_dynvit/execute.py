@@ -54,6 +54,7 @@ def run_layer(
     if replay is None and not any(allowed):
         return x, LayerDecisions(alive, alive, sublayers=_none(x)), state, None
     actions = []
+    ahead = _ahead(gates, state)
 
     def ask(slot, tokens):
         given = getattr(replay, slot) if replay is not None else None
@@ -62,6 +63,9 @@ def run_layer(
         gate = gates[slot]
         if gate.upfront:
             tokens = state.entry
+        if ahead is not None:
+            actions.append(ahead.action)
+            return ahead.action.keep
         if gating == "act":
             actions.append(gate.act(tokens, given, exploration, state.alive if "tokens" in slot else None))
             keep = actions[-1].keep
@@ -69,14 +73,14 @@ def run_layer(
             keep = gate(tokens, gating, given, exploration)
         return keep if replay is None else given
 
-    state = _remember_entry(state, gates, x)
     heads = ask("heads", x)
     sublayers = ask("sublayers", x)
     if replay is None and not all(allowed):
         sublayers = (~_none(x) if sublayers is None else sublayers) * torch.tensor(allowed, device=x.device)
     if packed and sublayers is not None and all(allowed) and _skips_whole_images(gates, replay, state):
         _refuse_straight_through(sublayers)
-        x = _run_images(layer, x, sublayers[:, 0])
+        images = (sublayers[:, 0] > 0.5).nonzero().squeeze(1) if ahead is None else ahead.images
+        x = _run_images(layer, x, images)
         return x, _with_policy(LayerDecisions(sublayers=sublayers), actions), state, None
     use_attention, use_mlp = (None, None) if sublayers is None else sublayers.unbind(1)  # (B,)
 
@@ -128,12 +132,9 @@ def _none(x):
     return torch.zeros(x.shape[0], 2, dtype=torch.bool, device=x.device)
 
 
-def _remember_entry(state, gates, x):
-    """The state, with what up-front gates read, if this is the first layer that has one."""
-    upfront = [gate for gate in gates.values() if gate.upfront]
-    if not upfront or state.entry is not None:
-        return state
-    return state._replace(entry=upfront[0].pool(x).unsqueeze(1).clone())
+def _ahead(gates, state):
+    """What was decided for this layer before its turn, or None."""
+    return next((state.ahead[gate] for gate in gates.values() if gate in state.ahead), None) if state.ahead else None
 
 
 def _skips_whole_images(gates, replay, state):
@@ -148,9 +149,8 @@ def _skips_whole_images(gates, replay, state):
     return replay is None or set(replay.keeps()) == {"sublayers"}
 
 
-def _run_images(layer, x, use):
-    """x (B, N, D) after the layer for the images use (B,), and as it was for the others: one gather for the block."""
-    images = (use > 0.5).nonzero().squeeze(1)
+def _run_images(layer, x, images):
+    """x (B, N, D) after the layer for images (B',), and as it was for the others: one gather for the block."""
     if not len(images):
         return x
     part = x if len(images) == len(x) else x.index_select(0, images)

@@ -83,6 +83,8 @@ def main(argv=None):
         "model": args.model,
         "gates": config.gates,
         "budget": config.budget,
+        "layer_mask": config.layer_mask,
+        "num_layers": config.num_hidden_layers,
         "dataset": data_args.name(),
         "split": data_args.validation_split,
         "images": len(images),
