@@ -85,7 +85,6 @@ def _equal_on_cpu(query, key, value, images):
 
 
 def _loop(query, key, value, lengths, heads, dropout_p, bias):
-    query = query * query.shape[-1] ** -0.5
     q, k, v = (t.transpose(0, 1) for t in (query, key, value))  # (H, T, d)
     if query.dtype.itemsize == 2:  # 16-bit products are slow on rows that lie apart; one copy serves all images
         q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
@@ -100,13 +99,14 @@ def _loop(query, key, value, lengths, heads, dropout_p, bias):
 
 
 def _one_image(q, k, v, kept, bias, dropout_p):
-    """Scaled q, and k, v (H, n, d) of one image, the heads to compute or None for all, bias (n,) or None -> (n, H, d)."""
+    """q, k, v (H, n, d) of one image, the heads to compute or None for all, bias (n,) or None -> (n, H, d)."""
     if kept is not None:
         out = torch.zeros_like(q)
         if len(kept):
             out = out.index_copy(0, kept, _one_image(q[kept], k[kept], v[kept], None, bias, dropout_p).transpose(0, 1))
         return out.transpose(0, 1)
-    scores = torch.bmm(q, k.transpose(1, 2)) if bias is None else torch.baddbmm(bias, q, k.transpose(1, 2))
+    beta, bias = (0, q.new_empty(1)) if bias is None else (1, bias)  # at 0 it is not read
+    scores = torch.baddbmm(bias, q, k.transpose(1, 2), beta=beta, alpha=q.shape[-1] ** -0.5)
     weights = scores.softmax(-1)
     if dropout_p:
         weights = dropout(weights, dropout_p)

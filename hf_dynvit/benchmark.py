@@ -21,6 +21,7 @@ from .benchmark_speed import DTYPES, SIZES, Setting, gated, measure, random_vit
 from .convert import load_vit
 from .data_source import DataArguments
 from .environment import measured_on
+from .prepack import can_prepack
 
 
 @dataclass
@@ -40,6 +41,9 @@ class BenchmarkArguments:
     rounds: int | None = field(default=None, metadata={"help": "timed rounds; None: as many as fit into --seconds"})
     seconds: float = field(default=20.0, metadata={"help": "time per row, warm-up not counted"})
     compile: bool = field(default=False, metadata={"help": "also compile the dense model (always on CUDA)"})
+    prepack: bool | None = field(
+        default=None, metadata={"help": "run packed models with prepacked weights; None: on CPU where torch can"}
+    )
     models: list[str] | None = field(default=None, metadata={"help": "trained models to compare on --data_files"})
     data_files: list[str] | None = field(default=None, metadata={"help": "Parquet with labelled images for --models"})
     max_images: int | None = field(default=None, metadata={"help": "use at most so many of these images"})
@@ -52,6 +56,10 @@ class BenchmarkArguments:
     def __post_init__(self):
         self.device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.compile = self.compile or self.device.startswith("cuda")
+        if self.prepack is None:
+            self.prepack = self.device == "cpu" and can_prepack()
+        elif self.prepack and self.device != "cpu":
+            raise ValueError(f"prepack is for the CPU, the device is {self.device}")
         _check_names("sizes", self.sizes, SIZES)
         _check_names("dtypes", self.dtypes, DTYPES)
         for name in ("draws", "rounds", "max_images"):
@@ -110,7 +118,15 @@ def _measure_speed(args):
         for size, dtype, batch in bar:
             bar.set_description(f"{size} {dtype} batch {batch}")
             setting = Setting(
-                size, dtype, batch, args.gate_sets(), args.draws, args.rounds, args.seconds, args.compile
+                size,
+                dtype,
+                batch,
+                args.gate_sets(),
+                args.draws,
+                args.rounds,
+                args.seconds,
+                args.compile,
+                args.prepack,
             )
             rows += measure(vits[size].to(args.device, DTYPES[dtype]), setting, args.seed)
             _write(args, rows)  # an interrupted run keeps what it has
@@ -123,7 +139,15 @@ def _compare_models(args):
     )
     rows = []
     for row in compare(
-        args.models, data_args, args.dtypes, args.batch_sizes, args.device, args.seconds, args.rounds, args.compile
+        args.models,
+        data_args,
+        args.dtypes,
+        args.batch_sizes,
+        args.device,
+        args.seconds,
+        args.rounds,
+        args.compile,
+        args.prepack,
     ):
         rows.append(row)
         _write(args, rows)

@@ -16,6 +16,7 @@ from .configuration_dynvit import DynViTConfig
 from .data import ImageDataset, load_validation
 from .memory import peak_mib
 from .modeling_dynvit import DynViTForImageClassification
+from .prepack import is_prepacked
 from .timing import interleaved_seconds
 
 
@@ -67,20 +68,24 @@ def dense_vit(model):
     return vit.eval()
 
 
-def compare(paths, data_args, dtypes, batch_sizes, device, seconds, rounds=None, compiled=False):
+def compare(paths, data_args, dtypes, batch_sizes, device, seconds, rounds=None, compiled=False, prepacked=False):
     """Measure accuracy and cost once per dtype, speed per dtype and batch size, all models in turns in one run.
 
     Args:
         seconds: time for the rounds per model and batch size. rounds: their number instead.
+        prepacked: whether the packed models run with prepacked weights (on CPU).
 
     Yields:
         dict per model: `model`, `dtype`, `batch`, `images` (of the accuracy), `accuracy`, `cost`, `rounds`,
-        `timed_cost` (of the timed images), `dense_ms` (kernel -> milliseconds per batch), `packed_ms`,
+        `prepacked` (whether the packed model ran so), `timed_cost` (of the timed images), `dense_ms` (kernel -> milliseconds per batch), `packed_ms`,
         `dense_images_per_s` (fastest kernel), `packed_images_per_s`, `speedup`, `predicted` (1 / timed cost),
         `realised` (speedup * timed cost).
     """
     for dtype in dtypes:
         entrants = open_models(paths, data_args, device, DTYPES[dtype])
+        if prepacked:
+            for entrant in entrants:
+                entrant.model.prepack()
         fewest = min(len(entrant.images) for entrant in entrants)
         if max(batch_sizes) > fewest:
             raise ValueError(f"a batch size of {max(batch_sizes)} needs as many images, there are {fewest}")
@@ -137,7 +142,14 @@ def time_batches(entrants, batch, seconds, rounds, compiled):
         packed = ms.pop("packed")
         dense, speedup = min(ms.values()), min(ms.values()) / packed
         memory = {"dense": min(peaks[number, name] for name in ms), "packed": peaks[number, "packed"]}
-        row = {"rounds": rounds, "timed_cost": cost, "peak_mib": memory, "dense_ms": ms, "packed_ms": packed}
+        row = {
+            "rounds": rounds,
+            "prepacked": is_prepacked(entrants[number].model),
+            "timed_cost": cost,
+            "peak_mib": memory,
+            "dense_ms": ms,
+            "packed_ms": packed,
+        }
         row |= {"dense_images_per_s": 1e3 * batch / dense, "packed_images_per_s": 1e3 * batch / packed}
         rows.append(row | {"speedup": speedup, "predicted": 1 / cost, "realised": speedup * cost})
     return rows

@@ -28,7 +28,9 @@ def speed_table(rows):
     kernels = list(dict.fromkeys(kernel for row in rows for kernel in row["dense_ms"]))
     table = []
     for row in rows:
-        line = {name: row[name] for name in ("size", "dtype", "batch", "gates")} | {"mean cost": row["cost"]}
+        line = {name: row[name] for name in ("size", "dtype", "batch", "gates", "prepacked")} | {
+            "mean cost": row["cost"]
+        }
         line |= {f"dense {kernel} ms": row["dense_ms"].get(kernel, "") for kernel in kernels}
         line |= {"packed ms": row["packed_ms"], "packed / dense": 1 / row["speedup"], "speed-up": row["speedup"]}
         line |= {"predicted": row["predicted"], "realised fraction": row["realised"]}

@@ -30,6 +30,7 @@ class Setting(NamedTuple):
         draws: sets of decisions per gate set; rounds take them in turns.
         rounds: timed rounds, None for as many as fit into `seconds` per row, at least `LEAST_ROUNDS`.
         compiled: whether the dense baseline is compiled as well.
+        prepacked: whether the packed models run with prepacked weights (on CPU).
     """
 
     size: str
@@ -40,6 +41,7 @@ class Setting(NamedTuple):
     rounds: int | None
     seconds: float
     compiled: bool
+    prepacked: bool
 
 
 def random_vit(size):
@@ -53,6 +55,7 @@ def gated(vit, label):
     """`vit` with open gates, sharing its weights, in its dtype and on its device."""
     model = DynViTForImageClassification.from_vit(vit, gates=gate_entries(label, vit.config.num_hidden_layers))
     model.gates.to(vit.device)
+    vit = _twin(vit)
     model.vit, model.classifier = vit.vit, vit.classifier
     return model
 
@@ -61,12 +64,17 @@ def dense_calls(vit, compiled):
     """Name of an attention kernel -> a copy of `vit` that uses it and shares its weights, compiled ones included."""
     calls = {}
     for kernel in ("eager", "sdpa"):
-        twin = copy.deepcopy(vit, memo={id(weight): weight for weight in vit.parameters()})
+        twin = _twin(vit)
         twin.set_attn_implementation(kernel)
         calls[kernel] = twin
         if compiled:
             calls[f"compiled {kernel}"] = torch.compile(twin, dynamic=False)
     return calls
+
+
+def _twin(vit):
+    """A copy that shares the weights."""
+    return copy.deepcopy(vit, memo={id(weight): weight for weight in vit.parameters()})
 
 
 @torch.inference_mode()
@@ -78,7 +86,7 @@ def measure(vit, setting, seed):
 
     Returns:
         list of dicts, one row per gate set under its decisions and a last one with all gates of the first set open:
-        `size`, `dtype`, `batch`, `gates`, `rounds`, `cost` (mean, gates included), `dense_ms` (kernel -> median
+        `size`, `dtype`, `batch`, `gates`, `prepacked`, `rounds`, `cost` (mean, gates included), `dense_ms` (kernel -> median
         milliseconds), `packed_ms`, `speedup` (fastest dense / packed), `predicted` (1 / cost), `realised`
         (speedup * cost), `peak_mib` (name -> MiB held at once during a forward, beyond weights and inputs).
 
@@ -93,6 +101,8 @@ def measure(vit, setting, seed):
     packed = {}  # label -> model, its sets of decisions
     for label, target in setting.gate_sets:
         model = gated(vit, label)
+        if setting.prepacked:
+            model.prepack()
         draws = [draw_decisions(model, setting.batch, target, generator) for _ in range(setting.draws)]
         packed[label] = model, [move(decisions, vit.device) for decisions in draws]
     first = setting.gate_sets[0][0]
@@ -115,7 +125,8 @@ def measure(vit, setting, seed):
     rows = []
     for label in packed:
         speedup = min(dense_ms.values()) / ms[label]
-        row = {"size": setting.size, "dtype": setting.dtype, "batch": setting.batch, "gates": label, "rounds": rounds}
+        row = {"size": setting.size, "dtype": setting.dtype, "batch": setting.batch, "gates": label}
+        row |= {"prepacked": setting.prepacked, "rounds": rounds}
         row |= {"cost": costs[label], "dense_ms": dense_ms, "packed_ms": ms[label], "speedup": speedup}
         row |= {"predicted": 1 / costs[label], "realised": speedup * costs[label]}
         rows.append(row | {"peak_mib": {name: peaks[name] for name in (*dense, label)}})

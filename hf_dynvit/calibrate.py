@@ -2,8 +2,13 @@
 
 import torch
 from tqdm.auto import tqdm
+from transformers.utils import logging
 
 from .gate import Gate
+
+
+logger = logging.get_logger("hf_dynvit.calibrate")
+WORTH_A_WARNING = 0.02  # a cost that far from the budget is another one
 
 
 def calibrate(model, batches, budget, tolerance=0.002, widest=16.0, steps=12):
@@ -45,6 +50,11 @@ def calibrate(model, batches, budget, tolerance=0.002, widest=16.0, steps=12):
             progress.update()
     shift_gates(gates, best[1] - applied)
     model.train(was_training)
+    if best[0] > WORTH_A_WARNING:
+        logger.warning(
+            f"the budget is {budget}, and the nearest mean cost that the gates' thresholds give is {best[2]:.3f}: they "
+            "decide alike for many images, so that the cost moves in steps"
+        )
     return best[1], best[2]
 
 

@@ -1,4 +1,4 @@
-"""What a comparison of patch agents found: means over seeds, curves, a table and a picture."""
+"""What a comparison of patch agents found: means over seeds, curves, tables and a picture."""
 
 import json
 import os
@@ -8,11 +8,12 @@ from pathlib import Path
 from transformers.utils import logging
 
 from .agent_pictures import curves_plot
-from .card_tables import ABSENT, markdown_table
+from .report_tables import Commands, table
 
 
 logger = logging.get_logger(__name__)
 
+ABSENT = "–"
 CLOSE = 0.005  # of the dense model's final accuracy: half a point
 
 
@@ -75,22 +76,22 @@ def mean_curves(runs):
     }
 
 
-def markdown(results, show_command=str):
-    """A sentence with the circumstances and a table with a row for each variant.
-
-    Args:
-        results: a comparison.
-        show_command: what makes of a command line what is shown of it.
-    """
-    rows = [_cells(variant, row) for variant, row in summarise(results["runs"]).items()]
-    commits, commands = (list(dict.fromkeys(run[name] for run in results["runs"])) for name in ("commit", "command"))
-    return (
-        f"On {results['device']}, {results['threads']} threads, {results['dtype']}, commit "
-        f"{' and '.join(map(str, commits))}, {results['dataset']}, {results['steps']} steps of {results['batch_size']} "
-        f"images; top-1 on {results['images']:,} images ({results['split']}): "
-        f"{', '.join(f'`{show_command(command)}`' for command in commands)}\n\n"
-        + markdown_table(list(rows[0]), [list(row.values()) for row in rows])
-    )
+def comparison_section(comparisons):
+    """Parts of Markdown: heading, and for each comparison its circumstances, table and commands; none without any."""
+    parts = []
+    for results in comparisons:
+        commands = Commands()
+        rows = [_cells(variant, row) for variant, row in summarise(results["runs"]).items()]
+        commits = " and ".join(dict.fromkeys(str(run["commit"]) for run in results["runs"]))
+        parts += [
+            f"On {results['device']}, {results['threads']} threads, {results['dtype']}, commit {commits}: "
+            f"{results['dataset']}, {results['steps']} steps of {results['batch_size']} images; top-1 on "
+            f"{results['images']:,} images ({results['split']}); commands "
+            f"{commands.refer([run['command'] for run in results['runs']])}:",
+            table(rows),
+            commands.listing(),
+        ]
+    return ["### Agents compared", *parts] if parts else []
 
 
 def _cells(variant, row):
@@ -130,7 +131,7 @@ def save(results, folder):
 def publish(results, folder):
     """Write compare.json, compare.md and compare.png; the last needs matplotlib."""
     save(results, folder)
-    (Path(folder) / "compare.md").write_text(markdown(results) + "\n")
+    (Path(folder) / "compare.md").write_text("\n\n".join(comparison_section([results])) + "\n")
     try:
         curves_plot(mean_curves(results["runs"]), Path(folder) / "compare.png")
     except ImportError as error:

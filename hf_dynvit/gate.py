@@ -59,6 +59,7 @@ class TokenState(NamedTuple):
     places: torch.Tensor | None = None  # (B, K) where the tokens of a compacted stream were; None: all are there
     shown: torch.Tensor | None = None  # (B, N) what is alive in a compacted stream, in the places of the full one
     entry: torch.Tensor | None = None  # (B, 1, D) what gates that decide up front have read
+    ahead: dict | None = None  # gate -> what it has decided before its layer's turn (upfront.py)
 
 
 class Action(NamedTuple):

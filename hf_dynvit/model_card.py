@@ -193,4 +193,7 @@ def _throughput_sentence(results):
     words = [str(results[key]) for key in ("device", "dtype") if results.get(key)]
     if results.get("threads"):
         words.append(f"CPU threads: {results['threads']}")
-    return f"On {', '.join(words)}." if words else ""
+    sentence = f"On {', '.join(words)}." if words else ""
+    if any(row.get("prepacked") for row in results.get("throughput") or []):
+        sentence += " The packed model ran with prepacked weights (`model.prepack()`), which is part of its speed."
+    return sentence.strip()

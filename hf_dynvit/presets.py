@@ -1,6 +1,6 @@
 """How the gates of each preset are taught: defaults for `DynViTTrainingArguments`, which anything given overrides."""
 
-from .preset_gates import PRESET_GATES
+from .preset_gates import PRESET_GATES, preset_gates
 
 
 PRESET_ARGUMENTS = {
@@ -39,6 +39,11 @@ PRESET_ARGUMENTS = {
         "calibration_images": 0,
     },
 }
+
+
+def preset_of(config):
+    """The name of the preset that made the gates of a `DynViTConfig`, None if none did."""
+    return next((name for name in PRESET_GATES if preset_gates(name, config) == config.gates), None)
 
 
 def preset_arguments(name):

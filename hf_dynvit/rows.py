@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 
-# 16-bit products on CPU compile one kernel per number of rows. Rounding it up, by at most 1.6 %, keeps the kernels few.
+# oneDNN compiles one kernel per number of rows. Rounding it up, by at most 1.6 %, keeps the kernels few.
 ROUND_TO, OF_ROWS = 16, 1024
 
 
@@ -42,17 +42,21 @@ class UsedRows(NamedTuple):
         return F.pad(rows, (0, 0, 0, self.padding)) if self.padding else rows
 
 
-def used_rows(x, tokens, use):
-    """Which rows of x (B, N, D) a sub-layer uses, given tokens (B, N) and images use (B,), each of which may be None."""
+def used_rows(x, tokens, use, rounded=False):
+    """Which rows of x (B, N, D) a sub-layer uses.
+
+    Args:
+        tokens: (B, N), or None for all. use: which images, list of B bools, or None for all.
+        rounded: pad to a rounded number of rows; 16-bit products on CPU always are.
+    """
     batch, num_tokens = x.shape[:2]
-    used = None if use is None else use.tolist()
-    if used is not None and not any(used):
+    if use is not None and not any(use):
         return UsedRows(None, 0, [], None, 0)
     keep = tokens
     if keep is not None and keep.dtype != torch.bool:
         keep = keep > 0.5
-    if used is not None and not all(used):
-        on = use.bool().unsqueeze(1)
+    if use is not None and not all(use):
+        on = torch.tensor(use, device=x.device).unsqueeze(1)
         keep = on.expand(batch, num_tokens) if keep is None else keep & on
     if keep is None:
         return UsedRows(None, 0, [num_tokens] * batch, None, batch * num_tokens)
@@ -65,7 +69,7 @@ def used_rows(x, tokens, use):
     if 0 in lengths:
         images = torch.tensor([image for image, rows in enumerate(lengths) if rows], device=x.device)
         lengths = [rows for rows in lengths if rows]
-    return UsedRows(index, _padding(total) if _sixteen_bit_on_cpu(x) else 0, lengths, images, total)
+    return UsedRows(index, _padding(total) if rounded or _sixteen_bit_on_cpu(x) else 0, lengths, images, total)
 
 
 def _padding(total):
@@ -75,18 +79,26 @@ def _padding(total):
     return -total % step
 
 
-def take_rows(x, normed, norm, used):
-    """The normed rows (T + padding, D); `normed` (B, N, D) where a gate has read them all, else None."""
-    rows = (x if normed is None else normed).flatten(0, 1)
-    if used.index is not None:
-        rows = rows.index_select(0, F.pad(used.index, (0, used.padding)) if used.padding else used.index)
-    return norm(rows) if normed is None else rows
+def take_rows(x, used):
+    """The rows in use and the padding: x (B, N, D) -> (T + padding, D)."""
+    rows = x.flatten(0, 1)
+    if used.index is None:
+        return rows
+    return rows.index_select(0, F.pad(used.index, (0, used.padding)) if used.padding else used.index)
 
 
 def take_values(values, used):
     """One number per packed row, without padding: values (B, N) -> (T,)."""
     values = values.flatten()
     return values if used.index is None else values.index_select(0, used.index)
+
+
+def put_rows(x, used, rows):
+    """x (B, N, D) with rows (T + padding, D) in the places of those in use; in place where no gradient is recorded."""
+    if used.index is None:
+        return rows.view_as(x)
+    flat, rows = x.flatten(0, 1), rows[: used.total]
+    return (flat.index_copy if torch.is_grad_enabled() else flat.index_copy_)(0, used.index, rows).view_as(x)
 
 
 def add_rows(x, used, out):

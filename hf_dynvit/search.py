@@ -78,12 +78,24 @@ def front(scores, masks, objectives="error+cost"):
     ]
 
 
-def pick(points, objectives="error+cost", min_accuracy=None):
-    """One point of a front: the cheapest of at least `min_accuracy`, or the knee, farthest from the line between the ends.
+def pick(points, objectives="error+cost", min_accuracy=None, max_cost=None):
+    """One point of a front: by a bound that is given, or the knee, farthest from the line between the ends.
+
+    Args:
+        min_accuracy: take the cheapest point (least second objective) of at least this accuracy.
+        max_cost: take the most accurate point whose cost is at most this, of several the cheapest.
 
     Raises:
-        ValueError: no point is as accurate as that.
+        ValueError: both bounds, or no point of the front within the one given.
     """
+    if min_accuracy is not None and max_cost is not None:
+        raise ValueError(f"give min_accuracy or max_cost, not both: got {min_accuracy} and {max_cost}")
+    if max_cost is not None:
+        cheap = [point for point in points if point["cost"] <= max_cost]
+        if not cheap:
+            least = min(point["cost"] for point in points)
+            raise ValueError(f"no mask has a cost of at most {max_cost}; the cheapest of the front has {least:.4f}")
+        return max(cheap, key=lambda point: (point["accuracy"], -point["cost"]))
     if min_accuracy is not None:
         good = [point for point in points if point["accuracy"] >= min_accuracy]
         if not good:

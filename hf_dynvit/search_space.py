@@ -52,6 +52,12 @@ class MaskSpace:
             raise ValueError("the mask switches off everything: at least one attention or MLP must stay on")
         return mask
 
+    def smallest(self):
+        """The masks that leave the least on, as tuples of bits: what is always kept, or else one unit each."""
+        if self.always_keep:
+            return [(False,) * len(self)]
+        return [tuple(bit == on for bit in range(len(self))) for on in range(len(self))]
+
     def every(self):
         """All masks that leave something on, as tuples of bits.
 

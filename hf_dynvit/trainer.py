@@ -11,6 +11,7 @@ from .gate import Exploration, Gate
 from .metrics import compute_metrics as default_metrics
 from .objectives import budget_loss, distillation_loss, usage_loss
 from .policy import PolicyObjective
+from .reach import check_budgets
 from .tuning import PackedTuning
 from .usage import UsageMeter
 
@@ -27,7 +28,7 @@ class DynViTTrainer(Trainer):
         kwargs: as for `Trainer`; `compute_metrics` defaults to top-1, top-5 and mean cost.
 
     Raises:
-        ValueError: an empty dataset, or an agent that does not fit the model.
+        ValueError: an empty dataset, or an agent that does not fit the model; from `train`, a budget out of reach.
         FloatingPointError: a loss that is not finite; the last checkpoint is kept.
     """
 
@@ -43,6 +44,7 @@ class DynViTTrainer(Trainer):
         self.calibration_dataset = calibration_dataset
         self.train_usage, self.eval_usage = UsageMeter(), UsageMeter()
         self._train_costs, self.step_costs = [], []
+        self.full_cost = 1.0  # where the budget falls from; less under a mask
         self.add_callback(PackedTuning(self))
         self.policy = PolicyObjective(self)
         self.add_callback(self.policy)
@@ -60,8 +62,9 @@ class DynViTTrainer(Trainer):
             return (outputs.loss, outputs) if return_outputs else outputs.loss
         patches = {} if self.agent is None else {"patches": self.agent.choose(inputs["pixel_values"])}
         outputs = model(**inputs, gating=self._gating(), exploration=self._exploration(), **patches)
-        loss = self.args.label_weight * outputs.loss if self.args.train_body else 0.0
-        if self.teacher is not None and self.args.distillation_weight and self.args.train_body:
+        teaches = self.args.prediction_teaches()
+        loss = self.args.label_weight * outputs.loss if teaches else 0.0
+        if self.teacher is not None and self.args.distillation_weight and teaches:
             with torch.no_grad():
                 target = self.teacher(inputs["pixel_values"]).logits
             loss = loss + self.args.distillation_weight * distillation_loss(
@@ -113,10 +116,10 @@ class DynViTTrainer(Trainer):
         return Exploration(noise=self._noise())
 
     def budget_now(self):
-        """The mean cost to aim at now: it falls from 1 to the budget."""
+        """The mean cost to aim at now: it falls from that of everything that may run to the budget."""
         budget, ramp = self.model.config.budget, self.args.budget_ramp
         done = 1.0 if ramp == 0 else min(1.0, (self._progress() - self.args.gate_warmup) / ramp)
-        return 1.0 - (1.0 - budget) * done
+        return self.full_cost - (self.full_cost - budget) * done
 
     def _noise(self):
         # What is sampled turns into what the threshold decides, so that nothing changes when gates are fixed.
@@ -130,8 +133,8 @@ class DynViTTrainer(Trainer):
     def calibrate(self):
         """Shift the gates until the mean cost on `calibration_dataset` is the budget; returns (shift, cost) or None."""
         model = self.accelerator.unwrap_model(self.model)
-        count = min(self.args.calibration_images, len(self.calibration_dataset or ()))
-        if not count or self.args.objective == "usage" or not any(isinstance(m, Gate) for m in model.modules()):
+        count = self._calibration_count()
+        if not count or not any(isinstance(m, Gate) for m in model.modules()):
             return None
         loader = DataLoader(
             Subset(self.calibration_dataset, range(count)),
@@ -146,7 +149,14 @@ class DynViTTrainer(Trainer):
         self.log({"calibration_shift": round(shift, 4), "calibration_cost": round(cost, 4)})
         return shift, cost
 
+    def _calibration_count(self):
+        if self.args.objective == "usage":
+            return 0
+        return min(self.args.calibration_images, len(self.calibration_dataset or ()))
+
     def train(self, *args, **kwargs):
+        if self.args.follows_budget() or self._calibration_count():
+            self.full_cost = check_budgets(self.model, [self.model.config.budget, *self.args.tuning_budgets])
         model, layout = self.model, self.model._layout
         trainable = [gate for gate in model.modules() if isinstance(gate, Gate)]
         if self.args.objective == "reinforce":

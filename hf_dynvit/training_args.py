@@ -43,7 +43,10 @@ class DynViTTrainingArguments(TrainingArguments):
     )
     freeze_gates_at: float = field(
         default=1.0,
-        metadata={"help": "fraction of training after which gates are fixed and the body is tuned in packed layout"},
+        metadata={
+            "help": "fraction of training after which gates are fixed and the body is tuned in packed layout; without "
+            "train_body there is nothing to tune, and gates learn to the end"
+        },
     )
     tuning_budgets: list[float] = field(
         default_factory=list,
@@ -142,8 +145,18 @@ class DynViTTrainingArguments(TrainingArguments):
                 f"tuning_budgets must be in (0, 1] and tuning_gain at least 0, got {self.tuning_budgets} "
                 f"and {self.tuning_gain}"
             )
+        if not self.train_body:
+            self.freeze_gates_at = 1.0
         if self.gate_warmup >= self.freeze_gates_at:
             raise ValueError(
                 f"gate_warmup ({self.gate_warmup}) must end before freeze_gates_at ({self.freeze_gates_at}): "
                 "gates would never learn"
             )
+
+    def prediction_teaches(self):
+        """Whether losses of the prediction reach anything that learns: the body, or gates that are straight-through."""
+        return self.train_body or self.objective != "reinforce"
+
+    def follows_budget(self):
+        """Whether the objective aims at the model's budget."""
+        return self.objective == "cost" or (self.objective == "reinforce" and self.price_gain > 0)

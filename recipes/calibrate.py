@@ -20,6 +20,7 @@ from hf_dynvit.benchmark_models import open_models
 from hf_dynvit.benchmark_speed import DTYPES
 from hf_dynvit.calibrate import calibrate
 from hf_dynvit.data_source import DataArguments
+from hf_dynvit.reach import check_budgets
 from hf_dynvit.settings import parse_settings
 
 
@@ -51,6 +52,7 @@ def main(argv=None):
     args, data_args = parse_settings(sys.argv[1:] if argv is None else argv, CalibrateArguments, DataArguments)
     data_args.validation_split = data_args.train_split
     (entrant,) = open_models([args.model], data_args, "cpu", DTYPES[args.dtype])
+    check_budgets(entrant.model, [args.budget])
     order = torch.randperm(len(entrant.images), generator=torch.Generator().manual_seed(args.seed))
     loader = DataLoader(Subset(entrant.images, order[: args.images].tolist()), args.batch_size)
     shift, cost = calibrate(entrant.model, [batch["pixel_values"] for batch in loader], args.budget)

@@ -32,6 +32,7 @@ from hf_dynvit.cost import dense_macs
 from hf_dynvit.digits import digit_canvases
 from hf_dynvit.environment import measured_on
 from hf_dynvit.model_card import write_model_card
+from hf_dynvit.prepack import can_prepack
 from hf_dynvit.preset_gates import preset_gates
 from hf_dynvit.settings import parse_settings
 from hf_dynvit.visualize import show_decisions
@@ -167,6 +168,8 @@ def measure(dense, trainer, validation, args):
     ungated = DynViTTrainer(model=DynViTForImageClassification.from_vit(dense), args=trainer.args)
     difficulty = validation.difficulty
     groups = {"easy": difficulty <= EASY, "hard": difficulty >= HARD}
+    if can_prepack():
+        model.prepack()
     entrant = Entrant("demo", model, dense, validation, "")
     return {
         "kind": "demo",

@@ -22,6 +22,7 @@ from hf_dynvit.benchmark_speed import DTYPES
 from hf_dynvit.cost import dense_macs
 from hf_dynvit.data_source import DataArguments
 from hf_dynvit.environment import measured_on
+from hf_dynvit.prepack import can_prepack
 from hf_dynvit.settings import parse_settings
 from hf_dynvit.usage import UsageMeter
 
@@ -74,12 +75,16 @@ def main(argv=None):
 
     config = entrant.model.config
     gmacs = dense_macs(config, entrant.model.vit.embeddings.position_embeddings.shape[1], config.num_labels) / 1e9
+    if args.device == "cpu" and can_prepack():
+        entrant.model.prepack()
     measured, usage = accuracy(entrant, args)
     results = {
         "kind": "evaluation",
         "model": args.model,
         "gates": config.gates,
         "budget": config.budget,
+        "layer_mask": config.layer_mask,
+        "num_layers": config.num_hidden_layers,
         "dataset": data_args.name(),
         "split": data_args.validation_split,
         "images": len(images),

@@ -6,20 +6,24 @@ Each file is one that train.py, evaluate.py, search.py, step_time.py, compare_ag
 
 import json
 import re
-import shlex
 import sys
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 
 # This folder holds an evaluate.py, which must not hide the library of that name.
 sys.path[:] = [path for path in sys.path if Path(path or ".").resolve() != Path(__file__).resolve().parent]
 
-from hf_dynvit import comparison, comparison_report
+from hf_dynvit.comparison import KIND
+from hf_dynvit.comparison_report import comparison_section
+from hf_dynvit.report_claims import claims_section
+from hf_dynvit.report_policies import masked
+from hf_dynvit.report_seeds import by_seed, mean, percent, seeds
+from hf_dynvit.report_tables import Commands, numbered, short, table
 
 
 README = Path(__file__).resolve().parent / "README.md"
 START, END = "<!-- results:start -->", "<!-- results:end -->"
-KINDS = ("training", "evaluation", "search", "step_time", comparison.KIND)
+KINDS = ("training", "evaluation", "search", "step_time", KIND)
 PROVENANCE = ("device", "dtype", "batch", "seed", "commit", "command")
 
 
@@ -57,51 +61,67 @@ def read(path):
 
 def render(all_results):
     """The tables as Markdown: trainings, evaluations, speed."""
-    trainings = [results for results in all_results if results["kind"] == "training"]
+    trainings = by_seed(results for results in all_results if results["kind"] == "training")
     evaluations = [results for results in all_results if results["kind"] == "evaluation"]
     parts = []
     if trainings:
-        parts += ["### Trained", table([training_row(results) for results in trainings])]
+        rows = [row for runs in trainings for row in (training_row(runs), *chosen_rows(runs))]
+        parts += ["### Trained", *numbered(rows)]
+    if any(len(runs) > 1 for runs in trainings):
+        parts += ["Several seeds: ± is the sample standard deviation of top-1, everything else the mean."]
     if evaluations:
-        parts += ["### Evaluated", table([evaluation_row(results) for results in evaluations])]
-    searches = [search_row(results) for results in all_results if results["kind"] == "search"]
+        parts += ["### Evaluated", *numbered([evaluation_row(results) for results in evaluations])]
+    searches = [results for results in all_results if results["kind"] == "search"]
     if searches:
-        parts += ["### Searched", table(searches)]
+        parts += ["### Searched", *numbered([search_row(results) for results in searches])]
     speeds = [speed_row(results, row) for results in evaluations for row in results["throughput"]]
     if speeds:
-        parts += ["### Speed", table(speeds)]
-    steps = [row for results in all_results if results["kind"] == "step_time" for row in step_rows(results)]
+        parts += ["### Speed", *numbered(speeds)]
+    steps = [results for results in all_results if results["kind"] == "step_time"]
     if steps:
-        parts += ["### Training steps", table(steps)]
-    compared = [results for results in all_results if results["kind"] == comparison.KIND]
-    if compared:
-        parts += ["### Agents compared", *(comparison_report.markdown(results, command) for results in compared)]
+        parts += ["### Training steps", *numbered([row for results in steps for row in step_rows(results)])]
+    parts += claims_section(trainings, evaluations, searches, [step for step in steps if "packed_ms" in step])
+    parts += comparison_section([results for results in all_results if results["kind"] == KIND])
     for benchmark in (results for results in all_results if results["kind"] == "benchmark"):
-        parts += ["### Speed at a given cost, random decisions", circumstances(benchmark)]
-        parts += [table([benchmark_row(row) for row in benchmark["rows"]])]
+        commands = Commands()
+        parts += ["### Speed at a given cost, random decisions", circumstances(benchmark, commands)]
+        parts += [table([benchmark_row(row) for row in benchmark["rows"]]), commands.listing()]
     return "\n\n".join(parts)
 
 
-def training_row(results):
-    model = results["settings"]["model"]
+def training_row(runs):
+    """One row for runs that differ by seed alone."""
+    first, model = runs[0], runs[0]["settings"]["model"]
+    resumed = sum(results["resumed"] for results in runs)
     return {
-        "data": results["dataset"],
-        "gates": gates_name(model["gates"]),
+        "data": first["dataset"],
+        "gates": gates_name(model["gates"]) + masked(first) + agent_name(first),
         "budget": "–" if model["gates"] == "none" else model["budget"],
-        **accuracy_columns(results),
-        "images seen": f"{results['images_seen']:,}",
-        "training": f"{results['train_seconds'] / 60:.1f} min" + (" (resumed)" if results["resumed"] else ""),
-        **provenance(results, results["batch_size"]),
+        **accuracy_columns(runs),
+        "images seen": f"{mean(runs, 'images_seen'):,.0f}",
+        "training": f"{mean(runs, 'train_seconds') / 60:.1f} min"
+        + ("" if not resumed else " (resumed)" if len(runs) == 1 else f" ({resumed} resumed)"),
+        **provenance(first, first["batch_size"]),
+        "seed": seeds(runs),
+        "command": [results["command"] for results in runs],
     }
+
+
+def chosen_rows(runs):
+    """A row for the same runs on the patches alone that their agent chooses, if they were evaluated on them."""
+    if not runs[0].get("chosen"):
+        return []
+    row = training_row([{**results, **results["chosen"]} for results in runs])
+    return [row | {"gates": row["gates"] + ", on the patches it chooses"}]
 
 
 def evaluation_row(results):
     return {
         "model": short(results["model"]),
         "data": results["dataset"],
-        "gates": " + ".join(dict.fromkeys(gate["gate"] for gate in results["gates"])) if results["gates"] else "none",
+        "gates": (kinds(results["gates"]) if results["gates"] else "none") + masked(results),
         "budget": results["budget"] if results["gates"] else "–",
-        **accuracy_columns(results),
+        **accuracy_columns([results]),
         **provenance(results, results["batch_size"]),
     }
 
@@ -187,24 +207,33 @@ def peaks(row, dense, packed):
     return f"{found[dense]:.1f}, {found[packed]:.1f}" if found else "–"
 
 
-def circumstances(results):
+def circumstances(results, commands):
     """A benchmark's rows share all but what their columns say."""
     return (
-        f"On {results['device']}, {results['threads']} threads, seed {results['seed']}, commit {results['commit']}: "
-        f"`{command(results['command'])}`"
+        f"On {results['device']}, {results['threads']} threads, seed {results['seed']}, commit {results['commit']}, "
+        f"command {commands.refer(results['command'])}:"
     )
 
 
-def accuracy_columns(results):
-    dense = results.get("dense")
+def accuracy_columns(runs):
+    """Of one evaluation or training, or of several that differ by seed alone: means."""
+    first = runs[0]
     return {
-        "images": f"{results['images']:,} ({results['split']})",
-        "top-1": f"{100 * results['accuracy']:.2f}",
-        "top-5": f"{100 * results['accuracy_top5']:.2f}",
-        "cost": f"{results['cost']:.3f}",
-        "GMACs": f"{results['gmacs']:.3g}",
-        "top-1 of the dense checkpoint": f"{100 * dense['accuracy']:.2f}" if dense else "–",
+        "images": f"{first['images']:,} ({first['split']})",
+        "top-1": percent(runs) + (f" ({len(runs)} seeds)" if len(runs) > 1 else ""),
+        "top-5": f"{100 * mean(runs, 'accuracy_top5'):.2f}",
+        "cost": f"{mean(runs, 'cost'):.3f}",
+        "GMACs": f"{mean(runs, 'gmacs'):.3g}",
+        "checkpoint: top-1 at cost": before(runs),
     }
+
+
+def before(runs):
+    """Top-1 and cost of what training started from, or what a model is compared with: a dense model, unless gates were kept."""
+    given = [results.get("dense") or results.get("checkpoint") for results in runs]
+    if not all(given):
+        return "–"
+    return f"{100 * mean(given, 'accuracy'):.2f} at {mean(given, 'cost'):.3f}"
 
 
 def gates_name(gates):
@@ -213,28 +242,20 @@ def gates_name(gates):
     return " + ".join(dict.fromkeys(names)) if names else gates
 
 
+def agent_name(results):
+    """The agent that a training had, as an addition to a name; none in files of earlier versions."""
+    agent = results.get("agent")
+    return f", agent {agent['name']}, {agent['n_patch_desired']} of {agent['patches']} patches" if agent else ""
+
+
+def kinds(gates):
+    """The names of the gates of a configuration."""
+    return " + ".join(dict.fromkeys(gate["gate"] for gate in gates))
+
+
 def provenance(results, batch):
-    values = {**results, "batch": batch, "command": f"`{command(results['command'])}`"}
+    values = {**results, "batch": batch}
     return {key: "–" if values[key] is None else values[key] for key in PROVENANCE}
-
-
-def command(line):
-    """The command line with the folders of this machine cut to their last names."""
-    return shlex.join(["=".join(short(part) for part in word.split("=", 1)) for word in shlex.split(line)])
-
-
-def short(path):
-    """An absolute or upward path by its last two names; everything else as it is."""
-    if not path.startswith(("/", "../")):
-        return path
-    parts = [part for part in PurePosixPath(path).parts if part not in ("/", "..")]
-    return "/".join(parts[-2:])
-
-
-def table(rows):
-    """dicts with the same keys -> a Markdown table."""
-    cells = [list(rows[0])] + [["---"] * len(rows[0])] + [[str(value) for value in row.values()] for row in rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in cells)
 
 
 if __name__ == "__main__":

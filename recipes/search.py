@@ -35,6 +35,17 @@ from hf_dynvit.settings import parse_settings
 
 
 METHODS = ("auto", "nsga2", "exhaustive")
+# What may change between two searches that share their scores.
+NOT_OF_SCORES = (
+    "output",
+    "min_accuracy",
+    "max_cost",
+    "burn_in",
+    "population",
+    "generations",
+    "method",
+    "objectives",
+)
 
 
 @dataclass
@@ -62,6 +73,9 @@ class SearchArguments:
     min_accuracy: float | None = field(
         default=None, metadata={"help": "pick the cheapest mask of at least this accuracy, instead of the knee"}
     )
+    max_cost: float | None = field(
+        default=None, metadata={"help": "pick the most accurate mask of at most this cost, instead of the knee"}
+    )
     burn_in: bool = field(default=False, metadata={"help": "also save the picked model without its unused layers"})
     batch_size: int = field(default=64, metadata={"help": "images per forward"})
     dtype: str = field(default="float32", metadata={"help": f"of products, one of {list(DTYPES)}"})
@@ -77,6 +91,8 @@ class SearchArguments:
                 raise ValueError(f"{name} must be one of {sorted(known)}, got {getattr(self, name)!r}")
         if self.images < 2:
             raise ValueError(f"images must be at least 2, got {self.images}")
+        if self.min_accuracy is not None and self.max_cost is not None:
+            raise ValueError(f"give min_accuracy or max_cost, not both: got {self.min_accuracy} and {self.max_cost}")
         self.always_keep = [layer for layer in self.always_keep if layer != -1]
         if self.device == "auto":
             self.device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -103,18 +119,19 @@ def main(argv=None):
     data = load_image_data(data_args, processor, model.config, seed=args.seed)
     choose, report = halves(data.selection, args)
     scores = make_scores(model, space, choose, args, file=folder / "scores.json")
+    start = [] if args.max_cost is None else [cheapest(scores, args.max_cost)]
 
     started = time.perf_counter()
     small = len(space) <= 6 if args.method == "auto" else args.method == "exhaustive"
     if small:
         points = exhaustive(scores, args.objectives)
     else:
-        points = nsga2(scores, args.objectives, args.population, args.generations, args.seed)
+        points = nsga2(scores, args.objectives, args.population, args.generations, args.seed, start)
     seconds = time.perf_counter() - started
     fresh = make_scores(model, space, report, args)
     for point in points:
         point["reported"] = fresh([bit == "1" for bit in point["bits"]])
-    picked = pick(points, args.objectives, args.min_accuracy)
+    picked = pick(points, args.objectives, args.min_accuracy, args.max_cost)
     unmasked = fresh([True] * len(space))
     results = {
         "kind": "search",
@@ -158,14 +175,22 @@ def halves(images, args):
     return batches
 
 
+def cheapest(scores, max_cost):
+    """The cheapest of the smallest masks, for the search to begin with, so that it ends with one that is cheap enough.
+
+    Raises:
+        ValueError: even that mask costs more than `max_cost`.
+    """
+    bits = min(scores.space.smallest(), key=lambda bits: scores(bits)["cost"])
+    if scores(bits)["cost"] > max_cost:
+        raise ValueError(f"no mask has a cost of at most {max_cost}; the cheapest has {scores(bits)['cost']:.4f}")
+    return bits
+
+
 def make_scores(model, space, batches, args, file=None):
     """`MaskScores` as the arguments want them."""
     latencies = layer_latencies(model, batches[0][0]) if args.objectives == "error+latency" else None
-    identity = {
-        name: value
-        for name, value in asdict(args).items()
-        if name not in ("output", "min_accuracy", "burn_in", "population", "generations", "method", "objectives")
-    }
+    identity = {name: value for name, value in asdict(args).items() if name not in NOT_OF_SCORES}
     return MaskScores(
         model,
         space,

@@ -41,7 +41,7 @@ from hf_dynvit.data import SetEpoch, load_image_data
 from hf_dynvit.data_source import DataArguments
 from hf_dynvit.environment import measured_on
 from hf_dynvit.export import burn_in
-from hf_dynvit.presets import preset_arguments
+from hf_dynvit.presets import preset_arguments, preset_of
 from hf_dynvit.publish import describe, push
 from hf_dynvit.settings import parse_settings
 from hf_dynvit.trainer import DynViTTrainer
@@ -66,7 +66,12 @@ class ModelArguments:
         default="adavit",
         metadata={"help": "a preset, a YAML list of gates, 'none' (stays dense) or 'keep' (the checkpoint's own)"},
     )
-    budget: float = field(default=0.5, metadata={"help": "mean cost to aim at, relative to the dense model"})
+    budget: float | None = field(
+        default=None,
+        metadata={
+            "help": "mean cost to aim at, relative to the dense model; None: 0.5, or that of gates that are kept"
+        },
+    )
     teacher: str = field(
         default="base", metadata={"help": "to distil from: 'base' (the checkpoint itself), 'none', a folder or Hub id"}
     )
@@ -97,6 +102,8 @@ class ModelArguments:
             raise ValueError(
                 "the checkpoint cannot teach new classes: with new_classifier, give --teacher PATH or none"
             )
+        if self.budget is None and self.gate_list() != "keep":
+            self.budget = 0.5
 
     def gate_list(self):
         """What `from_vit` takes: None, the name of a preset or a list of dicts."""
@@ -151,7 +158,8 @@ def main(argv=None):
 
     results = collect(model_args, data_args, trainer, data, metrics, seconds)
     if model_args.evaluate_dense and not model_args.new_classifier:
-        results["dense"] = dense_results(model_args, args, data, results["gmacs_dense"])
+        kept = model_args.gate_list() == "keep"
+        results["checkpoint" if kept else "dense"] = given_results(model_args, args, data, results["gmacs_dense"])
     if trainer.is_world_process_zero():
         folder = Path(args.output_dir)
         (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
@@ -182,13 +190,26 @@ def draw_agent_pictures(agent, dataset, folder):
 
 
 def preset_defaults(words):
-    """How the preset that the words name (`--gates NAME`, the last one counts) wants its gates taught."""
-    named = [
-        word.partition("=")[2] or after
-        for word, after in zip(words, [*words[1:], ""], strict=True)
-        if word == "--gates" or word.startswith("--gates=")
+    """How the preset that the words name (`--gates NAME`), or that made the gates that are kept, wants them taught."""
+    gates, path = last_value(words, "gates") or ModelArguments.gates, last_value(words, "model_name_or_path")
+    if gates != "keep" or not path:
+        return preset_arguments(gates)
+    with naming("model_name_or_path", path):
+        config = AutoConfig.from_pretrained(path)
+    taught = preset_arguments(preset_of(config)) if config.model_type == "dynvit" else {}
+    # They have learned already: nothing is led from open gates to the budget.
+    return {**taught, "budget_ramp": 0.0, "curriculum": 0.0}
+
+
+def last_value(words, key):
+    """What the command line's words give for a key, the last time it stands there; "" if it does not."""
+    pairs = zip(words, [*words[1:], ""], strict=True)
+    given = [
+        after if word == f"--{key}" else word.partition("=")[2]
+        for word, after in pairs
+        if word.partition("=")[0] == f"--{key}"
     ]
-    return preset_arguments(named[-1] if named else ModelArguments.gates)
+    return given[-1] if given else ""
 
 
 def find_checkpoint(args):
@@ -272,6 +293,8 @@ def load_model(model_args, base_config, data):
         model = DynViTForImageClassification.from_pretrained(
             model_args.model_name_or_path, dtype=torch.float32, **options
         )
+        if model_args.budget is None:
+            model_args.budget = model.config.budget
         model.config.budget = model_args.budget
         return model
     budget = model_args.budget if gates else 1.0
@@ -282,7 +305,7 @@ def load_model(model_args, base_config, data):
 
 def load_teacher(model_args, args, config):
     """The dense classifier to distil from, or None."""
-    if model_args.teacher == "none" or not args.distillation_weight:
+    if model_args.teacher == "none" or not args.distillation_weight or not args.prediction_teaches():
         return None
     source = model_args.model_name_or_path if model_args.teacher == "base" else model_args.teacher
     dtype = torch.bfloat16 if args.bf16 else torch.float32  # what autocast would cast it to, over and over
@@ -307,6 +330,9 @@ def collect(model_args, data_args, trainer, data, metrics, seconds):
     dtype = "bfloat16 autocast" if args.bf16 else "float16 autocast" if args.fp16 else "float32"
     return {
         "kind": "training",
+        "gates": config.gates,
+        "layer_mask": config.layer_mask,
+        "num_layers": config.num_hidden_layers,
         "dataset": data_args.name(),
         "split": data.reported_split,
         "images": len(data.validation),
@@ -339,8 +365,8 @@ def chosen_results(args, metrics, dense):
     return found | {"gmacs": found["cost"] * dense / 1e9}
 
 
-def dense_results(model_args, args, data, gmacs):
-    """Accuracy of the checkpoint as given, on the same images by the same code."""
+def given_results(model_args, args, data, gmacs):
+    """Accuracy and cost of the checkpoint as given, on the same images by the same code."""
     args = copy.copy(args)
     args.agent, args.agent_evaluation = "none", "all"
     load = AutoModelForImageClassification.from_pretrained
@@ -348,7 +374,8 @@ def dense_results(model_args, args, data, gmacs):
     model = load(model_args.model_name_or_path, dtype=torch.float32)
     metrics = DynViTTrainer(model=model, args=args).evaluate(data.validation)
     top5 = metrics["eval_accuracy_top5"]
-    return {"accuracy": metrics["eval_accuracy"], "accuracy_top5": top5, "cost": metrics["eval_cost"], "gmacs": gmacs}
+    cost = metrics["eval_cost"]
+    return {"accuracy": metrics["eval_accuracy"], "accuracy_top5": top5, "cost": cost, "gmacs": cost * gmacs}
 
 
 if __name__ == "__main__":

@@ -23,6 +23,8 @@ from transformers import (
 
 from hf_dynvit import DynViTForImageClassification
 from hf_dynvit.gate import Score
+from hf_dynvit.reach import cost_range
+from hf_dynvit.report_tables import command
 from hf_dynvit.settings import parse_settings
 
 
@@ -174,7 +176,7 @@ def test_the_published_table_shows_no_folders_of_this_machine():
         "python recipes/train.py a.yaml --model_name_or_path=/home/me/data/vit --data_files train=../../x/d/t.parquet"
     )
     expected = "python recipes/train.py a.yaml --model_name_or_path=data/vit --data_files train=d/t.parquet"
-    assert report.command(line) == expected
+    assert command(line) == expected
 
 
 def test_the_command_line_wins_over_the_file(place, tmp_path):
@@ -384,7 +386,8 @@ def test_the_report_takes_the_benchmark_and_nothing_else(tmp_path):
         "| tiny | float32 | 8 | patch | 0.500 | 20.0 (sdpa) | 12.5 | 1.60× | 0.80 | 30.2, 20.0 | 9 |"
         in readme.read_text()
     )
-    assert "A CPU, 2 threads, seed 0, commit abc" in readme.read_text() and " old " not in readme.read_text()
+    assert "A CPU, 2 threads, seed 0, commit abc, command [1]:" in readme.read_text()
+    assert "1. `python benchmark`" in readme.read_text() and " old " not in readme.read_text()
     (tmp_path / "other.json").write_text(json.dumps({"rows": [{"accuracy": 1}]}))
     with pytest.raises(ValueError, match="was written neither"):
         report.main(["--readme", str(readme), str(tmp_path / "other.json")])
@@ -414,6 +417,55 @@ def test_a_model_with_gates_trains_on(place, skipping):
     assert changed and all(name.startswith("gates.") for name in changed)
     with pytest.raises(ValueError, match="gates 'keep' is for models with gates"):
         place.train("not_kept", *words, "--gates", "layerskip")
+
+
+def test_the_policy_is_tuned_under_the_mask_that_the_joint_search_picked(place, tmp_path):
+    words = ["--model_name_or_path", place.deep_vit, "--max_steps", "2"]
+    place.train("joint", *words, "--gates", "layerskip", "--gate_learning_rate", "0.1")
+    words = ["--objectives", "reward+layers", "--method", "nsga2", "--population", "4", "--generations", "2"]
+    found = find(place, tmp_path, place.folder / "joint", *words, "--max_cost", "0.6", "--always_keep", "0")
+    picked, mask = tmp_path / "picked", found["picked"]["layer_mask"]
+    assert 1 <= sum(map(all, mask)) < 12
+
+    # A recipe written for the body's training too: packed tuning at its end, and a teacher.
+    words = [
+        "--model_name_or_path",
+        str(picked),
+        "--gates",
+        "keep",
+        "--train_body",
+        "false",
+        "--freeze_gates_at",
+        "0.5",
+    ]
+    low, high = cost_range(DynViTForImageClassification.from_pretrained(picked))
+    budget = round((low + high) / 2, 3)
+    results = place.train("tuned", *words, "--budget", str(budget), "--max_steps", "4")
+    training = results["settings"]["training"]
+    assert (training["objective"], training["budget_ramp"], training["curriculum"]) == ("reinforce", 0.0, 0.0)
+    assert results["steps"] == 4 and results["layer_mask"] == mask and results["cost"] <= high + 1e-6
+    assert results["checkpoint"]["cost"] <= high + 1e-6 and "dense" not in results
+    tuned = AutoModelForImageClassification.from_pretrained(place.folder / "tuned")
+    assert tuned.config.layer_mask == mask and tuned.config.budget == budget
+    one, other = (load_file(folder / "model.safetensors") for folder in (picked, place.folder / "tuned"))
+    changed = {name for name in one if not torch.equal(one[name], other[name])}
+    assert one.keys() == other.keys() and all(name.startswith("gates.") for name in changed)
+    learned = {int(name.split(".")[1]) for name in changed if name.endswith("score.weight")}
+    assert learned == {layer for layer in range(1, 12) if all(mask[layer])}
+
+    with pytest.raises(ValueError, match=r"budget of 0.7 is out of reach: its gates under its layer_mask"):
+        place.train("too_dear", *words)
+    assert not (place.folder / "too_dear" / "model.safetensors").exists()
+
+
+def test_gates_that_are_kept_keep_their_budget(place, skipping):
+    recipe = yaml.safe_load(place.recipe.read_text())
+    del recipe["budget"]
+    (place.folder / "no_budget.yaml").write_text(yaml.safe_dump(recipe))
+    words = [str(place.folder / "no_budget.yaml"), "--output_dir", str(place.folder / "no_budget"), "--max_steps", "1"]
+    results = train.main([*words, "--model_name_or_path", str(skipping[1]), "--gates", "keep"])
+    assert results["settings"]["model"]["budget"] == 0.8
+    assert train.ModelArguments(model_name_or_path="vit").budget == 0.5
 
 
 def test_a_vit_trained_from_scratch_is_a_plain_one(place):
@@ -486,9 +538,39 @@ def test_a_plain_vit_can_be_searched_and_burnt_in(place, tmp_path):
     assert len(ViTForImageClassification.from_pretrained(tmp_path / "burnt_in").vit.layers) == 1
 
 
+def test_a_static_mask_of_a_cost_is_picked_from_a_gated_model_and_evaluated(place, skipping, tmp_path):
+    words = ["--policy", "process", "--granularity", "sublayer", "--max_cost", "0.7", "--method", "nsga2"]
+    results = find(place, tmp_path, skipping[1], *words, "--population", "4", "--generations", "2")
+    picked = results["picked"]
+    cheap = [point for point in results["front"] if point["cost"] <= 0.7]
+    assert picked["accuracy"] == max(point["accuracy"] for point in cheap) and picked in cheap
+    words = ["--model", str(tmp_path / "picked"), "--data_files", f"{place.folder}/validation.parquet"]
+    words += ["--batch_sizes", "4", "--rounds", "1", "--no-compile", "--json", str(tmp_path / "evaluation.json")]
+    measured = evaluate.main(words)
+    assert measured["gates"] is None and measured["layer_mask"] == picked["layer_mask"]
+    assert measured["num_layers"] == 2
+    assert measured["cost"] == pytest.approx(picked["cost"], abs=1e-6) and measured["images"] == 12
+
+    # The same by hand: the backbone of the gated model, every gate open, under the mask.
+    model = DynViTForImageClassification.from_pretrained(skipping[1]).eval()
+    model.config.layer_mask = picked["layer_mask"]
+    rows = evaluate.open_models([str(skipping[1])], evaluate.DataArguments(data_files=words[3:4]))[0].images
+    with torch.no_grad():
+        guesses = [model(row["pixel_values"][None], gating="open").logits.argmax().item() for row in rows]
+    right = [guess == row["labels"] for guess, row in zip(guesses, rows, strict=True)]
+    assert measured["accuracy"] == pytest.approx(sum(right) / len(right))
+
+
+def test_a_cost_that_no_mask_has_is_refused_before_the_search(place, skipping, tmp_path):
+    with pytest.raises(ValueError, match=r"no mask has a cost of at most 0.01; the cheapest has 0\.\d+"):
+        find(place, tmp_path / "out", skipping[1], "--policy", "process", "--max_cost", "0.01")
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["--min_accuracy", "0.5", "--max_cost", "0.5"], "min_accuracy or max_cost, not both: got 0.5 and 0.5"),
         (["--objectives", "reward+layers"], "need a model with gates that act"),
         (["--policy", "dream"], "policy must be one of"),
         (["--always_keep", "0", "1"], "nothing to search"),

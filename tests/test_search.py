@@ -142,6 +142,25 @@ def test_picks_are_the_cheapest_that_is_good_enough_and_the_knee():
     assert pick(points[:1]) is points[0]
 
 
+def test_a_pick_by_cost_is_the_most_accurate_that_is_cheap_enough():
+    points = [
+        {"accuracy": a, "cost": c, "layers": c}
+        for a, c in [(0.1, 0.1), (0.8, 0.3), (0.7, 0.5), (0.8, 0.6), (0.9, 1.0)]
+    ]
+    for max_cost, wanted in [(0.3, 0.3), (0.55, 0.3), (0.7, 0.3), (1.0, 1.0), (0.1, 0.1)]:
+        assert pick(points, "reward+layers", max_cost=max_cost)["cost"] == wanted
+    with pytest.raises(ValueError, match=r"no mask has a cost of at most 0.05; the cheapest of the front has 0.1000"):
+        pick(points, max_cost=0.05)
+    with pytest.raises(ValueError, match="min_accuracy or max_cost, not both: got 0.5 and 0.6"):
+        pick(points, min_accuracy=0.5, max_cost=0.6)
+
+
+def test_the_smallest_masks_leave_the_least_on():
+    assert MaskSpace(4).smallest() == [(False, False, False)]
+    alone = MaskSpace(2, "sublayer", ()).smallest()
+    assert sorted(alone) == sorted(bits for bits in MaskSpace(2, "sublayer", ()).every() if sum(bits) == 1)
+
+
 @pytest.mark.parametrize("bits", [(True, False, True), (False, False, False), (True, True, True)])
 def test_a_pruned_plain_vit_equals_the_masked_model(tiny_vit, tmp_path, bits):
     model = gated(tiny_vit(4), None)
