@@ -11,7 +11,6 @@ import importlib.util
 import json
 import statistics
 import sys
-import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -20,10 +19,9 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path[:] = [path for path in sys.path if Path(path or ".").resolve() != HERE]
 
-import torch
-from transformers import TrainerCallback, set_seed
+from transformers import set_seed
 
-from hf_dynvit.agents import parse_variant
+from hf_dynvit.agents import build_agent, parse_variant
 from hf_dynvit.comparison import FOUND, KIND, check_same
 from hf_dynvit.comparison_report import publish, save
 from hf_dynvit.data import SetEpoch, load_image_data
@@ -32,6 +30,7 @@ from hf_dynvit.environment import measured_on
 from hf_dynvit.settings import parse_settings
 from hf_dynvit.trainer import DynViTTrainer
 from hf_dynvit.training_args import DynViTTrainingArguments
+from hf_dynvit.training_clock import TrainingClock
 from hf_dynvit.training_step import TrainingStep
 
 
@@ -68,7 +67,7 @@ def main(argv=None):
             f"give max_steps, at least one for each of the {compare.evaluations} evaluations, got {args.max_steps}"
         )
     folder = Path(args.output_dir)
-    settings = {variant: run_arguments(variant, args, compare, folder) for variant in compare.variants}
+    settings = {variant: run_arguments(variant, args, compare.evaluations) for variant in compare.variants}
     measured = measured_on(args.device, "bfloat16 autocast" if args.bf16 else "float32")
     source = {name: measured.pop(name) for name in ("commit", "command")}  # may differ from run to run
     results = {
@@ -91,6 +90,7 @@ def main(argv=None):
         processor, config = train.load_base(model_args)
         data = load_image_data(data_args, processor, config, model_args.new_classifier, seed)
         results |= {"split": data.reported_split, "images": len(data.validation)}
+        check_agents(train.load_model(model_args, config, data), [settings[variant] for variant in missing])
         for variant in missing:
             output_dir = folder / f"{variant.replace(':', '_')}_{seed}"
             run_args = replace(settings[variant], seed=seed, output_dir=str(output_dir))
@@ -100,14 +100,21 @@ def main(argv=None):
     return results
 
 
-def run_arguments(variant, args, compare, folder):
-    """The training arguments of a variant; wrong ones are refused before the first variant runs."""
+def run_arguments(variant, args, evaluations):
+    """The training arguments of a variant."""
     options = parse_variant(variant)
-    options |= {"eval_strategy": "steps", "eval_steps": max(1, args.max_steps // compare.evaluations)}
+    options |= {"eval_strategy": "steps", "eval_steps": max(1, args.max_steps // evaluations)}
     options |= {"save_strategy": "no", "push_to_hub": False}
     if options["agent"] == "none":
         options["agent_evaluation"] = "all"
     return replace(args, **options)
+
+
+def check_agents(model, settings):
+    """Refuse agents that do not fit before the first variant is trained."""
+    for args in settings:
+        if args.agent != "none":
+            build_agent(model, args)
 
 
 def go_on(results, file):
@@ -115,7 +122,7 @@ def go_on(results, file):
     if not file.exists():
         return results
     earlier = json.loads(file.read_text())
-    check_same({str(file): earlier, "this comparison": results})
+    check_same({str(file): earlier, "this comparison": json.loads(json.dumps(results))})
     train.logger.info(f"{file} holds {len(earlier['runs'])} finished runs: they are not run again")
     return results | {name: earlier[name] for name in (*FOUND, "runs") if name in earlier}
 
@@ -133,8 +140,8 @@ def run(model_args, args, data):
         eval_dataset=data.validation,
         callbacks=[SetEpoch()],
     )
-    clock = Clock()
-    trainer.add_callback(clock)  # the last one: it counts what the agent does at the end of a step
+    clock = TrainingClock()
+    trainer.add_callback(clock)
     trainer.train()
     if not clock.points or clock.points[-1]["step"] != trainer.state.global_step:
         trainer.evaluate()  # the clock notes it
@@ -170,45 +177,6 @@ def step_mib(trainer, dataset):
         trainer.state.global_step = at
         found[name] = step.peak_mib()
     return found
-
-
-class Clock(TrainerCallback):
-    """Seconds of training without those of evaluation, and what the evaluations found.
-
-    Attributes:
-        seconds: so far. points: [{"step", "seconds", "accuracy", "loss"}].
-    """
-
-    def __init__(self):
-        self.seconds, self.points, self._running = 0.0, [], None
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        self._running = time.perf_counter()
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if control.should_evaluate:
-            self._stop(args)
-
-    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
-        if self._running is None and state.global_step:
-            point = {"step": state.global_step, "seconds": self.seconds}
-            self.points.append(point | {"accuracy": metrics["eval_accuracy"], "loss": metrics["eval_loss"]})
-            self._running = time.perf_counter()
-
-    def on_predict(self, args, state, control, **kwargs):
-        """The evaluation on chosen patches, which follows the one on all, is over."""
-        self._running = time.perf_counter()
-
-    def on_train_end(self, args, state, control, **kwargs):
-        self._stop(args)
-
-    def _stop(self, args):
-        if self._running is None:
-            return
-        if args.device.type == "cuda":
-            torch.cuda.synchronize(args.device)
-        self.seconds += time.perf_counter() - self._running
-        self._running = None
 
 
 def made(folder):

@@ -11,6 +11,7 @@ from transformers import TrainerCallback
 from hf_dynvit import DynViTTrainingArguments
 from hf_dynvit.agents import AGENTS
 from hf_dynvit.cost import dense_macs
+from hf_dynvit.training_clock import TrainingClock
 
 
 @pytest.mark.parametrize("agent", ["agentvit-plus", "random", "center"])
@@ -94,3 +95,27 @@ def test_what_cannot_be_evaluated_is_refused(tmp_path):
         DynViTTrainingArguments(str(tmp_path), agent_evaluation="chosen")
     with pytest.raises(ValueError, match=r"agent_evaluation must be one of \('all', 'chosen'\), got 'some'"):
         DynViTTrainingArguments(str(tmp_path), agent_evaluation="some")
+
+
+class Slow(TrainerCallback):
+    """Evaluation takes 1000 seconds a batch by this clock, nothing else takes any time but a second per step."""
+
+    now = 0.0
+
+    def on_step_end(self, *args, **kwargs):
+        self.now += 1.0
+
+    def on_prediction_step(self, *args, **kwargs):
+        self.now += 1000.0
+
+
+@pytest.mark.parametrize("evaluation", ["all", "chosen"])
+def test_the_clock_of_training_stands_still_during_both_evaluations(tiny_vit, tmp_path, monkeypatch, evaluation):
+    options = {"eval_strategy": "steps", "eval_steps": 3, "max_steps": 8, "agent_evaluation": evaluation}
+    trainer, slow, clock = agent_trainer(tiny_vit, tmp_path, "random", **options), Slow(), TrainingClock()
+    monkeypatch.setattr("hf_dynvit.training_clock.perf_counter", lambda: slow.now)
+    trainer.add_callback(slow)
+    trainer.add_callback(clock)
+    trainer.train()
+    assert slow.now > 1000.0 and clock.seconds == 8.0
+    assert [(point["step"], point["seconds"]) for point in clock.points] == [(3, 3.0), (6, 6.0), (8, 8.0)]

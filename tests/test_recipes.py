@@ -39,9 +39,17 @@ def script(name):
     return module
 
 
-train, evaluate, report, dial, search, step_time, compare = (
-    script(name) for name in ("train", "evaluate", "report", "calibrate", "search", "step_time", "compare_agents")
+NAMES_OF_SCRIPTS = (
+    "train",
+    "evaluate",
+    "report",
+    "calibrate",
+    "search",
+    "step_time",
+    "compare_agents",
+    "merge_comparisons",
 )
+train, evaluate, report, dial, search, step_time, compare, merge = map(script, NAMES_OF_SCRIPTS)
 
 
 class Place:
@@ -633,28 +641,106 @@ def test_steps_that_cannot_be_timed_are_refused(place, words, message):
         step_time.main(["--model", place.deep_vit, *words])
 
 
-def test_agents_are_compared_on_the_same_data_and_steps(place):
+@pytest.fixture(scope="module")
+def comparing(place):
+    """Words of a small comparison."""
+    words = [str(RECIPES / "agentvit_fashion_mnist_cpu.yaml"), "--data_files", *place.files, "--max_steps", "4"]
+    words += ["--per_device_train_batch_size", "6", "--n_patch_desired", "20", "--evaluations", "2"]
+    words += ["--new_vit", "{image_size: 28, patch_size: 4, num_channels: 1, hidden_size: 48, num_hidden_layers: 2}"]
+    words += ["--logging_steps", "1", "--disable_tqdm", "true", "--agent_evaluation", "chosen", "--seeds"]
+    return words
+
+
+VARIANTS = ["none", "agentvit", "random:return_fraction=0.5"]
+
+
+@pytest.fixture(scope="module")
+def compared(place, comparing):
     folder = place.folder / "compared"
-    words = [
-        str(RECIPES / "agentvit_fashion_mnist_cpu.yaml"),
-        "--data_files",
-        *place.files,
-        "--output_dir",
-        str(folder),
-    ]
-    words += ["--max_steps", "4", "--per_device_train_batch_size", "6", "--n_patch_desired", "20"]
-    words += ["--logging_steps", "1", "--disable_tqdm", "true", "--seeds", "0", "1", "--evaluations", "2"]
-    variants = ["none", "agentvit", "random:return_fraction=0.5"]
-    results = compare.main([*words, "--variants", *variants])
-    assert json.loads((folder / "compare.json").read_text()) == json.loads(json.dumps(results))
-    assert [(run["variant"], run["seed"]) for run in results["runs"]] == [(v, s) for s in (0, 1) for v in variants]
+    return compare.main([*comparing, "0", "1", "--output_dir", str(folder), "--variants", *VARIANTS]), folder
+
+
+def test_agents_are_compared_on_the_same_data_and_steps(compared):
+    results, folder = compared
+    written = json.loads((folder / "compare.json").read_text())
+    assert set(written.pop("summary")) == set(VARIANTS) and written == json.loads(json.dumps(results))
+    assert [(run["variant"], run["seed"]) for run in results["runs"]] == [(v, s) for s in (0, 1) for v in VARIANTS]
     for run in results["runs"]:
         assert [point["step"] for point in run["curve"]] == [2, 4]
         assert 0 < run["curve"][0]["seconds"] < run["curve"][1]["seconds"] <= run["train_seconds"]
-        assert (run["kept_share"] == 1.0) == (run["variant"] == "none") and run["peak_megabytes"] > 0
+        dense = run["variant"] == "none"
+        assert (run["kept_share"] == 1.0) == dense and (run["chosen"] is None) == dense
+        assert dense or 0 < run["chosen"]["cost"] < 0.9
+    memory = {run["variant"]: run["step_mib"] for run in results["runs"]}
+    returning = memory["random:return_fraction=0.5"]
+    assert 0 < returning["first"] < 0.8 * memory["none"]["first"]  # 20 of 49 patches
+    assert returning["first"] < returning["last"] < 1.02 * memory["none"]["last"]
     text = (folder / "compare.md").read_text()
-    assert all(f"| {variant} | 2 |" in text for variant in variants)
+    assert all(f"| {variant} | 2 |" in text for variant in VARIANTS)
     assert {"compare.png", "agentvit_0", "agentvit_1"} <= set(os.listdir(folder))
     assert {"keep_map.png", "agent_patches.png"} <= set(os.listdir(folder / "agentvit_0"))
+
+
+def test_an_interrupted_comparison_goes_on_and_loses_nothing(place, comparing, monkeypatch):
+    folder, trained, run = place.folder / "interrupted", [], compare.run
+
+    def interrupted(model_args, args, data):
+        if len(trained) == 1:
+            raise KeyboardInterrupt
+        trained.append((args.agent, args.seed))
+        return run(model_args, args, data)
+
+    words = [*comparing, "0", "--output_dir", str(folder), "--variants", "none", "random"]
+    monkeypatch.setattr(compare, "run", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        compare.main(words)
+    (kept,) = json.loads((folder / "compare.json").read_text())["runs"]
+    monkeypatch.setattr(compare, "run", lambda *args: trained.append((args[1].agent, args[1].seed)) or run(*args))
+    results = compare.main(words)
+    assert trained == [("none", 0), ("random", 0)] and results["runs"][0] == kept and len(results["runs"]) == 2
+    assert compare.main(words)["runs"] == results["runs"] and len(trained) == 2
+    with pytest.raises(ValueError, match="compare.json and this comparison .* training.n_patch_desired is 20 and 19"):
+        compare.main([*words, "--n_patch_desired", "19"])
+
+
+def test_an_agent_that_does_not_fit_is_refused_before_the_first_variant_trains(place, comparing, monkeypatch):
+    monkeypatch.setattr(compare, "run", None)
+    words = [*comparing, "0", "--output_dir", str(place.folder / "misfits"), "--variants", "none"]
+    for variant, message in (("random:gama=1", "has no option 'gama'"), ("agentvit-minus", "agent must be one of")):
+        with pytest.raises(ValueError, match=message):
+            compare.main([*words, variant])
+    with pytest.raises(ValueError, match="n_patch_desired must be in 1..49"):
+        compare.main([*words, "random", "--n_patch_desired", "50"])
+
+
+def test_parts_of_a_comparison_become_one_and_are_published(place, comparing, compared, tmp_path):
+    other = place.folder / "other_seed"
+    compare.main([*comparing, "2", "--output_dir", str(other), "--variants", "random:return_fraction=0.5"])
+    parts = [str(folder / "compare.json") for folder in (compared[1], other)]
+    merged = merge.main(["--parts", *parts, "--output", str(tmp_path)])
+    assert len(merged["runs"]) == 7 and json.loads((tmp_path / "compare.json").read_text())["runs"] == merged["runs"]
+    assert {"compare.md", "compare.png"} <= set(os.listdir(tmp_path))
+    readme = tmp_path / "README.md"
+    readme.write_text(f"{report.START}{report.END}")
+    report.main(["--readme", str(readme), str(tmp_path / "compare.json")])
+    text = readme.read_text()
+    assert "### Agents compared" in text and "| random:return_fraction=0.5 | 3 |" in text
+    assert str(place.folder) not in text
     with pytest.raises(ValueError, match="already holds a comparison"):
-        compare.main([*words, "--variants", "none"])
+        merge.main(["--parts", *parts, "--output", str(tmp_path)])
+    with pytest.raises(ValueError, match="give --parts FILE ... and --output FOLDER"):
+        merge.main(["--output", str(tmp_path / "new")])
+
+
+def test_results_on_chosen_patches_have_a_row_of_their_own(place, tmp_path):
+    words = ["--gates", "none", "--teacher", "none", "--agent", "agentvit-plus", "--n_patch_desired", "6"]
+    results = place.train("chosen", *words, "--agent_evaluation", "chosen", "--max_steps", "2")
+    chosen = results["chosen"]
+    assert chosen["cost"] < 1.0 == results["cost"] == results["dense"]["cost"]
+    assert chosen["gmacs"] == pytest.approx(chosen["cost"] * results["gmacs_dense"])
+    readme = tmp_path / "README.md"
+    readme.write_text(f"{report.START}{report.END}")
+    report.main(["--readme", str(readme), str(place.folder / "chosen" / "results.json")])
+    rows = [line for line in readme.read_text().splitlines() if "agentvit-plus, 6 of 16 patches" in line]
+    assert len(rows) == 2 and "patches |" in rows[0] and "patches, on the patches it chooses |" in rows[1]
+    assert f"| {chosen['cost']:.3f} |" in rows[1] and "| 1.000 |" in rows[0]

@@ -1,0 +1,163 @@
+"""Claims about comparisons of agents: parts fit or are refused, and the table says what the runs say."""
+
+import copy
+
+import pytest
+
+from hf_dynvit.comparison import KIND, check_same, merge
+from hf_dynvit.comparison_report import comparison_section, mean_curves, summarise
+
+
+def made_run(variant, seed, accuracies=(0.5, 0.8), seconds=100.0, **changes):
+    """A run whose evaluations are evenly spaced in time."""
+    curve = [
+        {
+            "step": 10 * (index + 1),
+            "seconds": seconds * (index + 1) / len(accuracies),
+            "accuracy": accuracy,
+            "loss": 1.0,
+        }
+        for index, accuracy in enumerate(accuracies)
+    ]
+    agent = None if variant == "none" else {"seconds": 2.0, "kept": 8.0, "patches": 16}
+    return {
+        "variant": variant,
+        "seed": seed,
+        "accuracy": accuracies[-1],
+        "chosen": None,
+        "train_seconds": seconds,
+        "agent": agent,
+        "kept_share": 0.5 if agent else 1.0,
+        "step_mib": {"first": 40.0, "last": 80.0},
+        "curve": curve,
+        "commit": "abc",
+        "command": f"python recipes/compare_agents.py r.yaml --seeds {seed}",
+        **changes,
+    }
+
+
+def made(*runs, **changes):
+    training = {"learning_rate": 1e-3, "n_patch_desired": 8, "seed": 0, "output_dir": "a", "agent": "random"}
+    settings = {"model": {"gates": "none"}, "data": {"min_crop_area": 0.8}, "training": training}
+    shared = {"dataset": "digits", "steps": 20, "batch_size": 8, "evaluations": 2, "device": "A CPU", "threads": 1}
+    shared |= {"dtype": "float32", "versions": {"torch": "2"}, "split": "test", "images": 1000}
+    return {"kind": KIND, **shared, "settings": settings, "runs": list(runs)} | changes
+
+
+# ---------------------------------------------------------------------------------------------- parts
+
+
+def test_parts_become_one_by_variant_and_seed():
+    one = made(made_run("none", 1), made_run("random", 1))
+    other = made(made_run("none", 0), made_run("fixed", 0), made_run("random", 0))
+    merged = merge({"one": one, "other": other})
+    keys = [(run["variant"], run["seed"]) for run in merged["runs"]]
+    assert keys == [("none", 0), ("none", 1), ("random", 0), ("random", 1), ("fixed", 0)]
+    assert {name: merged[name] for name in merged if name != "runs"} == {
+        name: one[name] for name in one if name != "runs"
+    }
+    assert len(one["runs"]) == 2
+
+
+def changed(path, value):
+    """A comparison with one setting of another value."""
+    content = copy.deepcopy(made(made_run("none", 1)))
+    place = content
+    for name in path[:-1]:
+        place = place[name]
+    place[path[-1]] = value
+    return content
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("steps",), 30, "one and other were run with different settings: steps is 20 and 30"),
+        (("threads",), 2, "threads is 1 and 2"),
+        (("images",), 999, "images is 1000 and 999"),
+        (("versions",), {"torch": "3"}, "versions is {'torch': '2'} and {'torch': '3'}"),
+        (("settings", "training", "n_patch_desired"), 6, "training.n_patch_desired is 8 and 6"),
+        (("settings", "training", "weight_decay"), 0.1, "training.weight_decay is None and 0.1"),
+        (("settings", "data", "min_crop_area"), 1.0, "data.min_crop_area is 0.8 and 1.0"),
+    ],
+)
+def test_parts_with_another_setting_are_refused_by_its_name(path, value, message):
+    with pytest.raises(ValueError, match=message.replace("{", r"\{")):
+        merge({"one": made(made_run("none", 0)), "other": changed(path, value)})
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("settings", "training", "seed"), 1),
+        (("settings", "training", "output_dir"), "b"),
+        (("settings", "training", "agent"), "fixed"),
+    ],
+)
+def test_what_runs_choose_for_themselves_may_differ(path, value):
+    assert len(merge({"one": made(made_run("none", 0)), "other": changed(path, value)})["runs"]) == 2
+
+
+def test_what_cannot_be_merged_is_refused():
+    with pytest.raises(ValueError, match="give comparisons to merge"):
+        merge({})
+    with pytest.raises(ValueError, match="other is no comparison of agents: its kind is 'training'"):
+        merge({"one": made(), "other": made(kind="training")})
+    with pytest.raises(ValueError, match="other: an earlier part holds variant 'none' with seed 0 as well"):
+        merge({"one": made(made_run("none", 0)), "other": made(made_run("none", 0))})
+
+
+def test_a_comparison_that_has_not_loaded_its_data_fits_one_that_has():
+    fresh = made()
+    del fresh["split"], fresh["images"]
+    check_same({"earlier": made(), "now": fresh})
+
+
+# ---------------------------------------------------------------------------------------------- what they found
+
+
+def test_means_and_shares_are_those_of_the_dense_run_with_the_same_seed():
+    runs = [made_run("none", 0, (0.5, 0.8), 100.0), made_run("none", 1, (0.5, 0.7), 200.0)]
+    runs += [made_run("random", 0, (0.6, 0.7), 50.0), made_run("random", 1, (0.6, 0.8), 150.0)]
+    row = summarise(runs)["random"]
+    assert row["accuracy"] == pytest.approx(0.75) and row["accuracy_deviation"] == pytest.approx(0.1 / 2**0.5)
+    assert row["train_seconds"] == 100.0 and row["time_share"] == pytest.approx((0.5 + 0.75) / 2)
+    assert row["seeds"] == 2 and row["agent_seconds"] == 2.0 and row["kept_share"] == 0.5
+    assert row["step_mib"] == {"first": 40.0, "last": 80.0} and row["chosen"] is None
+    assert summarise(runs)["none"]["time_share"] == 1.0
+
+
+def test_the_time_to_nearly_dense_is_that_of_the_first_evaluation_that_is_there():
+    dense = [made_run("none", seed, (0.5, 0.79, 0.8), 90.0) for seed in (0, 1)]
+    near = made_run("random", 0, (0.7, 0.796, 0.78, 0.8), 80.0)  # half a point below is enough, and it may fall again
+    assert summarise([*dense, near])["random"]["close"] == pytest.approx(40.0 / 90.0)
+    assert summarise(dense)["none"]["close"] == 1.0
+    never = made_run("random", 1, (0.7, 0.794), 80.0)
+    row = summarise([*dense, near, never])["random"]
+    assert row["close"] is None and row["close_seeds"] == 1
+    alone = summarise([made_run("random", 7)])["random"]  # no dense run to compare with
+    assert alone["close"] is None and alone["time_share"] is None and alone["close_seeds"] == 0
+
+
+def test_curves_are_means_over_seeds():
+    runs = [made_run("random", 0, (0.5, 0.7), 100.0), made_run("random", 1, (0.7, 0.9), 200.0)]
+    assert mean_curves(runs) == {"random": [(75.0, pytest.approx(0.6)), (150.0, pytest.approx(0.8))]}
+
+
+def test_the_section_has_a_row_for_each_variant_and_each_command_once():
+    chosen = {"accuracy": 0.6, "cost": 0.45}
+    runs = [made_run("none", seed, (0.5, 0.8)) for seed in (0, 1)]
+    runs += [made_run("agentvit-plus", 0, (0.8, 0.7), 60.0, chosen=chosen, commit="def")]
+    runs += [made_run("agentvit-plus", 1, (0.6, 0.7), 60.0, chosen=chosen)]
+    heading, sentence, table, commands = comparison_section([made(*runs)])
+    assert heading == "### Agents compared" and "commit abc and def" in sentence and "1,000 images (test)" in sentence
+    assert commands.count("1. ") == 1 and len(commands.splitlines()) == 2 and "[1], [2]" in sentence
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+    names, (none, plus) = rows[0], rows[2:]
+    found = dict(zip(names, plus, strict=True))
+    assert found["agent"] == "agentvit-plus" and found["of dense"] == "0.60" and found["seeds"] == "2"
+    assert found["to dense's top-1 − 0.5: of dense"] == "– (1 of 2 seeds)"
+    assert found["working memory of the first and last step"] == "40 and 80 MiB"
+    assert found["top-1 on chosen patches at cost"] == "60.00 at 0.450"
+    assert dict(zip(names, none, strict=True))["top-1 on chosen patches at cost"] == "–"
+    assert comparison_section([]) == []
