@@ -131,6 +131,13 @@ BLOCK = [{"gate": "block", "layers": [1, 2, 3]}]
 USAGE = {kind: {"1": 0.5, "2": 0.75, "3": 0.0} for kind in ("attention", "mlp")}
 
 
+AGENT = {
+    "name": "random",
+    "n_patch_desired": 8,
+    "patches": 16,
+}  # trained on half of the patches, which is not as dense
+
+
 def evaluation(gates=BLOCK, accuracy=0.5, cost=0.65, **facts):
     """What evaluate.py writes, as far as tables read it."""
     row = {"batch_size": 8, "speedup": 1.5, "peak_mib": {"dense": 20.0, "packed": 15.0}, "timed_cost": cost}
@@ -159,6 +166,7 @@ def test_a_policy_is_set_beside_what_it_must_beat():
             training(0, 0.60, gates=RANDOM),
             training(1, 0.64, gates=RANDOM),
             training(0, 0.99, gates="none", start="another"),
+            training(0, 0.91, gates="none", cost=1.0, agent=AGENT),
             training(0, 0.98, gates="none", images_seen=64000),
             training(0, 0.97, gates=RANDOM, budget=0.9),
             training(0, 0.96, gates="[{gate: random, unit: patch}]"),
@@ -201,6 +209,14 @@ def test_searches_and_steps_stand_beside_the_policy_they_are_of():
     assert found["a third fewer layers"][0].startswith(
         "search for reward+layers: 25 % of the layers out, top-1 60.0 at"
     )
+
+
+def test_steps_with_agents_alone_speak_of_no_policy():
+    row = {"agent": "random", "kept": 8.0, "patches": 16, "ms": 1.0, "kernel": "eager", "cost": 0.5}
+    step = {**training(), "kind": "step_time", "model": "vit", "dense_ms": {"eager": 4.0, "sdpa": 2.0}}
+    step |= {"agents": [row | {"time_ratio": 0.5, "memory_ratio": 0.4}]}
+    assert "53 % less working memory" not in claims([training(), step])
+    assert "| vit | random | 8.0 of 16 | 0.500 | 2 ms (sdpa) | 1 ms (eager) | 0.50 | 0.40 |" in report.render([step])
 
 
 def test_policies_apart_have_rows_of_their_own_and_others_none():
