@@ -1,6 +1,7 @@
-"""Patch agents in training: which there are, when they act and learn, and how checkpoints keep them.
+"""Patch agents in training: when they act and learn, what a run reports of them, and how checkpoints keep them.
 
-An agent takes patches away before the first layer, in training alone; evaluation runs on all patches.
+An agent takes patches away before the first layer, in training alone; evaluation runs on all patches, or beside it
+on the chosen ones (agent_evaluation.py).
 Letters: B images, n patches (no [CLS]), K kept patches.
 """
 
@@ -13,23 +14,11 @@ import torch
 from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from .agent_base import Moment, parse_options
-from .agent_dqn import AgentViTAgent, DQNAgent
-from .agent_policy import SubsetPolicy
-from .agent_rules import CenterRule, FixedRule, RandomRule
-from .gate import Gate
+from .agent_base import Moment
+from .agents import build_agent
+from .cost import dense_macs
 
 
-# Name -> class, and the options that differ from the class's own.
-AGENTS = {
-    "agentvit": (AgentViTAgent, {}),
-    "agentvit-dqn": (DQNAgent, {}),
-    "agentvit-plus": (SubsetPolicy, {}),
-    "random": (RandomRule, {}),
-    "fixed": (FixedRule, {}),
-    "center": (CenterRule, {}),
-    "progressive": (RandomRule, {"return_fraction": 1.0}),
-}
 FILE = "agent.pt"  # in each checkpoint; tensors only
 
 
@@ -48,38 +37,11 @@ class PatchAgent(TrainerCallback):
     def __init__(self, trainer):
         self.trainer, args = trainer, trainer.args
         self.name = args.agent
-        self.model = trainer.accelerator.unwrap_model(trainer.model)
-        kind, defaults = AGENTS[self.name]
-        options = parse_options(self.name, kind, defaults, args.agent_options or {})
-        self._check(kind, options)
-        patches = self.model.vit.embeddings.position_embeddings.shape[1] - 1
-        desired = max(1, patches // 2) if args.n_patch_desired is None else args.n_patch_desired
-        if not 1 <= desired <= patches:
-            raise ValueError(f"n_patch_desired must be in 1..{patches}, the patches of the model, got {desired}")
-        self.agent = kind(self.model, desired, options, args.device, args.seed)
-        self.kept = torch.zeros(patches, dtype=torch.float64, device=args.device)
+        self.agent = build_agent(trainer.accelerator.unwrap_model(trainer.model), args)
+        self.kept = torch.zeros(self.agent.patches, dtype=torch.float64, device=args.device)
         self.images = self.batches = self.batch_in_epoch = self.epoch = 0
         self.seconds = 0.0
         self._logged = (self.kept.clone(), 0)
-
-    def _check(self, kind, options):
-        args, layers = self.trainer.args, self.model.config.num_hidden_layers
-        if args.world_size > 1 or args.n_gpu > 1:
-            raise ValueError(f"agent {self.name!r} learns in one process on one device: its networks are not shared")
-        if getattr(self.model.vit.embeddings, "cls_token", None) is None:
-            raise ValueError(f"agent {self.name!r} needs a model with a [CLS] token, the one that is always kept")
-        if layers < kind.layers_needed:
-            raise ValueError(
-                f"agent {self.name!r} reads the attention of the first layer, and saves in the layers: on a model "
-                f"with {layers} it would cost what it saves; take one with {kind.layers_needed} layers or more"
-            )
-        if args.objective == "reinforce" or any(isinstance(module, Gate) for module in self.model.modules()):
-            raise ValueError(
-                f"agent {self.name!r} removes patches in training alone, while the budget and the price of gates are "
-                "for all patches: train gates without an agent, and an agent without gates"
-            )
-        if getattr(options, "return_fraction", 0.0) > 1.0:
-            raise ValueError(f"return_fraction must be in [0, 1], got {options.return_fraction}")
 
     # ------------------------------------------------------------------------------------------ training
 
@@ -100,9 +62,17 @@ class PatchAgent(TrainerCallback):
     def evaluation_patches(self, pixel_values):
         """The patches that the agent holds best for these images; (K,), (B, K) or None as in `choose`.
 
-        `agentvit` and `agentvit-dqn` decide per batch: what an image gets depends on the others of its batch.
+        They are `n_patch_desired`, wherever training stands. `agentvit` and `agentvit-dqn` decide per batch: what an
+        image gets depends on the others of its batch.
         """
-        return self.agent.choose(pixel_values, Moment(self.batches), explore=False)
+        with self.trainer.accelerator.autocast():
+            return self.agent.choose(pixel_values, Moment(self.batches), explore=False)
+
+    @property
+    def choice_cost(self):
+        """What `evaluation_patches` costs per image, relative to the dense model."""
+        config = self.agent.model.config
+        return self.agent.choice_macs() / dense_macs(config, self.agent.patches + 1, config.num_labels)
 
     def keep_map(self):
         """Share of the training images so far that kept each patch, (rows, columns), on CPU."""

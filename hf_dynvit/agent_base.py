@@ -3,7 +3,8 @@
 Letters: B images, n patches (no [CLS]), K kept patches.
 """
 
-from dataclasses import dataclass, fields
+import math
+from dataclasses import dataclass, field, fields
 from typing import NamedTuple
 
 import torch
@@ -57,6 +58,10 @@ class Agent:
         """
         raise NotImplementedError
 
+    def choice_macs(self):
+        """MACs per image of a choice with `explore=False`, beyond the model's own forward."""
+        return 0
+
     def observe(self, pixel_values, labels, outputs, moment):
         """Called with the outputs of the forward on the patches chosen last, before the model's step."""
 
@@ -82,6 +87,11 @@ def build_seeded(seed, build):
         return build()
 
 
+def linear_macs(network):
+    """MACs of one row through a network of linear layers."""
+    return sum(weight.numel() for weight in network.parameters() if weight.ndim == 2)
+
+
 def optimizer_tensors(optimizer):
     """What an optimiser has gathered, without its settings, which are those of the run."""
     return optimizer.state_dict()["state"]
@@ -95,14 +105,36 @@ def parse_options(name, kind, defaults, given):
     """An instance of the `Options` of agent class `kind`.
 
     Raises:
-        ValueError: an option that the agent does not have, or a value of another type.
+        ValueError: an option that the agent does not have, or a value of another type or out of range.
     """
-    known = {field.name: field.default for field in fields(kind.Options)}
+    known = {option.name: option for option in fields(kind.Options)}
     for key, value in given.items():
         if key not in known:
             raise ValueError(f"agent {name!r} has no option {key!r}; its options are {sorted(known)}")
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or (isinstance(known[key], int) and value != int(value)) or value < 0:
-            wanted = "a whole number" if isinstance(known[key], int) else "a number"
-            raise ValueError(f"option {key} of agent {name!r} must be {wanted} of at least 0, got {value!r}")
+        wanted, fits = _what_fits(known[key], value)
+        if not fits:
+            raise ValueError(f"option {key} of agent {name!r} must be {wanted}, got {value!r}")
     return kind.Options(**{**defaults, **given})
+
+
+def share(default):
+    """An option that is a number in [0, 1]."""
+    return field(default=default, metadata={"most": 1.0})
+
+
+def choice(*names):
+    """An option that is one of `names`, the first unless given."""
+    return field(default=names[0], metadata={"choices": names})
+
+
+def _what_fits(option, value):
+    """What an option may be, in words, and whether the value is."""
+    default, most = option.default, option.metadata.get("most", math.inf)
+    if isinstance(default, str):
+        return f"one of {option.metadata['choices']}", value in option.metadata["choices"]
+    if isinstance(default, bool):
+        return "true or false", isinstance(value, bool)
+    words = "a whole number" if isinstance(default, int) else "a number"
+    words += " of at least 0" if most == math.inf else f" in [0, {most:g}]"
+    number = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= most
+    return words, number and math.isfinite(value) and (not isinstance(default, int) or value == int(value))

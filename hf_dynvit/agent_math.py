@@ -69,6 +69,15 @@ def draw_order(logits, count, generator=None):
     return logits.topk(count, 1).indices
 
 
+def draw_with_rest(logits, count, scored, generator=None):
+    """(B, K): `scored` patches as `draw_order` draws them, and after them others, drawn uniformly from the rest."""
+    order = draw_order(logits, scored, generator)
+    if scored == count:
+        return order
+    rest = torch.zeros_like(logits).scatter_(1, order, -torch.inf)
+    return torch.cat((order, draw_order(rest, count - scored, generator)), 1)
+
+
 def order_log_prob(logits, order):
     """Log-probability of drawing `order` (B, K) without replacement from logits (B, n) (Plackett-Luce): (B,)."""
     chosen = logits.gather(1, order)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .agent_base import Agent
+from .agent_base import Agent, share
 from .agent_math import kept_count
 
 
@@ -15,7 +15,7 @@ class Rule(Agent):
     class Options:
         """`return_fraction`: last part of training over which K rises from `n_patch_desired` to all patches."""
 
-        return_fraction: float = 0.0
+        return_fraction: float = share(0.0)
 
     def order(self, batch, explore):
         """Patches, the first to keep first: (n,) or (B, n)."""

@@ -6,6 +6,8 @@ Letters: B images, n patches, N = n + 1 tokens, D channels, H heads, d channels 
 import torch
 from torch.nn import functional as F
 
+from .cost import stem_macs
+
 
 @torch.no_grad()
 def input_tokens(vit, pixel_values):
@@ -14,6 +16,11 @@ def input_tokens(vit, pixel_values):
     patches = embeddings.patch_embeddings(pixel_values)
     cls_token = embeddings.cls_token.expand(len(patches), -1, -1)
     return torch.cat((cls_token.to(patches.dtype), patches), 1) + embeddings.position_embeddings
+
+
+def input_macs(config, patches):
+    """MACs of `input_tokens` for one image of n patches."""
+    return stem_macs(config, patches + 1, 0)
 
 
 @torch.no_grad()
@@ -33,3 +40,10 @@ def attention_signal(vit, pixel_values):
     out = F.scaled_dot_product_attention(q, k, v, scale=host.scaling).transpose(1, 2).flatten(2)  # (B, n, H * d)
     weight, bias = host.o_proj.weight.float().mean(0), host.o_proj.bias.float().mean()
     return (out.float() * weight).sum(-1) + bias  # a matrix product would be one of 16 bit under autocast
+
+
+def attention_signal_macs(config, patches):
+    """MACs of `attention_signal` for one image of n patches, `input_tokens` included."""
+    width, tokens = config.hidden_size, patches + 1
+    projections = (patches + 2 * tokens) * width * width  # queries, keys and values
+    return input_macs(config, patches) + projections + 2 * patches * tokens * width

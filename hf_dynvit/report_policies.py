@@ -103,6 +103,8 @@ def trained_alike(runs, trainings):
     first, dense, random = runs[0], [], []
     for others in trainings:
         other = others[0]
+        if other.get("agent"):  # which gave it fewer patches to train on
+            continue
         more = abs(other["images_seen"] - first["images_seen"]) / max(1, first["images_seen"])
         if start(others) != start(runs) or not same_images(first, other) or more > SAME_TRAINING:
             continue

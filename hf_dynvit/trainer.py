@@ -5,6 +5,7 @@ from torch.utils.data import DataLoader, Subset
 from transformers import Trainer, default_data_collator
 
 from .agent import PatchAgent
+from .agent_evaluation import ChosenEvaluation
 from .calibrate import calibrate
 from .gate import Exploration, Gate
 from .metrics import compute_metrics as default_metrics
@@ -48,6 +49,7 @@ class DynViTTrainer(Trainer):
         self.policy = PolicyObjective(self)
         self.add_callback(self.policy)
         self.agent = None if self.args.agent == "none" else PatchAgent(self)
+        self.chosen = ChosenEvaluation(self)
         if self.agent is not None:
             self.add_callback(self.agent)
 
@@ -55,7 +57,7 @@ class DynViTTrainer(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if not model.training:
-            outputs = model(**inputs)
+            outputs = self.chosen.forward(model, inputs) if self.chosen.running else model(**inputs)
             self.eval_usage.update(outputs.decisions)
             return (outputs.loss, outputs) if return_outputs else outputs.loss
         patches = {} if self.agent is None else {"patches": self.agent.choose(inputs["pixel_values"])}
@@ -202,9 +204,14 @@ class DynViTTrainer(Trainer):
             ignore_keys = [key for key in self.model.config.keys_to_ignore_at_inference if key != "cost"]
         return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
 
-    def evaluate(self, *args, **kwargs):
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
+        """As the `Trainer`'s; with `agent_evaluation="chosen"` also `{prefix}_chosen_...` of the chosen patches."""
         self.eval_usage.reset()
-        return super().evaluate(*args, **kwargs)
+        metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        datasets = self.eval_dataset if eval_dataset is None else eval_dataset
+        if self.args.agent_evaluation == "chosen" and not isinstance(datasets, dict):  # each of a dict came here
+            metrics = metrics | self.chosen.metrics(eval_dataset, ignore_keys, f"{metric_key_prefix}_chosen")
+        return metrics
 
     def log(self, logs, start_time=None):
         """Adds the mean cost and usage of training, and the usage per layer of evaluation."""

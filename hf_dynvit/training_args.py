@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 import yaml
 from transformers import TrainingArguments
 
-from .agent import AGENTS
+from .agent_evaluation import AGENT_EVALUATIONS
+from .agents import AGENTS
 from .reinforce import COST_WEIGHTS, RETURNS, REWARDS
 
 
@@ -104,6 +105,13 @@ class DynViTTrainingArguments(TrainingArguments):
     agent_options: dict | str | None = field(
         default=None, metadata={"help": "the agent's own options, as a dict or its JSON or YAML"}
     )
+    agent_evaluation: str = field(
+        default="all",
+        metadata={
+            "help": "patches in evaluation: 'all', or 'chosen': beside it, as eval_chosen_*, those alone that the "
+            "agent chooses for each image"
+        },
+    )
     calibration_images: int = field(
         default=512,
         metadata={"help": "images on which the gates are shifted until the mean cost is the budget; 0: off"},
@@ -114,11 +122,14 @@ class DynViTTrainingArguments(TrainingArguments):
         if self.objective not in OBJECTIVES:
             raise ValueError(f"objective must be one of {OBJECTIVES}, got {self.objective!r}")
         choices = {"reward": REWARDS, "returns": RETURNS, "cost_weights": COST_WEIGHTS, "baseline": BASELINES}
+        choices["agent_evaluation"] = AGENT_EVALUATIONS
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {known}, got {getattr(self, name)!r}")
         if self.agent not in ("none", *AGENTS):
             raise ValueError(f"agent must be one of {('none', *AGENTS)}, got {self.agent!r}")
+        if self.agent_evaluation == "chosen" and self.agent == "none":
+            raise ValueError("agent_evaluation 'chosen' needs an agent to choose: name one, got agent 'none'")
         if isinstance(self.agent_options, str):
             self.agent_options = yaml.safe_load(self.agent_options)
         if not isinstance(self.agent_options, dict | None):

@@ -1,14 +1,14 @@
 """Compare patch agents: python recipes/compare_agents.py RECIPE.yaml [--variants none agentvit ...] [--seeds 0 1 2]
 
 Trains every variant with every seed, one after another in one process, on the same data, steps and initial weights;
-evaluates on all patches at a few points of training, whose time does not count. Writes compare.json after each run,
-and compare.md and compare.png, to output_dir. A variant is the name of an agent, with options after a colon:
-"random:return_fraction=0.2". Nothing is chosen on the split that is reported.
+evaluates on all patches at a few points of training, whose time does not count. Writes compare.json after each run, and
+compare.md and compare.png at the end, to output_dir; the same command goes on where it was interrupted. Parts that were
+run apart (`--seeds 1` with an output_dir of its own) become one by merge_comparisons.py. A variant is the name of an
+agent, with options after a colon: "random:return_fraction=0.2". Nothing is chosen on the split that is reported.
 """
 
 import importlib.util
 import json
-import resource
 import statistics
 import sys
 import time
@@ -21,16 +21,18 @@ HERE = Path(__file__).resolve().parent
 sys.path[:] = [path for path in sys.path if Path(path or ".").resolve() != HERE]
 
 import torch
-import yaml
 from transformers import TrainerCallback, set_seed
 
-from hf_dynvit.agent_pictures import curves_plot
+from hf_dynvit.agents import parse_variant
+from hf_dynvit.comparison import FOUND, KIND, check_same
+from hf_dynvit.comparison_report import publish, save
 from hf_dynvit.data import SetEpoch, load_image_data
 from hf_dynvit.data_source import DataArguments
 from hf_dynvit.environment import measured_on
 from hf_dynvit.settings import parse_settings
 from hf_dynvit.trainer import DynViTTrainer
 from hf_dynvit.training_args import DynViTTrainingArguments
+from hf_dynvit.training_step import TrainingStep
 
 
 spec = importlib.util.spec_from_file_location("recipe_of_training", HERE / "train.py")
@@ -51,7 +53,7 @@ class CompareArguments:
 
 
 def main(argv=None):
-    """Run the comparison; returns the content of compare.json."""
+    """Run the comparison; returns the content of compare.json, without its summary."""
     compare, model_args, data_args, args = parse_settings(
         sys.argv[1:] if argv is None else argv,
         CompareArguments,
@@ -65,50 +67,57 @@ def main(argv=None):
         raise ValueError(
             f"give max_steps, at least one for each of the {compare.evaluations} evaluations, got {args.max_steps}"
         )
-    parsed = {variant: parse_variant(variant) for variant in compare.variants}
     folder = Path(args.output_dir)
-    if (folder / "compare.json").exists():
-        raise ValueError(f"{folder} already holds a comparison: give another output_dir")
-    folder.mkdir(parents=True, exist_ok=True)
+    settings = {variant: run_arguments(variant, args, compare, folder) for variant in compare.variants}
+    measured = measured_on(args.device, "bfloat16 autocast" if args.bf16 else "float32")
+    source = {name: measured.pop(name) for name in ("commit", "command")}  # may differ from run to run
     results = {
-        "kind": "comparison of agents",
+        "kind": KIND,
         "dataset": data_args.name(),
         "steps": args.max_steps,
         "batch_size": args.train_batch_size * args.gradient_accumulation_steps,
-        **measured_on(args.device, "bfloat16 autocast" if args.bf16 else "float32"),
+        "evaluations": compare.evaluations,
+        **measured,
         "settings": {"model": asdict(model_args), "data": asdict(data_args), "training": args.to_sanitized_dict()},
         "runs": [],
     }
+    folder.mkdir(parents=True, exist_ok=True)
+    results = go_on(results, folder / "compare.json")
+    finished = {(entry["variant"], entry["seed"]) for entry in results["runs"]}
     for seed in compare.seeds:
+        missing = [variant for variant in settings if (variant, seed) not in finished]
+        if not missing:
+            continue
         processor, config = train.load_base(model_args)
         data = load_image_data(data_args, processor, config, model_args.new_classifier, seed)
         results |= {"split": data.reported_split, "images": len(data.validation)}
-        for variant, settings in parsed.items():
-            options = settings | {
-                "seed": seed,
-                "output_dir": str(folder / f"{variant.replace(':', '_')}_{seed}"),
-                "eval_strategy": "steps",
-                "eval_steps": max(1, args.max_steps // compare.evaluations),
-                "save_strategy": "no",
-                "push_to_hub": False,
-            }
-            results["runs"].append({"variant": variant, **run(model_args, replace(args, **options), data)})
-            (folder / "compare.json").write_text(json.dumps(results, indent=2) + "\n")
-    results["summary"] = summarise(results["runs"])
-    (folder / "compare.json").write_text(json.dumps(results, indent=2) + "\n")
-    (folder / "compare.md").write_text(markdown(results))
-    try:
-        curves_plot(mean_curves(results["runs"]), folder / "compare.png")
-    except ImportError as error:
-        train.logger.warning(f"no picture: {error}")
+        for variant in missing:
+            output_dir = folder / f"{variant.replace(':', '_')}_{seed}"
+            run_args = replace(settings[variant], seed=seed, output_dir=str(output_dir))
+            results["runs"].append({"variant": variant, **run(model_args, run_args, data), **source})
+            save(results, folder)
+    publish(results, folder)
     return results
 
 
-def parse_variant(variant):
-    """`name` or `name:key=value,key=value` -> the training arguments that it stands for."""
-    name, _, options = variant.partition(":")
-    pairs = [option.partition("=") for option in options.split(",") if option]
-    return {"agent": name, "agent_options": {key: yaml.safe_load(value) for key, _, value in pairs}}
+def run_arguments(variant, args, compare, folder):
+    """The training arguments of a variant; wrong ones are refused before the first variant runs."""
+    options = parse_variant(variant)
+    options |= {"eval_strategy": "steps", "eval_steps": max(1, args.max_steps // compare.evaluations)}
+    options |= {"save_strategy": "no", "push_to_hub": False}
+    if options["agent"] == "none":
+        options["agent_evaluation"] = "all"
+    return replace(args, **options)
+
+
+def go_on(results, file):
+    """`results` with the runs that `file` holds of an earlier, interrupted start, if there is one."""
+    if not file.exists():
+        return results
+    earlier = json.loads(file.read_text())
+    check_same({str(file): earlier, "this comparison": results})
+    train.logger.info(f"{file} holds {len(earlier['runs'])} finished runs: they are not run again")
+    return results | {name: earlier[name] for name in (*FOUND, "runs") if name in earlier}
 
 
 def run(model_args, args, data):
@@ -126,9 +135,7 @@ def run(model_args, args, data):
     )
     clock = Clock()
     trainer.add_callback(clock)  # the last one: it counts what the agent does at the end of a step
-    start_peak(args.device)
     trainer.train()
-    peak = peak_megabytes(args.device)
     if not clock.points or clock.points[-1]["step"] != trainer.state.global_step:
         trainer.evaluate()  # the clock notes it
     agent = None if trainer.agent is None else trainer.agent.report()
@@ -138,13 +145,31 @@ def run(model_args, args, data):
     return {
         "seed": args.seed,
         "accuracy": clock.points[-1]["accuracy"],
+        "chosen": last_on_chosen_patches(trainer.state.log_history),
         "train_seconds": clock.seconds,
         "agent": agent,
         "kept_share": 1.0 if agent is None else agent["kept"] / agent["patches"],
         "train_cost": statistics.mean(costs) if costs else None,
-        "peak_megabytes": peak,
+        "step_mib": step_mib(trainer, data.train),
         "curve": clock.points,
     }
+
+
+def last_on_chosen_patches(history):
+    """What the last evaluation found on the patches that the agent chose; None where it ran on all of them alone."""
+    found = [entry for entry in history if "eval_chosen_accuracy" in entry]
+    return {name: found[-1][f"eval_chosen_{name}"] for name in ("accuracy", "cost")} if found else None
+
+
+def step_mib(trainer, dataset):
+    """Working memory of the first training step and of the last one, which may run on more patches; after training."""
+    items = [dataset[index % len(dataset)] for index in range(trainer.args.train_batch_size)]
+    step = TrainingStep(trainer, trainer.data_collator(items))
+    found = {}
+    for name, at in (("first", 0), ("last", trainer.state.max_steps - 1)):
+        trainer.state.global_step = at
+        found[name] = step.peak_mib()
+    return found
 
 
 class Clock(TrainerCallback):
@@ -170,6 +195,10 @@ class Clock(TrainerCallback):
             self.points.append(point | {"accuracy": metrics["eval_accuracy"], "loss": metrics["eval_loss"]})
             self._running = time.perf_counter()
 
+    def on_predict(self, args, state, control, **kwargs):
+        """The evaluation on chosen patches, which follows the one on all, is over."""
+        self._running = time.perf_counter()
+
     def on_train_end(self, args, state, control, **kwargs):
         self._stop(args)
 
@@ -185,80 +214,6 @@ class Clock(TrainerCallback):
 def made(folder):
     Path(folder).mkdir(parents=True, exist_ok=True)
     return Path(folder)
-
-
-def start_peak(device):
-    """Forget earlier peaks of memory, where the system can."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        return
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        pass
-
-
-def peak_megabytes(device):
-    """Peak memory since `start_peak`: of the device, on CPU of the whole process, the data included."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 2**10
-    except (OSError, StopIteration):  # not Linux: of the whole life of the process
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-
-
-def summarise(runs):
-    """Mean over seeds of each variant; the deviation of the accuracy where there are several."""
-    summary = {}
-    for variant in dict.fromkeys(entry["variant"] for entry in runs):
-        own = [entry for entry in runs if entry["variant"] == variant]
-        accuracies = [entry["accuracy"] for entry in own]
-        summary[variant] = {
-            "seeds": len(own),
-            "accuracy": statistics.mean(accuracies),
-            "accuracy_deviation": statistics.stdev(accuracies) if len(own) > 1 else None,
-            "train_seconds": statistics.mean(entry["train_seconds"] for entry in own),
-            "agent_seconds": statistics.mean(entry["agent"]["seconds"] if entry["agent"] else 0.0 for entry in own),
-            "kept_share": statistics.mean(entry["kept_share"] for entry in own),
-            "peak_megabytes": statistics.mean(entry["peak_megabytes"] for entry in own),
-        }
-    return summary
-
-
-def mean_curves(runs):
-    """variant -> [(seconds, accuracy)], each point the mean over seeds."""
-    curves = {}
-    for entry in runs:
-        curves.setdefault(entry["variant"], []).append([(p["seconds"], p["accuracy"]) for p in entry["curve"]])
-    return {
-        variant: [
-            tuple(statistics.mean(values) for values in zip(*points, strict=True)) for points in zip(*own, strict=True)
-        ]
-        for variant, own in curves.items()
-    }
-
-
-def markdown(results):
-    """The table of compare.md."""
-    dense = results["summary"].get("none", {}).get("train_seconds")
-    lines = [
-        f"On {results['device']}, {results['threads']} threads, {results['dtype']}, commit {results['commit']}, "
-        f"{results['dataset']}, {results['steps']} steps of {results['batch_size']} images; top-1 on all patches of "
-        f"{results['images']:,} images ({results['split']}): `{results['command']}`",
-        "",
-        "| agent | seeds | top-1 | deviation | training, s | of dense | agent, s | kept patches | peak MB |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for variant, row in results["summary"].items():
-        deviation = "–" if row["accuracy_deviation"] is None else f"{100 * row['accuracy_deviation']:.2f}"
-        share = "–" if not dense else f"{row['train_seconds'] / dense:.2f}"
-        lines.append(
-            f"| {variant} | {row['seeds']} | {100 * row['accuracy']:.2f} | {deviation} | {row['train_seconds']:.1f} | "
-            f"{share} | {row['agent_seconds']:.1f} | {100 * row['kept_share']:.1f} % | {row['peak_megabytes']:.0f} |"
-        )
-    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

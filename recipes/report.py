@@ -1,7 +1,7 @@
 """Write the results tables of recipes/README.md: python recipes/report.py results.json ... evaluation.json ...
 
-Each file is one that train.py, evaluate.py, search.py, step_time.py or `python -m hf_dynvit.benchmark --json` wrote;
-all numbers of the tables come from them.
+Each file is one that train.py, evaluate.py, search.py, step_time.py, compare_agents.py, merge_comparisons.py or
+`python -m hf_dynvit.benchmark --json` wrote; all numbers of the tables come from them.
 """
 
 import json
@@ -13,6 +13,8 @@ from pathlib import Path
 # This folder holds an evaluate.py, which must not hide the library of that name.
 sys.path[:] = [path for path in sys.path if Path(path or ".").resolve() != Path(__file__).resolve().parent]
 
+from hf_dynvit.comparison import KIND
+from hf_dynvit.comparison_report import comparison_section
 from hf_dynvit.report_claims import claims_section
 from hf_dynvit.report_policies import masked
 from hf_dynvit.report_seeds import by_seed, mean, percent, seeds
@@ -21,6 +23,7 @@ from hf_dynvit.report_tables import Commands, numbered, short, table
 
 README = Path(__file__).resolve().parent / "README.md"
 START, END = "<!-- results:start -->", "<!-- results:end -->"
+KINDS = ("training", "evaluation", "search", "step_time", KIND)
 PROVENANCE = ("device", "dtype", "batch", "seed", "commit", "command")
 
 
@@ -46,11 +49,14 @@ def main(argv=None):
 def read(path):
     """One JSON file; raises ValueError if none of the scripts wrote it."""
     results = json.loads(Path(path).read_text(encoding="utf-8"))
-    if isinstance(results, dict) and results.get("kind") in ("training", "evaluation", "search", "step_time"):
+    if isinstance(results, dict) and results.get("kind") in KINDS:
         return results
     if isinstance(results, dict) and all("realised" in row for row in results.get("rows") or [{}]):
         return {**results, "kind": "benchmark"}
-    raise ValueError(f"{path} was written neither by train.py nor evaluate.py nor search.py nor the benchmark")
+    raise ValueError(
+        f"{path} was written neither by train.py nor evaluate.py nor search.py nor step_time.py nor compare_agents.py "
+        "nor the benchmark"
+    )
 
 
 def render(all_results):
@@ -59,7 +65,8 @@ def render(all_results):
     evaluations = [results for results in all_results if results["kind"] == "evaluation"]
     parts = []
     if trainings:
-        parts += ["### Trained", *numbered([training_row(runs) for runs in trainings])]
+        rows = [row for runs in trainings for row in (training_row(runs), *chosen_rows(runs))]
+        parts += ["### Trained", *numbered(rows)]
     if any(len(runs) > 1 for runs in trainings):
         parts += ["Several seeds: ± is the sample standard deviation of top-1, everything else the mean."]
     if evaluations:
@@ -72,8 +79,9 @@ def render(all_results):
         parts += ["### Speed", *numbered(speeds)]
     steps = [results for results in all_results if results["kind"] == "step_time"]
     if steps:
-        parts += ["### Training steps", *numbered([step_row(results) for results in steps])]
-    parts += claims_section(trainings, evaluations, searches, steps)
+        parts += ["### Training steps", *numbered([row for results in steps for row in step_rows(results)])]
+    parts += claims_section(trainings, evaluations, searches, [step for step in steps if "packed_ms" in step])
+    parts += comparison_section([results for results in all_results if results["kind"] == KIND])
     for benchmark in (results for results in all_results if results["kind"] == "benchmark"):
         commands = Commands()
         parts += ["### Speed at a given cost, random decisions", circumstances(benchmark, commands)]
@@ -87,7 +95,7 @@ def training_row(runs):
     resumed = sum(results["resumed"] for results in runs)
     return {
         "data": first["dataset"],
-        "gates": gates_name(model["gates"]) + masked(first),
+        "gates": gates_name(model["gates"]) + masked(first) + agent_name(first),
         "budget": "–" if model["gates"] == "none" else model["budget"],
         **accuracy_columns(runs),
         "images seen": f"{mean(runs, 'images_seen'):,.0f}",
@@ -97,6 +105,14 @@ def training_row(runs):
         "seed": seeds(runs),
         "command": [results["command"] for results in runs],
     }
+
+
+def chosen_rows(runs):
+    """A row for the same runs on the patches alone that their agent chooses, if they were evaluated on them."""
+    if not runs[0].get("chosen"):
+        return []
+    row = training_row([{**results, **results["chosen"]} for results in runs])
+    return [row | {"gates": row["gates"] + ", on the patches it chooses"}]
 
 
 def evaluation_row(results):
@@ -160,18 +176,29 @@ def benchmark_row(row):
     }
 
 
-def step_row(results):
+def step_rows(results):
+    """A row for the gates, if they were timed, and for each agent."""
     kernel = min(results["dense_ms"], key=results["dense_ms"].get)
-    return {
-        "model": short(results["model"]),
-        "gates": results["gates"],
-        "cost": f"{results['cost']:.3f}",
-        "dense step": f"{results['dense_ms'][kernel]:.0f} ms ({kernel})",
-        "packed step": f"{results['packed_ms']:.0f} ms",
-        "of the dense time": f"{results['time_ratio']:.2f}",
-        "of the dense working memory": f"{results['memory_ratio']:.2f}",
-        **provenance(results, results["batch_size"]),
-    }
+    measured = []
+    if "packed_ms" in results:
+        measured.append((results["gates"], "all", results, f"{results['packed_ms']:.0f} ms"))
+    for row in results.get("agents", []):  # files of earlier versions have none
+        patches = f"{row['kept']:.1f} of {row['patches']}"
+        measured.append((row["agent"], patches, row, f"{row['ms']:.0f} ms ({row['kernel']})"))
+    return [
+        {
+            "model": short(results["model"]),
+            "gates or agent": name,
+            "patches": patches,
+            "cost": f"{row['cost']:.3f}",
+            "dense step": f"{results['dense_ms'][kernel]:.0f} ms ({kernel})",
+            "step": step,
+            "of the dense time": f"{row['time_ratio']:.2f}",
+            "of the dense working memory": f"{row['memory_ratio']:.2f}",
+            **provenance(results, results["batch_size"]),
+        }
+        for name, patches, row, step in measured
+    ]
 
 
 def peaks(row, dense, packed):
@@ -213,6 +240,12 @@ def gates_name(gates):
     """A preset's name as it is, a list of gates by the names in it."""
     names = re.findall(r'gate"?\s*:\s*"?(\w+)', gates)
     return " + ".join(dict.fromkeys(names)) if names else gates
+
+
+def agent_name(results):
+    """The agent that a training had, as an addition to a name; none in files of earlier versions."""
+    agent = results.get("agent")
+    return f", agent {agent['name']}, {agent['n_patch_desired']} of {agent['patches']} patches" if agent else ""
 
 
 def kinds(gates):

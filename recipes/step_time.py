@@ -1,7 +1,8 @@
-"""What skipping saves in training: python recipes/step_time.py --model VIT [--gates block] [--cost 0.5] [--json FILE]
+"""What skipping saves in training: python recipes/step_time.py --model VIT [--gates block] [--agents random ...]
 
 Times whole training steps (forward, backward, optimizer) in turns in one run: of the dense ViT by the best of
-transformers' attention kernels, and of the packed model under random decisions of a given mean cost, policies included.
+transformers' attention kernels; of the packed model under random decisions of a given mean cost, policies included; and
+with patch agents as a trainer takes them, the agents' choosing and learning included, by the best kernel as well.
 """
 
 import copy
@@ -19,6 +20,7 @@ import torch
 from transformers import ViTForImageClassification
 
 from hf_dynvit import DynViTForImageClassification
+from hf_dynvit.benchmark_agents import agent_calls, agent_rows, agent_steps
 from hf_dynvit.benchmark_decisions import draw_decisions, gate_entries, move
 from hf_dynvit.benchmark_speed import rounds_within, with_progress
 from hf_dynvit.environment import measured_on
@@ -27,13 +29,22 @@ from hf_dynvit.settings import parse_settings
 from hf_dynvit.timing import interleaved_medians
 
 
+KERNELS = ("eager", "sdpa")
+
+
 @dataclass
 class StepArguments:
     """What to time."""
 
     model: str | None = field(default=None, metadata={"help": "a ViT: folder or Hub id"})
-    gates: str = field(default="block", metadata={"help": 'kinds of gates joined by "+"'})
+    gates: str = field(default="block", metadata={"help": 'kinds of gates joined by "+", or "none"'})
     cost: float = field(default=0.5, metadata={"help": "mean cost of the decisions"})
+    agents: list[str] = field(
+        default_factory=list, metadata={"help": "agents, each with options after a colon: 'agentvit-plus:hidden=0'"}
+    )
+    n_patch_desired: int | None = field(
+        default=None, metadata={"help": "patches that the agents aim to keep; None: half of them"}
+    )
     batch_size: int = field(default=64, metadata={"help": "images per step"})
     draws: int = field(default=4, metadata={"help": "sets of decisions, taken in turns"})
     autocast: bool = field(default=True, metadata={"help": "bfloat16 products, as the recipes train"})
@@ -47,6 +58,8 @@ class StepArguments:
             raise ValueError("give --model, the ViT whose training steps to time")
         if not 0 < self.cost <= 1:
             raise ValueError(f"cost must be in (0, 1], got {self.cost}")
+        if self.gates == "none" and not self.agents:
+            raise ValueError("give gates or agents whose training steps to time, got gates 'none' and no agents")
 
 
 def main(argv=None):
@@ -59,49 +72,70 @@ def main(argv=None):
     images = torch.randn(args.batch_size, config.num_channels, *size, device=args.device)
     labels = torch.arange(args.batch_size, device=args.device) % config.num_labels
 
-    model = DynViTForImageClassification.from_vit(vit, gates=gate_entries(args.gates, config.num_hidden_layers))
+    options = {"bf16": args.autocast, "use_cpu": args.device == "cpu", "seed": args.seed}
+    batch = {"pixel_values": images, "labels": labels}
+    agents = agent_steps(vit, batch, args.agents, KERNELS, n_patch_desired=args.n_patch_desired, **options)
+    steps = {}
+    for kernel in KERNELS:
+        twin = copy.deepcopy(vit)
+        twin.set_attn_implementation(kernel)
+        steps[kernel] = Step(twin, images, labels, args, lambda index: {})
+    if args.gates != "none":
+        steps["packed"] = gated_step(vit, images, labels, args)
+    peaks = {name: peak_mib(partial(step, 0), args.device) for name, step in steps.items()}
+    peaks |= {name: step.peak_mib() for name, step in agents.items()}
+    calls = steps | agent_calls(agents)
+    rounds = rounds_within(calls, args.seconds)
+    ms = {name: 1e3 * s for name, s in interleaved_medians(with_progress(calls, rounds), rounds).items()}
+    dense = min(KERNELS, key=ms.get)
+    results = {
+        "kind": "step_time",
+        "model": args.model,
+        "dense_ms": {kernel: ms[kernel] for kernel in KERNELS},
+        "peak_mib": {"dense": peaks[dense]},
+        "agents": agent_rows(agents, ms, peaks, ms[dense], peaks[dense]),
+        "rounds": rounds,
+        "batch_size": args.batch_size,
+        **measured_on(args.device, "bfloat16 autocast" if args.autocast else "float32", args.seed),
+    }
+    if args.gates != "none":
+        results |= gate_results(steps["packed"], ms, peaks, dense, args)
+    if args.json:
+        Path(args.json).write_text(json.dumps(results, indent=2) + "\n")
+    rows = [{"agent": "packed", "ms": ms["packed"], **results}] if args.gates != "none" else []
+    for row in rows + results["agents"]:
+        print(
+            f"{row['agent']}, cost {row['cost']:.3f}: {row['ms']:.0f} ms, dense {ms[dense]:.0f} ms ({dense}): "
+            f"{row['time_ratio']:.2f} of the time, {row['memory_ratio']:.2f} of the working memory"
+        )
+    return results
+
+
+def gated_step(vit, images, labels, args):
+    """A step of the packed model under random decisions, all of which have run once."""
+    model = DynViTForImageClassification.from_vit(vit, gates=gate_entries(args.gates, vit.config.num_hidden_layers))
     model.to(args.device).train()
     model.layout = "packed"
     generator = torch.Generator().manual_seed(args.seed)
     drawn = [draw_decisions(model, args.batch_size, args.cost, generator) for _ in range(args.draws)]
     draws = [move(decisions, args.device) for decisions in drawn]
-    steps = {}
-    for kernel in ("eager", "sdpa"):
-        twin = copy.deepcopy(vit)
-        twin.set_attn_implementation(kernel)
-        steps[kernel] = Step(twin, images, labels, args, lambda index: {})
-    steps["packed"] = Step(
-        model, images, labels, args, lambda index: {"decisions": draws[index % len(draws)], "gating": "act"}
-    )
+    step = Step(model, images, labels, args, lambda index: {"decisions": draws[index % len(draws)], "gating": "act"})
     for index in range(args.draws):
-        steps["packed"](index)  # 16-bit products on CPU compile a kernel per number of rows
-    peaks = {name: peak_mib(partial(step, 0), args.device) for name, step in steps.items()}
-    rounds = rounds_within(steps, args.seconds)
-    ms = {name: 1e3 * s for name, s in interleaved_medians(with_progress(steps, rounds), rounds).items()}
+        step(index)  # 16-bit products on CPU compile a kernel per number of rows
+    return step
+
+
+def gate_results(step, ms, peaks, dense, args):
     with torch.no_grad():
-        cost = torch.cat([model(images, **steps["packed"].options(i)).cost for i in range(args.draws)]).mean().item()
-    dense = min(("eager", "sdpa"), key=ms.get)
-    results = {
-        "kind": "step_time",
-        "model": args.model,
+        costs = [step.model(step.images, **step.options(index)).cost for index in range(args.draws)]
+    return {
         "gates": args.gates,
-        "cost": cost,
-        "dense_ms": {kernel: ms[kernel] for kernel in ("eager", "sdpa")},
+        "cost": torch.cat(costs).mean().item(),
         "packed_ms": ms["packed"],
         "time_ratio": ms["packed"] / ms[dense],
         "peak_mib": {"dense": peaks[dense], "packed": peaks["packed"]},
         "memory_ratio": peaks["packed"] / peaks[dense],
-        "rounds": rounds,
-        "batch_size": args.batch_size,
-        **measured_on(args.device, "bfloat16 autocast" if args.autocast else "float32", args.seed),
     }
-    if args.json:
-        Path(args.json).write_text(json.dumps(results, indent=2) + "\n")
-    print(
-        f"step at cost {cost:.3f}: {ms['packed']:.0f} ms packed, {ms[dense]:.0f} ms dense ({dense}): "
-        f"{results['time_ratio']:.2f} of the time, {results['memory_ratio']:.2f} of the working memory"
-    )
-    return results
 
 
 class Step:

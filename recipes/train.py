@@ -4,6 +4,7 @@ Loads a dense checkpoint, puts gates on it (or none: the dense baseline by the s
 validation split, and writes model, card, pictures and results.json to output_dir.
 """
 
+import copy
 import json
 import os
 import sys
@@ -344,6 +345,7 @@ def collect(model_args, data_args, trainer, data, metrics, seconds):
         "usage": trainer.eval_usage.per_layer(),  # on the main process's share of the images
         "train_seconds": seconds,
         "agent": None if trainer.agent is None else trainer.agent.report(),
+        "chosen": chosen_results(args, metrics, dense),
         "resumed": args.resume_from_checkpoint is not None,
         "images_seen": images_seen,
         "epochs": trainer.state.epoch,
@@ -355,8 +357,18 @@ def collect(model_args, data_args, trainer, data, metrics, seconds):
     }
 
 
+def chosen_results(args, metrics, dense):
+    """What the model does on the patches alone that its agent chooses for each image; None unless asked for."""
+    if args.agent_evaluation == "all":
+        return None
+    found = {name: metrics[f"eval_chosen_{name}"] for name in ("accuracy", "accuracy_top5", "loss", "cost")}
+    return found | {"gmacs": found["cost"] * dense / 1e9}
+
+
 def given_results(model_args, args, data, gmacs):
     """Accuracy and cost of the checkpoint as given, on the same images by the same code."""
+    args = copy.copy(args)
+    args.agent, args.agent_evaluation = "none", "all"
     load = AutoModelForImageClassification.from_pretrained
     load = load if model_args.gate_list() == "keep" else DynViTForImageClassification.from_vit
     model = load(model_args.model_name_or_path, dtype=torch.float32)

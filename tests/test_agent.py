@@ -10,9 +10,9 @@ from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
 from hf_dynvit import DynViTForImageClassification, DynViTTrainingArguments
-from hf_dynvit.agent import AGENTS, FILE, PatchAgent
+from hf_dynvit.agent import FILE, PatchAgent
 from hf_dynvit.agent_base import Moment
-from hf_dynvit.agent_dqn import AgentViTAgent, DQNAgent, QNetwork
+from hf_dynvit.agent_dqn import DQNAgent
 from hf_dynvit.agent_math import (
     above_mean,
     agentvit_reward,
@@ -26,8 +26,10 @@ from hf_dynvit.agent_math import (
     q_target,
 )
 from hf_dynvit.agent_policy import SubsetPolicy
+from hf_dynvit.agent_published import AgentViTAgent, QNetwork
 from hf_dynvit.agent_replay import Replay, Transition
 from hf_dynvit.agent_signal import attention_signal, input_tokens
+from hf_dynvit.agents import AGENTS
 from hf_dynvit.cost import dense_macs
 
 
@@ -237,7 +239,7 @@ def test_the_schedule_of_the_published_training(tiny_vit, monkeypatch):
     push = agent.replay.push
     agent.state = lambda pixel_values: torch.zeros(1, 16)
     agent.replay.push = lambda transition: pushed.append(push(transition))
-    monkeypatch.setattr("hf_dynvit.agent_dqn.polyak", lambda *networks: updated.append(networks))
+    monkeypatch.setattr("hf_dynvit.agent_published.polyak", lambda *networks: updated.append(networks))
     outputs = type("Outputs", (), {"loss": torch.tensor(1.0)})
     for epoch in range(100):
         for number in (49, 50, *range(100, 391, 50), 391):  # all others are like 49 and 391
@@ -347,7 +349,7 @@ def toy(vit, name, **options):
         agent.after_step()
     pixel_values = 0.1 * images(64)
     if name == "agentvit-plus":
-        scores = agent._logits(input_tokens(agent.model.vit, pixel_values)[:, 1:]).mean(0)
+        scores = agent.logits(agent.features(pixel_values)).mean(0)
     else:
         scores = agent._q(agent.network, agent.state(pixel_values)).mean(0)
         scores = scores[:, 1] - scores[:, 0] if name == "agentvit-dqn" else scores

@@ -584,16 +584,53 @@ def test_bad_searches_are_refused_before_work(place, tmp_path, words, message):
     assert not (tmp_path / "out").exists()
 
 
+def published_rows(folder, file):
+    """Lines of the tables that report.py makes of one file, headers apart."""
+    readme = folder / "README.md"
+    readme.write_text(f"{report.START}{report.END}")
+    report.main(["--readme", str(readme), str(file)])
+    assert "### Training steps" in readme.read_text()
+    return [line for line in readme.read_text().splitlines() if line.startswith("| ")][2:]
+
+
 def test_steps_are_timed_and_reported(place, tmp_path):
-    words = ["--model", place.deep_vit, "--batch_size", "4", "--seconds", "0.1", "--draws", "2"]
+    words = ["--model", place.deep_vit, "--batch_size", "4", "--seconds", "0.1", "--draws", "2", "--agents", "center"]
     results = step_time.main([*words, "--json", str(tmp_path / "step.json")])
     assert results["cost"] == pytest.approx(0.5, abs=0.1)
     assert results["time_ratio"] == results["packed_ms"] / min(results["dense_ms"].values())
     assert 0 < results["memory_ratio"] < 1
-    readme = tmp_path / "README.md"
-    readme.write_text(f"{report.START}{report.END}")
-    report.main(["--readme", str(readme), str(tmp_path / "step.json")])
-    assert "### Training steps" in readme.read_text() and f"| {results['time_ratio']:.2f} |" in readme.read_text()
+    gates, center = published_rows(tmp_path, tmp_path / "step.json")
+    assert "| block | all | 0." in gates and f"| {results['time_ratio']:.2f} |" in gates
+    assert "| center | 8.0 of 16 | 0." in center and f"| {results['agents'][0]['time_ratio']:.2f} |" in center
+
+
+def test_steps_with_agents_are_timed_as_often_as_they_learn(place, tmp_path):
+    agents = ["agentvit:hidden=8,hidden2=8", "agentvit-plus:learn_every=2", "random"]
+    words = ["--model", place.vit, "--batch_size", "4", "--seconds", "0.1", "--gates", "none"]
+    out = tmp_path / "step.json"
+    results = step_time.main([*words, "--json", str(out), "--agents", *agents, "--n_patch_desired", "6"])
+    assert [row["agent"] for row in results["agents"]] == agents and "packed_ms" not in results
+    for row in results["agents"]:
+        assert row["time_ratio"] == row["ms"] / min(results["dense_ms"].values())
+        assert row["ms"] == min(times["mean"] for times in row["step_ms"].values())
+        assert 0 < row["memory_ratio"] < 1 and 0 < row["cost"] < 1 and row["n_patch_desired"] == 6
+    assert [row["learn_every"] for row in results["agents"]] == [50, 2, 1]
+    assert [row["kept"] for row in results["agents"]][1:] == [6.0, 6.0]
+    assert len(published_rows(tmp_path, out)) == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--gates", "none"], "give gates or agents"),
+        (["--agents", "none"], "'none' is no agent"),
+        (["--agents", "random", "agentvit:gama=1"], "agent 'agentvit' has no option 'gama'"),
+        (["--agents", "random", "--n_patch_desired", "17"], r"n_patch_desired must be in 1..16"),
+    ],
+)
+def test_steps_that_cannot_be_timed_are_refused(place, words, message):
+    with pytest.raises(ValueError, match=message):
+        step_time.main(["--model", place.deep_vit, *words])
 
 
 def test_agents_are_compared_on_the_same_data_and_steps(place):

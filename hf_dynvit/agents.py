@@ -1,0 +1,66 @@
+"""The shelf of patch agents: which there are, and what has to fit before one is built.
+
+An agent is named alone ("random") or with its own options after a colon ("random:return_fraction=0.2").
+"""
+
+import yaml
+
+from .agent_base import parse_options
+from .agent_dqn import DQNAgent
+from .agent_policy import SubsetPolicy
+from .agent_published import AgentViTAgent
+from .agent_rules import CenterRule, FixedRule, RandomRule
+from .gate import Gate
+
+
+# Name -> class, and the options that differ from the class's own.
+AGENTS = {
+    "agentvit": (AgentViTAgent, {}),
+    "agentvit-dqn": (DQNAgent, {}),
+    "agentvit-plus": (SubsetPolicy, {}),
+    "random": (RandomRule, {}),
+    "fixed": (FixedRule, {}),
+    "center": (CenterRule, {}),
+    "progressive": (RandomRule, {"return_fraction": 1.0}),
+}
+
+
+def parse_variant(variant):
+    """`name` or `name:key=value,key=value` -> the training arguments that it stands for; `none`: no agent."""
+    name, _, options = variant.partition(":")
+    pairs = [option.partition("=") for option in options.split(",") if option]
+    return {"agent": name, "agent_options": {key: yaml.safe_load(value) for key, _, value in pairs}}
+
+
+def build_agent(model, args):
+    """The agent that `DynViTTrainingArguments` name, for the unwrapped model.
+
+    Raises:
+        ValueError: arguments, a model or a number of processes that do not fit the agent.
+    """
+    kind, defaults = AGENTS[args.agent]
+    options = parse_options(args.agent, kind, defaults, args.agent_options or {})
+    _check(kind, model, args)
+    patches = model.vit.embeddings.position_embeddings.shape[1] - 1
+    desired = max(1, patches // 2) if args.n_patch_desired is None else args.n_patch_desired
+    if not 1 <= desired <= patches:
+        raise ValueError(f"n_patch_desired must be in 1..{patches}, the patches of the model, got {desired}")
+    return kind(model, desired, options, args.device, args.seed)
+
+
+def _check(kind, model, args):
+    name, layers = args.agent, model.config.num_hidden_layers
+    if args.world_size > 1 or args.n_gpu > 1:
+        raise ValueError(f"agent {name!r} learns in one process on one device: its networks are not shared")
+    if getattr(model.vit.embeddings, "cls_token", None) is None:
+        raise ValueError(f"agent {name!r} needs a model with a [CLS] token, the one that is always kept")
+    if layers < kind.layers_needed:
+        raise ValueError(
+            f"agent {name!r} reads the attention of the first layer, and saves in the layers: on a model "
+            f"with {layers} it would cost what it saves; take one with {kind.layers_needed} layers or more"
+        )
+    if args.objective == "reinforce" or any(isinstance(module, Gate) for module in model.modules()):
+        raise ValueError(
+            f"agent {name!r} removes patches in training alone, while the budget and the price of gates are "
+            "for all patches: train gates without an agent, and an agent without gates"
+        )
