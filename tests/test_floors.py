@@ -16,7 +16,10 @@ FILES = {path.stem: path for path in PACKAGE.glob("*.py")}
 
 # From the ground up; the first four travel to the Hub. A new gate fits a pattern; a file without a floor stays at home.
 FLOORS = (
-    ("configuration_dynvit", "cost", "gate", "attention", "embed", "rows", "packed", "merge", "compact", "upfront"),
+    (
+        *("configuration_dynvit", "cost", "gate", "attention", "embed", "rows", "prepack", "packed", "masked"),
+        *("merge", "compact", "upfront"),
+    ),
     ("gates", "gate_*", "preset_gates"),
     ("execute",),
     ("convert", "modeling_dynvit"),
