@@ -3,6 +3,8 @@
 torch.compile does the same for models that it may freeze; this needs no compiler and serves any number of rows.
 """
 
+from functools import cache
+
 import torch
 from torch import nn
 
@@ -35,6 +37,7 @@ class PrepackedLinear(nn.Linear):
         return (
             not torch.is_grad_enabled()
             and x.dtype == self.weight.dtype
+            and _has_products(x.dtype)
             and x.device.type == self.weight.device.type == "cpu"
             and not torch.is_autocast_enabled("cpu")
         )
@@ -52,6 +55,16 @@ class PrepackedLinear(nn.Linear):
 
     def __getstate__(self):
         return self.__dict__ | {"_kept": {}}
+
+
+@cache
+def _has_products(dtype):
+    """Whether oneDNN computes in `dtype` on this CPU; not all CPUs have 16-bit products."""
+    if dtype == torch.float32:
+        return True
+    name = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}.get(dtype)
+    supported = name and getattr(torch.ops.mkldnn, name, None)
+    return bool(supported and supported())
 
 
 def prepack(module):

@@ -41,9 +41,10 @@ def test_extreme_decisions_agree(vit, name):
     torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
 
 
-def test_sixteen_bit_weights(vit):
-    model = gated(vit, GATE_SETS["all"]).bfloat16()
-    pixels = images(3).bfloat16()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_other_dtypes(vit, dtype):
+    model = gated(vit, GATE_SETS["all"]).to(dtype)
+    pixels = images(3).to(dtype)
     expected = run(model, "packed", pixels)
     out = run(model.prepack(), "packed", pixels, decisions=expected.decisions)
     torch.testing.assert_close(out.logits, expected.logits, atol=0.1, rtol=0)
