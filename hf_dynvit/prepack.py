@@ -10,6 +10,7 @@ from torch import nn
 
 
 PRODUCT = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+WORTH = 2**20  # multiply-accumulates; the call itself costs more than the plain one, which pays from about here on
 
 
 class PrepackedLinear(nn.Linear):
@@ -34,16 +35,18 @@ class PrepackedLinear(nn.Linear):
 
     def serves(self, x):
         """Whether the reordered weight can be used for x."""
+        weight = self._parameters["weight"]  # at one image Module.__getattr__ would cost what the product does
         return (
             not torch.is_grad_enabled()
-            and x.dtype == self.weight.dtype
+            and x.dtype == weight.dtype
             and _has_products(x.dtype)
-            and x.device.type == self.weight.device.type == "cpu"
+            and x.numel() * weight.shape[0] >= WORTH
+            and x.device.type == weight.device.type == "cpu"
             and not torch.is_autocast_enabled("cpu")
         )
 
     def _reordered(self, *linears):
-        parameters = [p for linear in linears for p in (linear.weight, linear.bias) if p is not None]
+        parameters = [p for linear in linears for p in linear._parameters.values() if p is not None]
         now = [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in parameters]
         kept = self._kept.get(len(linears))
         if kept is None or kept[0] != now:
