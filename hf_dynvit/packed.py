@@ -21,7 +21,7 @@ def packed_block(layer, x, normed, tokens, use, heads, size=None, hide=None):
 
     The arguments are those of `packed_attention_sublayer` and `packed_mlp_sublayer`.
     """
-    used = used_rows(x, tokens, use, isinstance(layer.mlp.fc1, PrepackedLinear))
+    used = used_rows(x, tokens, use, _prepacked(layer, x))
     if not used.lengths:
         return x
     rows = take_rows(x, used)
@@ -43,7 +43,7 @@ def packed_attention_sublayer(layer, x, normed, tokens, use, heads, size=None):
     Returns:
         x (B, N, D).
     """
-    used = used_rows(x, tokens, use, isinstance(layer.mlp.fc1, PrepackedLinear))
+    used = used_rows(x, tokens, use, _prepacked(layer, x))
     if not used.lengths:
         return x
     h = layer.layernorm_before(take_rows(x, used)) if normed is None else take_rows(normed, used)
@@ -52,11 +52,16 @@ def packed_attention_sublayer(layer, x, normed, tokens, use, heads, size=None):
 
 def packed_mlp_sublayer(layer, x, normed, tokens, use, hide=None):
     """x + MLP of the rows in use; `hide` (B, H) or None: heads whose channels the MLP does not see."""
-    used = used_rows(x, tokens, use, isinstance(layer.mlp.fc1, PrepackedLinear))
+    used = used_rows(x, tokens, use, _prepacked(layer, x))
     if not used.lengths:
         return x
     h = layer.layernorm_after(take_rows(x, used)) if normed is None else take_rows(normed, used)
     return add_rows(x, used, _mlp(layer, h, used, hide))
+
+
+def _prepacked(layer, x):
+    query = layer.attention.q_proj
+    return isinstance(query, PrepackedLinear) and query.serves(x)
 
 
 def spread_heads(heads, like):

@@ -3,11 +3,14 @@
 torch.compile does the same for models that it may freeze; this needs no compiler and serves any number of rows.
 """
 
+from functools import cache
+
 import torch
 from torch import nn
 
 
 PRODUCT = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+WORTH = 2**20  # multiply-accumulates; the call itself costs more than the plain one, which pays from about here on
 
 
 class PrepackedLinear(nn.Linear):
@@ -32,15 +35,18 @@ class PrepackedLinear(nn.Linear):
 
     def serves(self, x):
         """Whether the reordered weight can be used for x."""
+        weight = self._parameters["weight"]  # at one image Module.__getattr__ would cost what the product does
         return (
             not torch.is_grad_enabled()
-            and x.dtype == self.weight.dtype
-            and x.device.type == self.weight.device.type == "cpu"
+            and x.dtype == weight.dtype
+            and _has_products(x.dtype)
+            and x.numel() * weight.shape[0] >= WORTH
+            and x.device.type == weight.device.type == "cpu"
             and not torch.is_autocast_enabled("cpu")
         )
 
     def _reordered(self, *linears):
-        parameters = [p for linear in linears for p in (linear.weight, linear.bias) if p is not None]
+        parameters = [p for linear in linears for p in linear._parameters.values() if p is not None]
         now = [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in parameters]
         kept = self._kept.get(len(linears))
         if kept is None or kept[0] != now:
@@ -52,6 +58,16 @@ class PrepackedLinear(nn.Linear):
 
     def __getstate__(self):
         return self.__dict__ | {"_kept": {}}
+
+
+@cache
+def _has_products(dtype):
+    """Whether oneDNN computes in `dtype` on this CPU; not all CPUs have 16-bit products."""
+    if dtype == torch.float32:
+        return True
+    name = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}.get(dtype)
+    supported = name and getattr(torch.ops.mkldnn, name, None)
+    return bool(supported and supported())
 
 
 def prepack(module):

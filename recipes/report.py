@@ -151,6 +151,7 @@ def speed_row(results, row):
         "cost": f"{row['timed_cost']:.3f}",
         "dense images/s": f"{row['dense_images_per_second']:.1f} ({kernel})",
         "packed images/s": f"{row['packed_images_per_second']:.1f}",
+        "prepacked": prepacked(row),
         "speed-up": f"{row['speedup']:.2f}×",
         "of the MACs' promise": f"{row['realised']:.2f}",
         "peak MiB, dense and packed": peaks(row, "dense", "packed"),
@@ -169,6 +170,7 @@ def benchmark_row(row):
         "cost": f"{row['cost']:.3f}",
         "dense ms": f"{row['dense_ms'][kernel]:.1f} ({kernel})",
         "packed ms": f"{row['packed_ms']:.1f}",
+        "prepacked": prepacked(row),
         "speed-up": f"{row['speedup']:.2f}×",
         "of the MACs' promise": f"{row['realised']:.2f}",
         "peak MiB, dense and packed": peaks(row, kernel, row["gates"]),
@@ -199,6 +201,11 @@ def step_rows(results):
         }
         for name, patches, row, step in measured
     ]
+
+
+def prepacked(row):
+    """Whether the packed model ran with prepacked weights; files of earlier versions come from before there were any."""
+    return "yes" if row.get("prepacked") else "no"
 
 
 def peaks(row, dense, packed):

@@ -82,7 +82,9 @@ def test_the_dense_model_of_a_trained_one_is_it_with_all_gates_open(vit):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_rows_relate_time_to_cost(vit, dtype):
-    setting = Setting("small", dtype, 3, SETS, draws=2, rounds=2, seconds=1.0, compiled=False)
+    setting = Setting(
+        "small", dtype, 3, SETS, draws=2, rounds=2, seconds=1.0, compiled=False, prepacked=dtype == "float32"
+    )
     rows = measure(vit.to(DTYPES[dtype]), setting, seed=0)
     assert [row["gates"] for row in rows] == [*dict(SETS), "all open (patch+sublayer)"]
     for row in rows:
@@ -98,7 +100,7 @@ def test_replayed_forwards_run_their_gates(vit, monkeypatch):
     asked = []
     logits = PatchGate.logits
     monkeypatch.setattr(PatchGate, "logits", lambda self, tokens: asked.append(self) or logits(self, tokens))
-    measure(vit, Setting("", "float32", 2, [("patch", 0.6)], 1, 1, 1.0, False), seed=0)
+    measure(vit, Setting("", "float32", 2, [("patch", 0.6)], 1, 1, 1.0, False, False), seed=0)
     # 3 layers; the draw and the open model, each for its cost, twice for its memory, to warm up and timed
     assert len(asked) == 3 * 2 * 5
 

@@ -15,6 +15,11 @@ from hf_dynvit.prepack import PrepackedLinear, can_prepack, is_prepacked, prepac
 pytestmark = pytest.mark.skipif(not can_prepack(), reason="this torch has no oneDNN")
 
 
+@pytest.fixture(autouse=True)
+def worth_it_at_any_size(monkeypatch):
+    monkeypatch.setattr("hf_dynvit.prepack.WORTH", 0)
+
+
 @pytest.fixture
 def vit(tiny_vit):
     return tiny_vit()
@@ -41,9 +46,10 @@ def test_extreme_decisions_agree(vit, name):
     torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
 
 
-def test_sixteen_bit_weights(vit):
-    model = gated(vit, GATE_SETS["all"]).bfloat16()
-    pixels = images(3).bfloat16()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_other_dtypes(vit, dtype):
+    model = gated(vit, GATE_SETS["all"]).to(dtype)
+    pixels = images(3).to(dtype)
     expected = run(model, "packed", pixels)
     out = run(model.prepack(), "packed", pixels, decisions=expected.decisions)
     torch.testing.assert_close(out.logits, expected.logits, atol=0.1, rtol=0)
@@ -129,6 +135,15 @@ def test_copies_and_files_hold_parameters_alone(vit):
         loaded = DynViTForImageClassification.from_pretrained(folder)
     assert not is_prepacked(loaded)
     torch.testing.assert_close(run(loaded, "packed", pixels).logits, logits, atol=1e-4, rtol=0)
+
+
+def test_small_products_stay_plain(monkeypatch):
+    layer = torch.nn.Linear(8, 4)
+    prepack(layer)
+    monkeypatch.setattr("hf_dynvit.prepack.WORTH", 3 * 8 * 4)
+    with torch.no_grad():
+        assert layer.serves(torch.zeros(3, 8))
+        assert not layer.serves(torch.zeros(2, 8))
 
 
 def test_refusals(vit, monkeypatch):

@@ -385,13 +385,19 @@ def test_the_report_takes_the_benchmark_and_nothing_else(tmp_path):
     readme = tmp_path / "README.md"
     readme.write_text(f"before {report.START} old {report.END} after")
     row = {"size": "tiny", "dtype": "float32", "batch": 8, "gates": "patch", "cost": 0.5, "rounds": 9}
-    row |= {"dense_ms": {"eager": 30.0, "sdpa": 20.0}, "packed_ms": 12.5, "speedup": 1.6, "realised": 0.8}
+    row |= {
+        "prepacked": True,
+        "dense_ms": {"eager": 30.0, "sdpa": 20.0},
+        "packed_ms": 12.5,
+        "speedup": 1.6,
+        "realised": 0.8,
+    }
     row |= {"peak_mib": {"eager": 40.0, "sdpa": 30.25, "patch": 20.0}}
     made = {"device": "A CPU", "threads": 2, "seed": 0, "commit": "abc", "command": "python benchmark", "rows": [row]}
     (tmp_path / "speed.json").write_text(json.dumps(made))
     report.main(["--readme", str(readme), str(tmp_path / "speed.json")])
     assert (
-        "| tiny | float32 | 8 | patch | 0.500 | 20.0 (sdpa) | 12.5 | 1.60× | 0.80 | 30.2, 20.0 | 9 |"
+        "| tiny | float32 | 8 | patch | 0.500 | 20.0 (sdpa) | 12.5 | yes | 1.60× | 0.80 | 30.2, 20.0 | 9 |"
         in readme.read_text()
     )
     assert "A CPU, 2 threads, seed 0, commit abc, command [1]:" in readme.read_text()
