@@ -60,17 +60,17 @@ def run_layer(
         given = getattr(replay, slot) if replay is not None else None
         if slot not in gates or gating == "open":
             return given
-        gate = gates[slot]
+        gate, there = gates[slot], state.alive if "tokens" in slot else None
         if gate.upfront:
             tokens = state.entry
         if ahead is not None:
             actions.append(ahead.action)
             return ahead.action.keep
         if gating == "act":
-            actions.append(gate.act(tokens, given, exploration, state.alive if "tokens" in slot else None))
+            actions.append(gate.act(tokens, given, exploration, there))
             keep = actions[-1].keep
         else:
-            keep = gate(tokens, gating, given, exploration)
+            keep = gate(tokens, gating, given, exploration, there)
         return keep if replay is None else given
 
     heads = ask("heads", x)

@@ -114,11 +114,14 @@ def sample_straight_through(logits, tau, threshold, noise=1.0):
 
 
 class Score(nn.Linear):
-    """The linear map from features to logits; fresh, its logits are `init_bias` whatever the features."""
+    """A linear map from features to logits that says what it is when fresh: `init_weight` everywhere, and `init_bias`.
 
-    def __init__(self, in_features, out_features, init_bias):
-        super().__init__(in_features, out_features)
-        self.init_bias = init_bias
+    With the weight of 0 its logits are `init_bias` whatever the features. No bias: `init_bias=None`.
+    """
+
+    def __init__(self, in_features, out_features, init_bias, init_weight=0.0):
+        super().__init__(in_features, out_features, bias=init_bias is not None)
+        self.init_bias, self.init_weight = init_bias, init_weight
 
 
 class Gate(nn.Module):
@@ -153,38 +156,39 @@ class Gate(nn.Module):
         if value_width:
             self.value = nn.Sequential(nn.Linear(in_features, value_width), nn.ReLU(), nn.Linear(value_width, 1))
 
-    def logits(self, tokens):
-        """tokens (B, N, D) -> (B, units)."""
+    def logits(self, tokens, alive=None):
+        """tokens (B, N, D), of which those that `alive` (B, N) keeps are still there (None: all) -> (B, units)."""
         raise NotImplementedError
 
     def pool(self, tokens):
         """tokens (B, N, D) -> (B, D), what the value network reads."""
         return tokens[:, 0]
 
-    def forward(self, tokens, gating, replay=None, exploration=Exploration()):  # noqa: B008 - immutable
+    def forward(self, tokens, gating, replay=None, exploration=Exploration(), alive=None):  # noqa: B008 - immutable
         """tokens (B, N, D) -> keep (B, units): bool, or float with a straight-through gradient when sampled."""
-        logits = self.logits(tokens)
+        logits = self.logits(tokens, alive)
         if replay is not None:
             return replay
         if gating == "sample":
             return sample_straight_through(logits, self.tau, self.threshold, exploration.noise)
         return logits > self._cut()
 
-    def act(self, tokens, replay=None, exploration=Exploration(), valid=None):  # noqa: B008 - immutable
+    def act(self, tokens, replay=None, exploration=Exploration(), alive=None, valid=None):  # noqa: B008 - immutable
         """An `Action`: drawn, or `replay` scored. No gradient enters the tokens.
 
         Args:
             tokens: (B, N, D). replay: (B, units) to score instead of drawing.
+            alive: (B, N) tokens that are still there, or None for all.
             valid: (B, units), units that are there to be decided, or None for all.
         """
         tokens = tokens.detach()
-        logits = self.logits(tokens).float() - self._cut()
+        logits = self.logits(tokens, alive).float() - self._cut()
         drawn = draw(logits, exploration.bound, replay, valid)
         return Action(*drawn, None if self.value is None else self.value(self.pool(tokens)).float().squeeze(1))
 
     def _cut(self):
         return math.log(self.threshold / (1 - self.threshold))
 
-    def macs(self, num_tokens):
-        """Multiply-accumulates of one image with `num_tokens` tokens."""
+    def macs(self, num_tokens, alive=None):
+        """Multiply-accumulates of one image with `num_tokens` tokens, of which `alive` are still there (None: all)."""
         return self.score.in_features * self.score.out_features

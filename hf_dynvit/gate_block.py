@@ -30,13 +30,13 @@ class BlockGate(Gate):
     def pool(self, tokens):
         return tokens[:, 0] if self.pooling == "cls" else tokens.mean(1)
 
-    def logits(self, tokens):
+    def logits(self, tokens, alive=None):
         return self.score(self.pool(tokens))  # (B, 1) or (B, 2)
 
-    def forward(self, tokens, gating, replay=None, exploration=Exploration()):  # noqa: B008 - immutable
-        return super().forward(tokens, gating, replay, exploration).expand(-1, 2)
+    def forward(self, tokens, gating, replay=None, exploration=Exploration(), alive=None):  # noqa: B008 - immutable
+        return super().forward(tokens, gating, replay, exploration, alive).expand(-1, 2)
 
-    def act(self, tokens, replay=None, exploration=Exploration(), valid=None):  # noqa: B008 - immutable
+    def act(self, tokens, replay=None, exploration=Exploration(), alive=None, valid=None):  # noqa: B008 - immutable
         units = None if replay is None else replay[:, : self.score.out_features]
-        action = super().act(tokens, units, exploration, valid)
+        action = super().act(tokens, units, exploration, alive, valid)
         return action._replace(keep=action.keep.expand(-1, 2))

@@ -20,5 +20,5 @@ class HeadGate(Gate):
             raise ValueError(f"deactivation must be one of {self.DEACTIVATIONS}, got {deactivation!r}")
         self.deactivation = deactivation
 
-    def logits(self, tokens):
+    def logits(self, tokens, alive=None):
         return self.score(tokens[:, 0])  # (B, H)

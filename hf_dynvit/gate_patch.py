@@ -2,7 +2,8 @@
 
 import torch
 
-from .gate import Exploration, Gate
+from .gate import Exploration, Gate, Score
+from .novelty import novelty, novelty_macs
 
 
 class PatchGate(Gate):
@@ -14,6 +15,7 @@ class PatchGate(Gate):
         drop: tokens that are not kept are gone for all later layers too (as in DynamicViT), instead of passing this
             layer unchanged and coming back.
         merge: before they are gone, the kept tokens most like them take on their content (merge.py).
+        novelty: what a token's novelty (novelty.py) counts in its logit at first; learned from there. 0: not at all.
     """
 
     SLOTS = {
@@ -22,7 +24,7 @@ class PatchGate(Gate):
         "mlp": ("mlp_tokens",),
     }
 
-    def __init__(self, config, on="block", drop=False, merge=False, **options):
+    def __init__(self, config, on="block", drop=False, merge=False, novelty=0.0, **options):
         super().__init__(config.hidden_size, 1, **options)
         if on not in self.SLOTS:
             raise ValueError(f'"on" of a patch gate must be one of {sorted(self.SLOTS)}, got {on!r}')
@@ -30,21 +32,33 @@ class PatchGate(Gate):
             raise ValueError(f'a patch gate drops tokens from a whole block: drop=True needs on="block", got {on!r}')
         if merge and not drop:
             raise ValueError("a patch gate merges what it drops for good: merge=True needs drop=True")
+        if novelty < 0:
+            raise ValueError(
+                f"novelty of a patch gate must be at least 0, or fresh gates would not be open: {novelty}"
+            )
         self.slots, self.drop, self.merge = self.SLOTS[on], drop, merge
+        self.novelty = Score(1, 1, None, init_weight=novelty) if novelty else None
 
-    def logits(self, tokens):
-        return self.score(tokens).squeeze(-1)  # (B, N)
+    def logits(self, tokens, alive=None):
+        logits = self.score(tokens).squeeze(-1)  # (B, N)
+        if self.novelty is None:
+            return logits
+        return logits + self.novelty(novelty(tokens, alive).unsqueeze(-1)).squeeze(-1)
 
-    def forward(self, tokens, gating, replay=None, exploration=Exploration()):  # noqa: B008 - immutable
-        keep = super().forward(tokens, gating, replay, exploration)
+    def forward(self, tokens, gating, replay=None, exploration=Exploration(), alive=None):  # noqa: B008 - immutable
+        keep = super().forward(tokens, gating, replay, exploration, alive)
         if replay is None:
             keep[:, 0] = True
         return keep
 
-    def act(self, tokens, replay=None, exploration=Exploration(), valid=None):  # noqa: B008 - immutable
+    def act(self, tokens, replay=None, exploration=Exploration(), alive=None, valid=None):  # noqa: B008 - immutable
         patches = torch.arange(tokens.shape[1], device=tokens.device) > 0
-        action = super().act(tokens, replay, exploration, patches if valid is None else patches & (valid > 0.5))
+        valid = patches if alive is None else patches & (alive > 0.5)
+        action = super().act(tokens, replay, exploration, alive, valid)
         return action._replace(keep=action.keep | ~patches)
 
-    def macs(self, num_tokens):
-        return num_tokens * super().macs(num_tokens)
+    def macs(self, num_tokens, alive=None):
+        macs = num_tokens * super().macs(num_tokens)
+        if self.novelty is not None:
+            macs = macs + novelty_macs(num_tokens if alive is None else alive, self.score.in_features)
+        return macs

@@ -37,7 +37,7 @@ class RandomGate(torch.nn.Module):
         self.units = {"head": config.num_attention_heads, "sublayer": 2, "block": 1}.get(unit)
         self.whole = unit == "block"
 
-    def forward(self, tokens, gating, replay=None, exploration=Exploration()):  # noqa: B008 - immutable
+    def forward(self, tokens, gating, replay=None, exploration=Exploration(), alive=None):  # noqa: B008 - immutable
         if replay is not None:
             return replay
         units = self.units or tokens.shape[1]
@@ -46,8 +46,8 @@ class RandomGate(torch.nn.Module):
             keep[:, 0] = True
         return keep.expand(-1, 2) if self.whole else keep
 
-    def act(self, tokens, replay=None, exploration=Exploration(), valid=None):  # noqa: B008 - immutable
+    def act(self, tokens, replay=None, exploration=Exploration(), alive=None, valid=None):  # noqa: B008 - immutable
         return Action(self(tokens, "threshold", replay))
 
-    def macs(self, num_tokens):
+    def macs(self, num_tokens, alive=None):
         return 0

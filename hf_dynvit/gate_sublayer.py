@@ -11,5 +11,5 @@ class SublayerGate(Gate):
     def __init__(self, config, **options):
         super().__init__(config.hidden_size, 2, **options)
 
-    def logits(self, tokens):
+    def logits(self, tokens, alive=None):
         return self.score(tokens[:, 0])  # (B, 2)

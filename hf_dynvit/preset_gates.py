@@ -5,14 +5,14 @@ def _adavit(layers, config):
     """Tokens are dropped for good, at four depths: what short training can adapt a body to.
 
     Tokens that come back after layers that did not see them are a kind that a trained ViT has never met: it takes long
-    training to make use of them. Sub-layer gates start wide open, for the same reason: started at 5, chance closed late
-    attentions for a third of the images in one short training of two, which cost two points and saved next to nothing.
+    training to make use of them. Novelty orders the tokens before anything is learned. Sub-layer gates start wide open,
+    beyond any common shift that brings the patch gates to a budget: the first thing they do must not be chance.
     """
     depth = len(layers)
     places = sorted({depth * twelfths // 12 for twelfths in (3, 5, 7, 9)} - {0})
     return [
-        {"gate": "patch", "on": "block", "drop": True, "merge": True, "layers": places},
-        {"gate": "sublayer", "layers": layers[1:], "init_bias": 7.0},
+        {"gate": "patch", "on": "block", "drop": True, "merge": True, "novelty": 16.0, "layers": places},
+        {"gate": "sublayer", "layers": layers[1:], "init_bias": 16.0},
     ]
 
 

@@ -2,6 +2,7 @@
 
 import torch
 
+from .encode import encode
 from .gate import Gate
 from .gate_random import RandomGate
 
@@ -51,7 +52,7 @@ def cost_range(model):
         for shift in (-SHUT, SHUT):
             for bias, value in zip(biases, given, strict=True):
                 bias.copy_(value + shift)
-            costs.append(model.encode(image, gating="threshold")[1].item())
+            costs.append(encode(model, image, gating="threshold")[1].item())
     finally:
         for bias, value in zip(biases, given, strict=True):
             bias.copy_(value)

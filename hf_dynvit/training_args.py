@@ -44,8 +44,9 @@ class DynViTTrainingArguments(TrainingArguments):
     freeze_gates_at: float = field(
         default=1.0,
         metadata={
-            "help": "fraction of training after which gates are fixed and the body is tuned in packed layout; without "
-            "train_body there is nothing to tune, and gates learn to the end"
+            "help": "fraction of training after which gates are fixed and the body is tuned in packed layout; 0: gates "
+            "keep the order that they have, and only their thresholds move; without train_body there is nothing to "
+            "tune, and gates learn to the end"
         },
     )
     tuning_budgets: list[float] = field(
@@ -147,7 +148,7 @@ class DynViTTrainingArguments(TrainingArguments):
             )
         if not self.train_body:
             self.freeze_gates_at = 1.0
-        if self.gate_warmup >= self.freeze_gates_at:
+        if self.gate_warmup and self.gate_warmup >= self.freeze_gates_at:
             raise ValueError(
                 f"gate_warmup ({self.gate_warmup}) must end before freeze_gates_at ({self.freeze_gates_at}): "
                 "gates would never learn"

@@ -16,6 +16,7 @@ GATE_SETS = {
         {"gate": "patch", "on": "mlp", "layers": [1]},
     ],
     "patch merged": [{"gate": "patch", "drop": True, "merge": True}],
+    "patch by novelty": [{"gate": "patch", "drop": True, "merge": True, "novelty": 8.0}],
     "head": [{"gate": "head"}],
     "head official": [{"gate": "head", "deactivation": "official"}],
     "sublayer": [{"gate": "sublayer"}],
@@ -44,7 +45,8 @@ def gated(vit, gates, **options):
     for module in model.modules():
         if isinstance(module, Score):
             torch.nn.init.normal_(module.weight)
-            torch.nn.init.normal_(module.bias)
+            if module.bias is not None:
+                torch.nn.init.normal_(module.bias)
     return model
 
 

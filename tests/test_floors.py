@@ -18,11 +18,11 @@ FILES = {path.stem: path for path in PACKAGE.glob("*.py")}
 FLOORS = (
     (
         *("configuration_dynvit", "cost", "gate", "attention", "embed", "rows", "prepack", "packed", "masked"),
-        *("merge", "compact", "upfront"),
+        *("merge", "novelty", "compact", "upfront"),
     ),
     ("gates", "gate_*", "preset_gates"),
     ("execute",),
-    ("convert", "modeling_dynvit"),
+    ("convert", "encode", "outputs", "pretrained", "modeling_dynvit"),
 )
 HOME = len(FLOORS)
 TRAVELS_WITH = {"torch", "transformers", "huggingface_hub"}  # huggingface_hub: the check of the configuration's fields

@@ -1,0 +1,38 @@
+"""How new a token is: what it does not share with any patch token before it in the image's order.
+
+A patch that looks like an earlier one can leave and lose little, the more so if the earlier one takes on its content.
+That likeness is what ToMe (Bolya et al., 2023, section 3) merges by; here it is an input of a gate, which says how much
+it counts beside what the gate learns, and how new is new enough.
+"""
+
+import torch
+from torch.nn import functional as F
+
+
+def novelty(tokens, alive=None):
+    """1 - the largest cosine between each token and those before it; no gradient.
+
+    Args:
+        tokens: (B, N, D), [CLS] first, which is compared with none.
+        alive: (B, N) tokens that are still there; None: all. What is gone is compared with none.
+
+    Returns:
+        (B, N) in [0, 2]; 2 where there is nothing to compare with. It depends on the tokens that are alive and on
+        their order alone, so that it is the same in a stream without the others.
+    """
+    num_tokens = tokens.shape[1]
+    with torch.no_grad(), torch.autocast(tokens.device.type, enabled=False):
+        # Not in 16 bit on CPU, which compiles a product for each number of tokens that is left.
+        tokens = tokens.detach().float() if tokens.device.type == "cpu" else tokens.detach()
+        unit = F.normalize(tokens, dim=-1)
+        earlier = torch.ones(num_tokens, num_tokens, dtype=torch.bool, device=tokens.device).tril(-1)
+        earlier[:, 0] = False
+        if alive is not None:
+            earlier = earlier & (alive > 0.5).unsqueeze(1)  # (B, N, N)
+        likeness = (unit @ unit.transpose(1, 2)).masked_fill(~earlier, -1.0)
+        return (1 - likeness.amax(-1)).float()
+
+
+def novelty_macs(alive, width):
+    """Multiply-accumulates of one image with `alive` tokens of `width` channels."""
+    return alive * alive * width
