@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from .agent_base import Agent, build_seeded, choice, linear_macs, load_optimizer_tensors, optimizer_tensors, share
 from .agent_math import draw_with_rest, kept_count, order_log_prob, pair_loss
-from .agent_scorer import PatchScorer, feature_count, patch_features
+from .agent_scorer import PatchScorer, feature_count, patch_features, pixel_novelty_macs
 from .agent_signal import input_macs, input_tokens
 from .reinforce import outcome
 
@@ -30,7 +30,8 @@ class SubsetPolicy(Agent):
         start; `learn_every` batches a second choice is tried; `learning_rate` of Adam; `hidden` width of the scorer,
         0: linear; `entropy_weight` keeps choices varied; `reward` of a choice: the label's probability, which is
         bounded, or with "loss" the negative cross-entropy; `statistics`, `position`: what the scorer reads besides
-        the token (`patch_features`); `explore_share` of the K patches is drawn uniformly, so that all are trained.
+        the token (`patch_features`); `novelty`: what a patch's novelty counts in its score at first, 0: it is not read;
+        `explore_share` of the K patches is drawn uniformly, so that all are trained.
         """
 
         return_fraction: float = share(0.2)
@@ -41,14 +42,17 @@ class SubsetPolicy(Agent):
         reward: str = choice("probability", "loss")
         statistics: bool = False
         position: bool = False
+        novelty: float = 0.0
         explore_share: float = share(0.0)
 
     def __init__(self, model, desired, options, device, seed):
         super().__init__(model, desired, options, device, seed)
         if not options.learn_every:
             raise ValueError("learn_every of an agent must be at least 1")
-        features = feature_count(model.config.hidden_size, options.statistics, options.position)
-        self.scorer = build_seeded(seed, lambda: PatchScorer(features, options.hidden)).to(device)
+        if options.novelty < 0:
+            raise ValueError(f"novelty of an agent must be at least 0, got {options.novelty}")
+        features = feature_count(model.config.hidden_size, options.statistics, options.position, options.novelty)
+        self.scorer = build_seeded(seed, lambda: PatchScorer(features, options.hidden, options.novelty)).to(device)
         self.optimizer = torch.optim.Adam(self.scorer.parameters(), lr=options.learning_rate)
         self._chosen = None
 
@@ -70,7 +74,10 @@ class SubsetPolicy(Agent):
     def features(self, pixel_values):
         """What the scorer reads: (B, n, F), without gradient."""
         tokens = input_tokens(self.model.vit, pixel_values)[:, 1:]
-        return patch_features(tokens, pixel_values, self.grid, self.options.statistics, self.options.position)
+        options = self.options
+        return patch_features(
+            tokens, pixel_values, self.grid, options.statistics, options.position, bool(options.novelty)
+        )
 
     def logits(self, features):
         """Scores (B, n) of features (B, n, F)."""
@@ -107,7 +114,8 @@ class SubsetPolicy(Agent):
         return outcome(logits, labels, self.options.reward)
 
     def choice_macs(self):
-        return input_macs(self.model.config, self.patches) + self.patches * linear_macs(self.scorer)
+        macs = input_macs(self.model.config, self.patches) + self.patches * linear_macs(self.scorer)
+        return macs + bool(self.options.novelty) * pixel_novelty_macs(self.model.config, self.patches)
 
     def state_dict(self):
         return super().state_dict() | {

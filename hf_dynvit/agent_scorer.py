@@ -7,25 +7,30 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from .novelty import novelty, novelty_macs
+
 
 class PatchScorer(nn.Module):
-    """Features (B, n, F) -> logits (B, n), each from its own patch; fresh, all are 0 and choices uniform.
+    """Features (B, n, F) -> logits (B, n), each from its own patch; fresh, choices are uniform but for the novelty.
 
     Args:
         hidden: width of the layer between, 0: linear.
+        novelty: what the last feature, the patch's novelty, counts at first; 0: it is a feature like any other.
     """
 
-    def __init__(self, features, hidden):
+    def __init__(self, features, hidden, novelty=0.0):
         super().__init__()
         self.score = nn.Linear(hidden or features, 1, bias=False)  # a common shift changes no choice
         nn.init.zeros_(self.score.weight)
         self.body = nn.Sequential(nn.Linear(features, hidden), nn.GELU()) if hidden else nn.Identity()
+        self.novelty = nn.Parameter(torch.tensor(novelty)) if novelty else None
 
     def forward(self, features):
-        return self.score(self.body(features)).squeeze(-1)
+        logits = self.score(self.body(features)).squeeze(-1)
+        return logits if self.novelty is None else logits + self.novelty * features[..., -1]
 
 
-def patch_features(tokens, pixel_values, grid, statistics, position):
+def patch_features(tokens, pixel_values, grid, statistics, position, novelty=False):
     """Normalised tokens, and what else is asked for, side by side: float32 (B, n, F), F as `feature_count` says.
 
     Args:
@@ -33,17 +38,35 @@ def patch_features(tokens, pixel_values, grid, statistics, position):
         pixel_values: (B, channels, height, width). grid: the host's patch embeddings, for the sizes.
         statistics: also the patch's brightness and contrast, relative to the other patches of its image.
         position: also its row and column, from -1 to 1, and its squared distance from the centre.
+        novelty: also, as the last feature, how little it shares with earlier patches (`pixel_novelty`).
     """
     parts = [F.layer_norm(tokens.float(), tokens.shape[-1:])]
     if statistics:
         parts.append(patch_statistics(pixel_values, grid))
     if position:
         parts.append(patch_places(grid).to(tokens.device).expand(len(tokens), -1, -1))
+    if novelty:
+        parts.append(pixel_novelty(pixel_values, grid).unsqueeze(-1))
     return torch.cat(parts, 2)
 
 
-def feature_count(width, statistics, position):
-    return width + 2 * statistics + 3 * position
+def feature_count(width, statistics, position, novelty=False):
+    return width + 2 * statistics + 3 * position + bool(novelty)
+
+
+def pixel_novelty(pixel_values, grid):
+    """`novelty` (B, n) of the patches' pixels, taken from the image's mean: an empty background is new once."""
+    pixels = pixel_values.float()
+    pixels = pixels - pixels.mean((1, 2, 3), keepdim=True)
+    patches = F.unfold(pixels, grid.patch_size, stride=grid.patch_size).transpose(1, 2)  # (B, n, pixels of a patch)
+    return novelty(F.pad(patches, (0, 0, 1, 0)))[:, 1:]
+
+
+def pixel_novelty_macs(config, patches):
+    """MACs of `pixel_novelty` for one image of n patches."""
+    patch = config.patch_size
+    pixels = patch * patch if isinstance(patch, int) else patch[0] * patch[1]
+    return novelty_macs(patches, pixels * config.num_channels)
 
 
 def patch_statistics(pixel_values, grid):

@@ -59,14 +59,15 @@ def packed_mlp_sublayer(layer, x, normed, tokens, use, hide=None):
     return add_rows(x, used, _mlp(layer, h, used, hide))
 
 
-def _prepacked(layer, x):
-    query = layer.attention.q_proj
-    return isinstance(query, PrepackedLinear) and query.serves(x)
-
-
 def spread_heads(heads, like):
     """heads (B, H) -> (B, D) in the dtype of `like` (..., D): each head stands for D / H consecutive channels."""
     return heads.to(like.dtype).repeat_interleave(like.shape[-1] // heads.shape[1], dim=1)
+
+
+def _prepacked(layer, x):
+    """Whether the layer's products run prepacked, which need no rounded number of rows."""
+    query = layer.attention.q_proj
+    return isinstance(query, PrepackedLinear) and query.serves(x)
 
 
 def _attend(layer, h, used, heads, size):

@@ -1,4 +1,4 @@
-"""The rows of a token stream that a sub-layer uses: which they are, taken out, and added back.
+"""The rows of a token stream that a sub-layer uses: which they are, taken out, and added or put back.
 
 Letters: B images, N tokens, D channels, T packed rows.
 """

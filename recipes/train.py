@@ -44,6 +44,7 @@ from hf_dynvit.export import burn_in
 from hf_dynvit.presets import preset_arguments, preset_of
 from hf_dynvit.publish import describe, push
 from hf_dynvit.settings import parse_settings
+from hf_dynvit.start import start_from_mask
 from hf_dynvit.trainer import DynViTTrainer
 from hf_dynvit.training_args import DynViTTrainingArguments
 
@@ -65,6 +66,10 @@ class ModelArguments:
     gates: str = field(
         default="adavit",
         metadata={"help": "a preset, a YAML list of gates, 'none' (stays dense) or 'keep' (the checkpoint's own)"},
+    )
+    start_mask: str | None = field(
+        default=None,
+        metadata={"help": "searched model (its folder) whose layer_mask fresh block gates start from; None: open"},
     )
     budget: float | None = field(
         default=None,
@@ -102,6 +107,8 @@ class ModelArguments:
             raise ValueError(
                 "the checkpoint cannot teach new classes: with new_classifier, give --teacher PATH or none"
             )
+        if self.start_mask and self.gate_list() in (None, "keep"):
+            raise ValueError(f"start_mask is where fresh gates start; there are none with gates {self.gates!r}")
         if self.budget is None and self.gate_list() != "keep":
             self.budget = 0.5
 
@@ -192,13 +199,14 @@ def draw_agent_pictures(agent, dataset, folder):
 def preset_defaults(words):
     """How the preset that the words name (`--gates NAME`), or that made the gates that are kept, wants them taught."""
     gates, path = last_value(words, "gates") or ModelArguments.gates, last_value(words, "model_name_or_path")
+    # Nothing is led from open gates to the budget where gates have learned already, or start from a mask.
+    there = {"budget_ramp": 0.0, "curriculum": 0.0}
     if gates != "keep" or not path:
-        return preset_arguments(gates)
+        return {**preset_arguments(gates), **(there if last_value(words, "start_mask") else {})}
     with naming("model_name_or_path", path):
         config = AutoConfig.from_pretrained(path)
     taught = preset_arguments(preset_of(config)) if config.model_type == "dynvit" else {}
-    # They have learned already: nothing is led from open gates to the budget.
-    return {**taught, "budget_ramp": 0.0, "curriculum": 0.0}
+    return {**taught, **there}
 
 
 def last_value(words, key):
@@ -298,9 +306,21 @@ def load_model(model_args, base_config, data):
         model.config.budget = model_args.budget
         return model
     budget = model_args.budget if gates else 1.0
-    return DynViTForImageClassification.from_vit(
+    model = DynViTForImageClassification.from_vit(
         model_args.model_name_or_path, gates=gates, budget=budget, dtype=torch.float32, **options
     )
+    if model_args.start_mask:
+        start_from_mask(model, load_mask(model_args.start_mask))
+    return model
+
+
+def load_mask(folder):
+    """The layer_mask of a model that a search has picked."""
+    with naming("start_mask", folder):
+        mask = getattr(AutoConfig.from_pretrained(folder), "layer_mask", None)
+        if mask is None:
+            raise ValueError("it has no layer_mask: recipes/search.py writes a model that has one to picked/")
+        return mask
 
 
 def load_teacher(model_args, args, config):

@@ -9,7 +9,7 @@ from torch.testing import assert_close
 from hf_dynvit.agent_base import Moment, parse_options
 from hf_dynvit.agent_math import draw_order, draw_with_rest
 from hf_dynvit.agent_policy import SubsetPolicy
-from hf_dynvit.agent_scorer import patch_features, patch_places, patch_statistics
+from hf_dynvit.agent_scorer import patch_features, patch_places, patch_statistics, pixel_novelty
 
 
 def generator(seed=0):
@@ -165,3 +165,28 @@ def test_contrast_is_found_sooner_by_a_linear_scorer_that_reads_it(tiny_vit):
         return noisy.gather(1, agent.choose(pixel_values, Moment(), explore=False)).sum(1).mean().item()
 
     assert found(statistics=True) > 3.5 > found()
+
+
+# ------------------------------------------------------------------------------------------------ novelty as a prior
+
+
+def test_an_empty_background_is_new_once(tiny_vit):
+    grid = build(tiny_vit(), "agentvit-plus").grid
+    torch.manual_seed(0)
+    pixel_values = torch.full((1, 3, 32, 32), -1.0)
+    pixel_values[:, :, 8:24, 8:24] = torch.randn(3, 16, 16)  # patches 5, 6, 9, 10
+    new = pixel_novelty(pixel_values, grid)[0]
+    assert (new > 0.5).nonzero().flatten().tolist() == [0, 5, 6, 9, 10]
+
+
+def test_a_fresh_agent_keeps_what_is_new(tiny_vit):
+    agent = build(tiny_vit(), "agentvit-plus", 5, novelty=100.0)
+    pixel_values = torch.full((2, 3, 32, 32), -1.0)
+    pixel_values[:, :, 8:24, 8:24] = torch.randn(2, 3, 16, 16)
+    assert agent.choose(pixel_values, Moment(0)).tolist() == [[0, 5, 6, 9, 10]] * 2
+    assert agent.scorer.novelty.item() == 100.0 and agent.scorer.novelty.requires_grad  # learned from there
+
+
+def test_a_negative_prior_is_refused(tiny_vit):
+    with pytest.raises(ValueError, match="novelty of an agent must be at least 0, got -1"):
+        build(tiny_vit(), "agentvit-plus", novelty=-1.0)

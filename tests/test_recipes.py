@@ -441,6 +441,17 @@ def test_the_policy_is_tuned_under_the_mask_that_the_joint_search_picked(place, 
     picked, mask = tmp_path / "picked", found["picked"]["layer_mask"]
     assert 1 <= sum(map(all, mask)) < 12
 
+    # A fresh policy may start from that mask, instead of open.
+    words = ["--model_name_or_path", place.deep_vit, "--gates", "layerskip", "--max_steps", "2"]
+    cost = round(found["picked"]["cost"] + 0.02, 3)
+    results = place.train("started", *words, "--start_mask", str(picked), "--budget", str(cost))
+    training = results["settings"]["training"]
+    assert (training["budget_ramp"], training["curriculum"]) == (0.0, 0.0) and results["cost"] < 0.9
+    with pytest.raises(ValueError, match="start_mask.*joint.*has no layer_mask"):
+        place.train("no_mask", *words, "--start_mask", str(place.folder / "joint"))
+    with pytest.raises(ValueError, match="start_mask is where fresh gates start.*'none'"):
+        place.train("no_gates", "--gates", "none", "--start_mask", str(picked))
+
     # A recipe written for the body's training too: packed tuning at its end, and a teacher.
     words = [
         "--model_name_or_path",
