@@ -43,7 +43,8 @@ class PatchGate(Gate):
         logits = self.score(tokens).squeeze(-1)  # (B, N)
         if self.novelty is None:
             return logits
-        return logits + self.novelty(novelty(tokens, alive).unsqueeze(-1)).squeeze(-1)
+        # Not in 16 bit, which would be coarse beside the distance of two tokens' novelties.
+        return logits.float() + self.novelty.weight.float().squeeze() * novelty(tokens, alive)
 
     def forward(self, tokens, gating, replay=None, exploration=Exploration(), alive=None):  # noqa: B008 - immutable
         keep = super().forward(tokens, gating, replay, exploration, alive)

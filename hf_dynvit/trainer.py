@@ -117,7 +117,7 @@ class DynViTTrainer(Trainer):
 
     def budget_now(self):
         """The mean cost to aim at now: it falls from that of everything that may run to the budget."""
-        budget, ramp = self.model.config.budget, self.args.budget_ramp
+        budget, ramp = self.model.config.budget, 0.0 if self.args.calibrate_first else self.args.budget_ramp
         done = 1.0 if ramp == 0 else min(1.0, (self._progress() - self.args.gate_warmup) / ramp)
         return self.full_cost - (self.full_cost - budget) * done
 
@@ -167,6 +167,8 @@ class DynViTTrainer(Trainer):
             for gate in trainable:
                 gate.requires_grad_(True)
         try:
+            if self.args.calibrate_first and not (args or kwargs.get("resume_from_checkpoint")):
+                self.calibrate()
             result = super().train(*args, **kwargs)
         finally:
             model.layout = layout

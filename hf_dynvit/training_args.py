@@ -41,6 +41,13 @@ class DynViTTrainingArguments(TrainingArguments):
     budget_ramp: float = field(
         default=0.3, metadata={"help": "fraction of training, after the warm-up, in which the budget falls from 1"}
     )
+    calibrate_first: bool = field(
+        default=False,
+        metadata={
+            "help": "set the gates' thresholds to the budget before training, instead of leading it there "
+            "(budget_ramp): for gates that have an order of their own, such as novelty"
+        },
+    )
     freeze_gates_at: float = field(
         default=1.0,
         metadata={

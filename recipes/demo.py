@@ -140,11 +140,9 @@ def train_dense(train, args):
 
 def train_gates(dense, train, args):
     """A trainer that has put gates on the ViT and taught them, the dense ViT being the teacher."""
-    # Clutter is to be forgotten, not merged into the digit.
-    gates = [
-        {**entry, "merge": False} if entry["gate"] == "patch" else entry
-        for entry in preset_gates("adavit", dense.config)
-    ]
+    # Clutter is new, and still to be forgotten, not merged into the digit: here the gates must learn what matters.
+    own = {"patch": {"merge": False, "novelty": 0.0}, "sublayer": {"init_bias": 7.0}}
+    gates = [{**entry, **own[entry["gate"]]} for entry in preset_gates("adavit", dense.config)]
     model = DynViTForImageClassification.from_vit(dense, gates=gates, budget=args.budget)
     trainer = DynViTTrainer(
         model=model,

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from models import images
+from models import images, run
 
 from hf_dynvit import DynViTForImageClassification
 from hf_dynvit.novelty import novelty, novelty_macs
@@ -48,6 +48,17 @@ def test_fresh_gates_are_open_and_their_order_is_that_of_novelty(tiny_vit):
         assert torch.allclose(model(pixel_values).logits, vit.eval()(pixel_values).logits, atol=1e-5)
         gate, tokens = model.gates[0]["attention_tokens"], torch.randn(2, 17, vit.config.hidden_size)
         assert torch.equal(gate.logits(tokens).argsort(1)[:, :8], novelty(tokens).argsort(1)[:, :8])
+
+
+@pytest.mark.parametrize("layout", ["packed", "masked"])
+def test_a_model_in_16_bit_decides_about_alike(tiny_vit, layout):
+    model = DynViTForImageClassification.from_vit(tiny_vit(2), NOVEL)
+    torch.nn.init.constant_(model.gates[0]["attention_tokens"].score.bias, -13.0)
+    pixel_values = images(4)
+    exact = run(model, layout, pixel_values)
+    rough = run(model.to(torch.bfloat16), layout, pixel_values.bfloat16())
+    alike = [a.attention_tokens == b.attention_tokens for a, b in zip(exact.decisions, rough.decisions, strict=True)]
+    assert exact.cost.mean() < 0.9 and torch.stack(alike).float().mean() > 0.9
 
 
 def test_a_reloaded_gate_has_its_learned_weight(tiny_vit, tmp_path):

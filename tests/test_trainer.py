@@ -109,6 +109,15 @@ def test_the_budget_falls_linearly_after_the_warmup(make_trainer, tmp_path):
     assert budgets == pytest.approx([1.0, 0.75, 0.5, 0.5])
 
 
+def test_gates_with_an_order_may_start_at_the_budget(make_trainer, tmp_path):
+    gates = [{"gate": "patch", "drop": True, "novelty": 16.0}]
+    options = {"budget": 0.6, "calibrate_first": True, "budget_ramp": 0.5, "gate_learning_rate": 1e-6, "max_steps": 2}
+    trainer = make_trainer(tmp_path, gates=gates, **options)
+    trainer.train()
+    costs = [entry["calibration_cost"] for entry in trainer.state.log_history if "calibration_cost" in entry]
+    assert costs[0] == pytest.approx(0.6, abs=0.03) and trainer.budget_now() == 0.6
+
+
 def test_the_noise_is_gone_when_the_gates_are_fixed(make_trainer, tmp_path):
     trainer = make_trainer(tmp_path, freeze_gates_at=0.5)
     trainer.state.max_steps = 100
