@@ -1,0 +1,186 @@
+"""The rows of the results tables, from the JSON that trainings, evaluations, searches and benchmarks have written."""
+
+import re
+
+from .report_policies import masked
+from .report_seeds import mean, percent, seeds
+from .report_tables import short
+
+
+PROVENANCE = ("device", "dtype", "batch", "seed", "commit", "command")
+
+
+def training_row(runs):
+    """One row for runs that differ by seed alone."""
+    first, model = runs[0], runs[0]["settings"]["model"]
+    resumed = sum(results["resumed"] for results in runs)
+    return {
+        "data": first["dataset"],
+        "gates": gates_name(model["gates"]) + masked(first) + agent_name(first),
+        "budget": "–" if model["gates"] == "none" else model["budget"],
+        **accuracy_columns(runs),
+        "images seen": f"{mean(runs, 'images_seen'):,.0f}",
+        "training": f"{mean(runs, 'train_seconds') / 60:.1f} min"
+        + ("" if not resumed else " (resumed)" if len(runs) == 1 else f" ({resumed} resumed)"),
+        **provenance(first, first["batch_size"]),
+        "seed": seeds(runs),
+        "command": [results["command"] for results in runs],
+    }
+
+
+def chosen_rows(runs):
+    """A row for the same runs on the patches alone that their agent chooses, if they were evaluated on them."""
+    if not runs[0].get("chosen"):
+        return []
+    row = training_row([{**results, **results["chosen"]} for results in runs])
+    return [row | {"gates": row["gates"] + ", on the patches it chooses"}]
+
+
+def evaluation_row(results):
+    return {
+        "model": short(results["model"]),
+        "data": results["dataset"],
+        "gates": (kinds(results["gates"]) if results["gates"] else "none") + masked(results),
+        "budget": results["budget"] if results["gates"] else "–",
+        **accuracy_columns([results]),
+        **provenance(results, results["batch_size"]),
+    }
+
+
+def search_row(results):
+    picked, without = results["picked"]["reported"], results["unmasked"]
+    return {
+        "model": short(results["model"]),
+        "data": f"{results['dataset']} ({results['split']})",
+        "objectives": results["objectives"],
+        "space": results["space"],
+        "method": results["method"],
+        "masks scored": results["masks_scored"],
+        "minutes": f"{results['seconds'] / 60:.1f}",
+        "images chosen, reported on": f"{results['images_to_choose_on']}, {results['images_reported_on']}",
+        "no mask: top-1 at cost": f"{100 * without['accuracy']:.1f} at {without['cost']:.3f}",
+        "picked: top-1 at cost": f"{100 * picked['accuracy']:.1f} at {picked['cost']:.3f}",
+        "left in the network": f"{picked['layers']:.0%}",
+        **provenance(results, results["settings"]["batch_size"]),
+    }
+
+
+def speed_row(results, row):
+    kernel = min(row["dense_ms"], key=row["dense_ms"].get)
+    return {
+        "model": short(results["model"]),
+        "cost": f"{row['timed_cost']:.3f}",
+        "dense images/s": f"{row['dense_images_per_second']:.1f} ({kernel})",
+        "packed images/s": f"{row['packed_images_per_second']:.1f}",
+        "prepacked": prepacked(row),
+        "speed-up": f"{row['speedup']:.2f}×",
+        "of the MACs' promise": f"{row['realised']:.2f}",
+        "peak MiB, dense and packed": peaks(row, "dense", "packed"),
+        "threads": results["threads"],
+        **provenance(results, row["batch_size"]),
+    }
+
+
+def benchmark_row(row):
+    kernel = min(row["dense_ms"], key=row["dense_ms"].get)
+    return {
+        "size": row["size"],
+        "dtype": row["dtype"],
+        "batch": row["batch"],
+        "gates": row["gates"],
+        "cost": f"{row['cost']:.3f}",
+        "dense ms": f"{row['dense_ms'][kernel]:.1f} ({kernel})",
+        "packed ms": f"{row['packed_ms']:.1f}",
+        "prepacked": prepacked(row),
+        "speed-up": f"{row['speedup']:.2f}×",
+        "of the MACs' promise": f"{row['realised']:.2f}",
+        "peak MiB, dense and packed": peaks(row, kernel, row["gates"]),
+        "rounds": row["rounds"],
+    }
+
+
+def step_rows(results):
+    """A row for the gates, if they were timed, and for each agent."""
+    kernel = min(results["dense_ms"], key=results["dense_ms"].get)
+    measured = []
+    if "packed_ms" in results:
+        measured.append((results["gates"], "all", results, f"{results['packed_ms']:.0f} ms"))
+    for row in results.get("agents", []):  # files of earlier versions have none
+        patches = f"{row['kept']:.1f} of {row['patches']}"
+        measured.append((row["agent"], patches, row, f"{row['ms']:.0f} ms ({row['kernel']})"))
+    return [
+        {
+            "model": short(results["model"]),
+            "gates or agent": name,
+            "patches": patches,
+            "cost": f"{row['cost']:.3f}",
+            "dense step": f"{results['dense_ms'][kernel]:.0f} ms ({kernel})",
+            "step": step,
+            "of the dense time": f"{row['time_ratio']:.2f}",
+            "of the dense working memory": f"{row['memory_ratio']:.2f}",
+            **provenance(results, results["batch_size"]),
+        }
+        for name, patches, row, step in measured
+    ]
+
+
+def prepacked(row):
+    """Whether the packed model ran with prepacked weights; files of earlier versions come from before there were any."""
+    return "yes" if row.get("prepacked") else "no"
+
+
+def peaks(row, dense, packed):
+    """Working memory of both; files of earlier versions have none."""
+    found = row.get("peak_mib")
+    return f"{found[dense]:.1f}, {found[packed]:.1f}" if found else "–"
+
+
+def circumstances(results, commands):
+    """A benchmark's rows share all but what their columns say."""
+    return (
+        f"On {results['device']}, {results['threads']} threads, seed {results['seed']}, commit {results['commit']}, "
+        f"command {commands.refer(results['command'])}:"
+    )
+
+
+def accuracy_columns(runs):
+    """Of one evaluation or training, or of several that differ by seed alone: means."""
+    first = runs[0]
+    return {
+        "images": f"{first['images']:,} ({first['split']})",
+        "top-1": percent(runs) + (f" ({len(runs)} seeds)" if len(runs) > 1 else ""),
+        "top-5": f"{100 * mean(runs, 'accuracy_top5'):.2f}",
+        "cost": f"{mean(runs, 'cost'):.3f}",
+        "GMACs": f"{mean(runs, 'gmacs'):.3g}",
+        "checkpoint: top-1 at cost": before(runs),
+    }
+
+
+def before(runs):
+    """Top-1 and cost of what training started from, or what a model is compared with: a dense model, unless gates were kept."""
+    given = [results.get("dense") or results.get("checkpoint") for results in runs]
+    if not all(given):
+        return "–"
+    return f"{100 * mean(given, 'accuracy'):.2f} at {mean(given, 'cost'):.3f}"
+
+
+def gates_name(gates):
+    """A preset's name as it is, a list of gates by the names in it."""
+    names = re.findall(r'gate"?\s*:\s*"?(\w+)', gates)
+    return " + ".join(dict.fromkeys(names)) if names else gates
+
+
+def agent_name(results):
+    """The agent that a training had, as an addition to a name; none in files of earlier versions."""
+    agent = results.get("agent")
+    return f", agent {agent['name']}, {agent['n_patch_desired']} of {agent['patches']} patches" if agent else ""
+
+
+def kinds(gates):
+    """The names of the gates of a configuration."""
+    return " + ".join(dict.fromkeys(gate["gate"] for gate in gates))
+
+
+def provenance(results, batch):
+    values = {**results, "batch": batch}
+    return {key: "–" if values[key] is None else values[key] for key in PROVENANCE}
