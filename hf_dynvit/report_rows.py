@@ -47,6 +47,21 @@ def evaluation_row(results):
     }
 
 
+def front_row(results):
+    """What a reader wants first: top-1 before and after, the cost, and how much faster for each batch size."""
+    gains = {row["batch_size"]: row["speedup"] for row in results["throughput"]}
+    return {
+        "model": short(results["model"]),
+        "data": results["dataset"],
+        "top-1 of the dense checkpoint": f"{100 * results['dense']['accuracy']:.2f}",
+        "top-1": f"{100 * results['accuracy']:.2f}",
+        "cost": f"{results['cost']:.3f}",
+        "throughput, by batch": ", ".join(f"{gain:.2f}× ({batch})" for batch, gain in gains.items()),
+        "device": f"{results['device']}, {results['threads']} threads, {results['dtype']}",
+        **{key: results[key] for key in ("seed", "commit", "command")},
+    }
+
+
 def search_row(results):
     picked, without = results["picked"]["reported"], results["unmasked"]
     return {

@@ -1,7 +1,8 @@
-"""Write the results tables of recipes/README.md: python recipes/report.py results.json ... evaluation.json ...
+"""Write the results tables of recipes/README.md, and the one of README.md: python recipes/report.py results.json ...
 
 Each file is one that train.py, evaluate.py, search.py, step_time.py, compare_agents.py, merge_comparisons.py or
-`python -m hf_dynvit.benchmark --json` wrote; all numbers of the tables come from them.
+`python -m hf_dynvit.benchmark --json` wrote; all numbers of the tables come from them. README.md shows evaluations that
+timed a model and evaluated its dense checkpoint beside it.
 """
 
 import json
@@ -20,6 +21,7 @@ from hf_dynvit.report_rows import (
     chosen_rows,
     circumstances,
     evaluation_row,
+    front_row,
     search_row,
     speed_row,
     step_rows,
@@ -30,27 +32,47 @@ from hf_dynvit.report_tables import Commands, numbered, table
 
 
 README = Path(__file__).resolve().parent / "README.md"
-START, END = "<!-- results:start -->", "<!-- results:end -->"
+FRONT = README.parent.parent / "README.md"
 KINDS = ("training", "evaluation", "search", "step_time", KIND)
 
 
 def main(argv=None):
-    """`[--readme FILE] JSON ...`; returns the text between the markers."""
+    """`[--readme FILE] [--front FILE] JSON ...`; returns the tables of results. Another readme has no front of its own."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    readme = README
-    if "--readme" in argv:
-        at = argv.index("--readme")
-        readme = Path(argv[at + 1])
-        del argv[at : at + 2]
+    files = {"--readme": README, "--front": None if "--readme" in argv else FRONT}
+    for name in files:
+        if name in argv:
+            at = argv.index(name)
+            files[name] = Path(argv[at + 1])
+            del argv[at : at + 2]
     if not argv:
         raise ValueError("give the JSON files of train.py and evaluate.py")
-    text = readme.read_text(encoding="utf-8")
-    if text.count(START) != 1 or text.count(END) != 1:
-        raise ValueError(f"{readme} must contain {START} and {END} once each")
-    tables = render([read(path) for path in argv])
-    before, after = text.split(START)[0], text.split(END)[1]
-    readme.write_text(f"{before}{START}\n\n{tables}\n\n{END}{after}", encoding="utf-8")
+    results = [read(path) for path in argv]
+    tables = render(results)
+    texts = {files["--readme"]: between(files["--readme"], "results", tables)}
+    timed = [
+        entry for entry in results if entry["kind"] == "evaluation" and entry.get("dense") and entry["throughput"]
+    ]
+    if timed and files["--front"]:
+        rows = "\n\n".join(numbered([front_row(entry) for entry in timed]))
+        texts[files["--front"]] = between(files["--front"], "front", rows)
+    for file, text in texts.items():
+        file.write_text(text, encoding="utf-8")
     return tables
+
+
+def between(file, name, part):
+    """The text of a file with another part between two markers."""
+    start, end = markers(name)
+    text = file.read_text(encoding="utf-8")
+    if text.count(start) != 1 or text.count(end) != 1:
+        raise ValueError(f"{file} must contain {start} and {end} once each")
+    return f"{text.split(start)[0]}{start}\n\n{part}\n\n{end}{text.split(end)[1]}"
+
+
+def markers(name):
+    """What stands before and after a part that is written anew."""
+    return f"<!-- {name}:start -->", f"<!-- {name}:end -->"
 
 
 def read(path):

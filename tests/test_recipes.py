@@ -50,6 +50,7 @@ NAMES_OF_SCRIPTS = (
     "merge_comparisons",
 )
 train, evaluate, report, dial, search, step_time, compare, merge = map(script, NAMES_OF_SCRIPTS)
+START, END = report.markers("results")
 
 
 class Place:
@@ -154,8 +155,14 @@ def test_evaluate_measures_what_training_reported_and_report_writes_the_tables(p
         assert row["speedup"] == pytest.approx(row["packed_images_per_second"] / row["dense_images_per_second"])
 
     readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{report.START}\nold\n{report.END}\nafter\n")
-    report.main(["--readme", str(readme), str(place.folder / "trained" / "results.json"), str(out)])
+    readme.write_text(f"before\n{START}\nold\n{END}\nafter\n")
+    front = tmp_path / "FRONT.md"
+    front.write_text("title\n" + "old".join(report.markers("front")))
+    words = ["--readme", str(readme), "--front", str(front)]
+    report.main([*words, str(place.folder / "trained" / "results.json"), str(out)])
+    gains = ", ".join(f"{row['speedup']:.2f}× ({row['batch_size']})" for row in results["throughput"])
+    assert "old" not in front.read_text() and gains in front.read_text()
+    assert f"| {100 * results['dense']['accuracy']:.2f} | {100 * results['accuracy']:.2f} |" in front.read_text()
     text = readme.read_text()
     assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
     assert text.count(f"| {100 * results['accuracy']:.2f} |") >= 2 and f"{results['cost']:.3f}" in text
@@ -163,7 +170,7 @@ def test_evaluate_measures_what_training_reported_and_report_writes_the_tables(p
         assert f"| {row['packed_images_per_second']:.1f} |" in text
     assert str(place.folder) not in text
     again = report.main(["--readme", str(readme), str(out)])
-    assert "### Trained" not in again and readme.read_text().count(report.START) == 1
+    assert "### Trained" not in again and readme.read_text().count(START) == 1
 
 
 def test_evaluate_refuses_before_it_works(place, trained, tmp_path):
@@ -383,7 +390,7 @@ def test_the_dial_turns_without_training(place, tmp_path):
 
 def test_the_report_takes_the_benchmark_and_nothing_else(tmp_path):
     readme = tmp_path / "README.md"
-    readme.write_text(f"before {report.START} old {report.END} after")
+    readme.write_text(f"before {START} old {END} after")
     row = {"size": "tiny", "dtype": "float32", "batch": 8, "gates": "patch", "cost": 0.5, "rounds": 9}
     row |= {
         "prepacked": True,
@@ -612,7 +619,7 @@ def test_bad_searches_are_refused_before_work(place, tmp_path, words, message):
 def published_rows(folder, file):
     """Lines of the tables that report.py makes of one file, headers apart."""
     readme = folder / "README.md"
-    readme.write_text(f"{report.START}{report.END}")
+    readme.write_text(f"{START}{END}")
     report.main(["--readme", str(readme), str(file)])
     assert "### Training steps" in readme.read_text()
     return [line for line in readme.read_text().splitlines() if line.startswith("| ")][2:]
@@ -738,7 +745,7 @@ def test_parts_of_a_comparison_become_one_and_are_published(place, comparing, co
     assert len(merged["runs"]) == 7 and json.loads((tmp_path / "compare.json").read_text())["runs"] == merged["runs"]
     assert {"compare.md", "compare.png"} <= set(os.listdir(tmp_path))
     readme = tmp_path / "README.md"
-    readme.write_text(f"{report.START}{report.END}")
+    readme.write_text(f"{START}{END}")
     report.main(["--readme", str(readme), str(tmp_path / "compare.json")])
     text = readme.read_text()
     assert "### Agents compared" in text and "| random:return_fraction=0.5 | 3 |" in text
@@ -756,7 +763,7 @@ def test_results_on_chosen_patches_have_a_row_of_their_own(place, tmp_path):
     assert chosen["cost"] < 1.0 == results["cost"] == results["dense"]["cost"]
     assert chosen["gmacs"] == pytest.approx(chosen["cost"] * results["gmacs_dense"])
     readme = tmp_path / "README.md"
-    readme.write_text(f"{report.START}{report.END}")
+    readme.write_text(f"{START}{END}")
     report.main(["--readme", str(readme), str(place.folder / "chosen" / "results.json")])
     rows = [line for line in readme.read_text().splitlines() if "agentvit-plus, 6 of 16 patches" in line]
     assert len(rows) == 2 and "patches |" in rows[0] and "patches, on the patches it chooses |" in rows[1]
