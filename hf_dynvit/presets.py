@@ -4,7 +4,8 @@ from .preset_gates import PRESET_GATES, preset_gates
 
 
 PRESET_ARGUMENTS = {
-    "adavit": {"objective": "cost"},
+    # The gates have an order from the start: they are not led to the budget, and learn slowly, so as not to lose it.
+    "adavit": {"objective": "cost", "calibrate_first": True, "gate_learning_rate": 1e-3},
     "adavit-official": {"objective": "usage", "usage_target": 0.5, "usage_weight": 2.0, "gate_noise_end": 1.0},
     "layerskip": {
         "objective": "reinforce",
