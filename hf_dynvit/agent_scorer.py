@@ -23,7 +23,7 @@ class PatchScorer(nn.Module):
         self.score = nn.Linear(hidden or features, 1, bias=False)  # a common shift changes no choice
         nn.init.zeros_(self.score.weight)
         self.body = nn.Sequential(nn.Linear(features, hidden), nn.GELU()) if hidden else nn.Identity()
-        self.novelty = nn.Parameter(torch.tensor(novelty)) if novelty else None
+        self.novelty = nn.Parameter(torch.tensor(float(novelty))) if novelty else None
 
     def forward(self, features):
         logits = self.score(self.body(features)).squeeze(-1)

@@ -180,7 +180,7 @@ def test_an_empty_background_is_new_once(tiny_vit):
 
 
 def test_a_fresh_agent_keeps_what_is_new(tiny_vit):
-    agent = build(tiny_vit(), "agentvit-plus", 5, novelty=100.0)
+    agent = build(tiny_vit(), "agentvit-plus", 5, novelty=100)  # as a command line gives it
     pixel_values = torch.full((2, 3, 32, 32), -1.0)
     pixel_values[:, :, 8:24, 8:24] = torch.randn(2, 3, 16, 16)
     assert agent.choose(pixel_values, Moment(0)).tolist() == [[0, 5, 6, 9, 10]] * 2
