@@ -99,7 +99,9 @@ def test_replayed_forwards_run_their_gates(vit, monkeypatch):
 
     asked = []
     logits = PatchGate.logits
-    monkeypatch.setattr(PatchGate, "logits", lambda self, tokens: asked.append(self) or logits(self, tokens))
+    monkeypatch.setattr(
+        PatchGate, "logits", lambda self, tokens, alive: asked.append(self) or logits(self, tokens, alive)
+    )
     measure(vit, Setting("", "float32", 2, [("patch", 0.6)], 1, 1, 1.0, False, False), seed=0)
     # 3 layers; the draw and the open model, each for its cost, twice for its memory, to warm up and timed
     assert len(asked) == 3 * 2 * 5

@@ -6,7 +6,7 @@ from models import gated, images, run
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hf_dynvit import upfront
+from hf_dynvit import encode, upfront
 from hf_dynvit.gate import Exploration
 
 
@@ -42,7 +42,7 @@ def plans(monkeypatch):
 
 
 def without_plans(model, monkeypatch):
-    monkeypatch.setattr(type(model), "_ahead", lambda *args: [])
+    monkeypatch.setattr(encode, "_decide_ahead", lambda *args: [])
 
 
 @pytest.mark.parametrize("gating", ["threshold", "act"])
