@@ -60,7 +60,7 @@ def encode(
         if replay is not None or any(allowed):
             state = read_entry(state, gates, x)
         if plans and state.entry is not None and state.ahead is None:
-            state = decide_ahead(state, _decide_ahead(model, index, gating, exploration), gating, exploration)
+            state = decide_ahead(state, _gates_ahead(model, index, gating, exploration), gating, exploration)
         before = state
         options = (layer, gates, x, how, layout, replay, exploration, state, allowed)
         if layer.gradient_checkpointing and model.training:
@@ -95,7 +95,7 @@ def _allowed(config, index):
     return (True, True) if config.layer_mask is None else tuple(config.layer_mask[index])
 
 
-def _decide_ahead(model, index, gating, exploration):
+def _gates_ahead(model, index, gating, exploration):
     """The gates, from a layer on, that decide up front all that the host must know of their layer."""
     first = max(index, exploration.from_layer) if gating == "act" else index
     return [

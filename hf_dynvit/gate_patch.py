@@ -1,4 +1,4 @@
-"""AdaViT's patch gate: each token decides from its own normed state whether the layer transforms it."""
+"""AdaViT's patch gate: a token's normed state, and on request its novelty, decide whether the layer transforms it."""
 
 import torch
 
@@ -37,6 +37,7 @@ class PatchGate(Gate):
                 f"novelty of a patch gate must be at least 0, or fresh gates would not be open: {novelty}"
             )
         self.slots, self.drop, self.merge = self.SLOTS[on], drop, merge
+        # One number, held by a module whose fresh value `_init_weights` knows.
         self.novelty = Score(1, 1, None, init_weight=novelty) if novelty else None
 
     def logits(self, tokens, alive=None):

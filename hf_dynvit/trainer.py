@@ -167,7 +167,8 @@ class DynViTTrainer(Trainer):
             for gate in trainable:
                 gate.requires_grad_(True)
         try:
-            if self.args.calibrate_first and not (args or kwargs.get("resume_from_checkpoint")):
+            resumed = args[0] if args else kwargs.get("resume_from_checkpoint")
+            if self.args.calibrate_first and not resumed:
                 self.calibrate()
             result = super().train(*args, **kwargs)
         finally:
