@@ -50,6 +50,11 @@ class Agent:
         self.generator = torch.Generator().manual_seed(seed)
         self.logged = {}
 
+    @property
+    def merges(self):
+        """Whether the patches that are left out leave their content to those that are kept."""
+        return getattr(self.options, "merge", False)
+
     def choose(self, pixel_values, moment, explore=True):
         """Indices of the patches to keep, int64 (K,) for all images or (B, K) for each, or None for all patches.
 

@@ -38,7 +38,8 @@ class ChosenEvaluation:
     def forward(self, model, inputs):
         """The outputs on the chosen patches, the agent's work in their cost."""
         agent = self.trainer.agent
-        outputs = model(**inputs, patches=agent.evaluation_patches(inputs["pixel_values"]))
+        patches = agent.evaluation_patches(inputs["pixel_values"])
+        outputs = model(**inputs, patches=patches, merge_patches=agent.agent.merges)
         outputs.cost = outputs.cost + agent.choice_cost
         return outputs
 

@@ -1,8 +1,8 @@
 """AgentViT plus, ours: a policy that gives each image exactly K patches, and learns which ones helped it.
 
 It differs from the published agent in every part: it chooses per image, from tokens that the ViT has anyway; the
-number of patches is exact and follows a schedule that ends with all of them; credit goes to the patches that were
-kept. Every `learn_every` batches a second choice is drawn and run without gradient; the difference of the two rewards
+number of patches is exact and follows a schedule that ends with all of them; patches that look like an earlier one go
+first, and what goes merges into what stays; credit goes to the patches that were kept. Every `learn_every` batches a second choice is drawn and run without gradient; the difference of the two rewards
 says which choice was better for that image, so that hard images do not look like bad choices.
 
 Letters: B images, n patches, K kept patches, S of them by their scores, F features.
@@ -31,19 +31,21 @@ class SubsetPolicy(Agent):
         0: linear; `entropy_weight` keeps choices varied; `reward` of a choice: the label's probability, which is
         bounded, or with "loss" the negative cross-entropy; `statistics`, `position`: what the scorer reads besides
         the token (`patch_features`); `novelty`: what a patch's novelty counts in its score at first, 0: it is not read;
-        `explore_share` of the K patches is drawn uniformly, so that all are trained.
+        `explore_share` of the K patches is drawn uniformly, so that all are trained; `merge`: patches that are left
+        out leave their content to the kept ones most like them (`embed.merge_patches`).
         """
 
         return_fraction: float = share(0.2)
-        learn_every: int = 5
+        learn_every: int = 20
         learning_rate: float = 1e-3
         hidden: int = 64
         entropy_weight: float = 0.01
         reward: str = choice("probability", "loss")
         statistics: bool = False
         position: bool = False
-        novelty: float = 0.0
+        novelty: float = 4.0
         explore_share: float = share(0.0)
+        merge: bool = True
 
     def __init__(self, model, desired, options, device, seed):
         super().__init__(model, desired, options, device, seed)
@@ -96,7 +98,7 @@ class SubsetPolicy(Agent):
         scored = self._scored(count)
         other = draw_with_rest(logits.detach(), count, scored, self.generator)
         with torch.no_grad():
-            others = self.model(pixel_values, patches=other.sort(1).values)
+            others = self.model(pixel_values, patches=other.sort(1).values, merge_patches=self.merges)
         reward, baseline = (self._reward(out.logits, labels) for out in (outputs, others))
         entropy = -(logits.softmax(1) * logits.log_softmax(1)).sum(1).mean() / math.log(self.patches)
         # The uniform rest says nothing about the scores: only the first S are credited.

@@ -13,9 +13,12 @@ class Rule(Agent):
 
     @dataclass
     class Options:
-        """`return_fraction`: last part of training over which K rises from `n_patch_desired` to all patches."""
+        """`return_fraction`: last part of training over which K rises from `n_patch_desired` to all patches; `merge`:
+        those left out leave their content to the kept ones most like them (`embed.merge_patches`).
+        """
 
         return_fraction: float = share(0.0)
+        merge: bool = False
 
     def order(self, batch, explore):
         """Patches, the first to keep first: (n,) or (B, n)."""

@@ -66,7 +66,7 @@ def pixel_novelty_macs(config, patches):
     """MACs of `pixel_novelty` for one image of n patches."""
     patch = config.patch_size
     pixels = patch * patch if isinstance(patch, int) else patch[0] * patch[1]
-    return novelty_macs(patches, pixels * config.num_channels)
+    return novelty_macs(patches + 1, pixels * config.num_channels)  # with a row for [CLS]
 
 
 def patch_statistics(pixel_values, grid):

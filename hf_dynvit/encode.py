@@ -7,7 +7,7 @@ import torch
 
 from .compact import compact, in_full
 from .cost import cost
-from .embed import embed, take_patches
+from .embed import embed, merge_patches, take_patches
 from .execute import NO_EXPLORATION, NOTHING_DROPPED, run_layer
 from .gate import GATINGS
 from .upfront import decide_ahead, read_entry
@@ -23,6 +23,7 @@ def encode(
     output_attentions=None,
     output_hidden_states=None,
     patches=None,
+    merge=False,
 ):
     """Run a model's embeddings and layers; the arguments are those of `DynViTModel.forward`.
 
@@ -47,12 +48,16 @@ def encode(
         )
     x = embed(model.vit.embeddings, pixel_values, bool(interpolate_pos_encoding))
     full_tokens = x.shape[1]
-    if patches is not None:
+    state = NOTHING_DROPPED
+    if patches is not None and merge:
+        x, size = merge_patches(x, patches)
+        state = state._replace(size=size)
+    elif patches is not None:
         x = take_patches(x, patches)
     num_tokens, num_layers, alone = x.shape[1], len(model.gates), layout == "packed" and decisions is None
     compacts = alone and _compacts(model, wants_hidden)
     plans = alone and gating in ("threshold", "act")
-    state, used, attentions, hidden = NOTHING_DROPPED, [], [], [_snapshot(x, 0, num_layers, wants_hidden)]
+    used, attentions, hidden = [], [], [_snapshot(x, 0, num_layers, wants_hidden)]
     for index, (layer, gates) in enumerate(zip(model.vit.layers, model.gates, strict=True)):
         replay = decisions[index] if decisions is not None else None
         how = "open" if gating == "act" and index < exploration.from_layer else gating
@@ -75,7 +80,8 @@ def encode(
         used.append(decision)
         attentions.append(weights)
         hidden.append(_snapshot(x, index + 1, num_layers, wants_hidden))
-    spent = _cost(model, used, x, num_tokens, full_tokens, gating)
+    merging = (full_tokens - num_tokens) * (num_tokens - 1) * config.hidden_size if merge else 0
+    spent = _cost(model, used, x, num_tokens, full_tokens, gating, merging)
     hidden = tuple(hidden) if wants_hidden else None
     attentions = tuple(attentions) if output_attentions else None
     return x, spent, tuple(used), hidden, attentions
@@ -119,9 +125,9 @@ def _snapshot(x, index, num_layers, wanted):
     return x if torch.is_grad_enabled() else x.clone()  # without gradients the packed layout updates in place
 
 
-def _cost(model, decisions, x, num_tokens, full_tokens, gating):
-    """(B,) cost of what the layers ran and the gates that were asked."""
-    gate_macs, alive = 0, None
+def _cost(model, decisions, x, num_tokens, full_tokens, gating, merging):
+    """(B,) cost of what the layers ran, the gates that were asked, and `merging` MACs before the first layer."""
+    gate_macs, alive = merging, None
     for index, (gates, decision) in enumerate(zip(model.gates, decisions, strict=True)):
         if gating != "open" and any(_allowed(model.config, index)):
             gate_macs = gate_macs + sum(gate.macs(num_tokens, alive) for gate in gates.values())

@@ -50,6 +50,7 @@ class DynViTModel(DynViTPreTrainedModel):
         output_attentions=None,
         output_hidden_states=None,
         patches=None,
+        merge_patches=False,
     ):
         """Features of images.
 
@@ -65,6 +66,8 @@ class DynViTModel(DynViTPreTrainedModel):
             patches: int64 indices of the patches to run on, counted from 0 without [CLS], each at most once: (K,) for
                 all images or (B, K) for each. The others are gone before the first layer, the token stream has
                 N = 1 + K tokens, and the cost stays relative to the dense model on all patches.
+            merge_patches: the others leave their content to the kept patch most like them, which then counts as often
+                as it has patches (eager or sdpa attention in the masked layout); without patches it says nothing.
 
         Returns:
             `DynViTModelOutput`, or a tuple with `return_dict=False`.
@@ -79,6 +82,7 @@ class DynViTModel(DynViTPreTrainedModel):
             output_attentions,
             output_hidden_states,
             patches,
+            merge_patches,
         )
         return DynViTModelOutput(self.vit.layernorm(x), spent, used, hidden, attentions)
 
@@ -123,6 +127,7 @@ class DynViTForImageClassification(DynViTModel):
         output_attentions=None,
         output_hidden_states=None,
         patches=None,
+        merge_patches=False,
     ):
         """Logits of images; arguments as in `DynViTModel.forward`.
 
@@ -142,6 +147,7 @@ class DynViTForImageClassification(DynViTModel):
             output_attentions,
             output_hidden_states,
             patches,
+            merge_patches,
         )
         logits = self.classifier(self.vit.layernorm(x[:, 0]))  # (B, C)
         loss = None if labels is None else self.loss_function(labels, logits, self.config)

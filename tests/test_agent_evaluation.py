@@ -27,7 +27,7 @@ def test_the_chosen_patches_are_reported_beside_all(tiny_vit, tmp_path, agent):
         pixel_values = torch.stack([item["pixel_values"] for item in batch])
         patches = both.agent.evaluation_patches(pixel_values)
         with torch.no_grad():
-            out = both.model.eval()(pixel_values, patches=patches)
+            out = both.model.eval()(pixel_values, patches=patches, merge_patches=both.agent.agent.merges)
         right.append(out.logits.argmax(1) == torch.tensor([item["labels"] for item in batch]))
         costs.append(out.cost)
     assert metrics["eval_chosen_accuracy"] == pytest.approx(torch.cat(right).float().mean().item())

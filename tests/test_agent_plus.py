@@ -138,7 +138,7 @@ class Noisy(torch.nn.Module):
         super().__init__()
         self.vit, self.config = model.vit, model.config
 
-    def forward(self, pixel_values, patches):
+    def forward(self, pixel_values, patches, merge_patches=False):
         noisy = pixel_values.unfold(2, 8, 8).unfold(3, 8, 8).flatten(4).std(-1).mean(1).flatten(1) > 0.2
         p = 0.1 + 0.8 * noisy.gather(1, patches).float().mean(1)
         return type("Outputs", (), {"logits": torch.stack((p, 1 - p), 1).log()})
