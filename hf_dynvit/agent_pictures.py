@@ -8,25 +8,29 @@ from .drawing import INK, MUTED, PAGE, TRACK, frame, new_figure
 from .visualize import fade, unnormalise
 
 
-PICTURES = ("keep_map.png", "agent_patches.png")
+# File -> caption.
+AGENT_PICTURES = {
+    "keep_map.png": "How often training kept each patch",
+    "agent_patches.png": "What the agent keeps of eight validation images",
+}
 
 
 def draw_agent(agent, dataset, folder, images=8):
-    """Write keep_map.png and agent_patches.png.
+    """Write `AGENT_PICTURES`.
 
     Args:
         agent: the `PatchAgent` of a finished training.
         dataset: an `ImageDataset` prepared as for evaluation; its first images are shown.
         folder: where to write.
     """
-    folder, grid = Path(folder), agent.keep_map()
-    keep_map_plot(grid, agent.name, folder / PICTURES[0])
+    (keep_map, agent_patches), grid = (Path(folder) / file for file in AGENT_PICTURES), agent.keep_map()
+    keep_map_plot(grid, agent.name, keep_map)
     items = [dataset[index] for index in range(min(images, len(dataset)))]
     pixel_values = torch.stack([item["pixel_values"] for item in items])
     patches = agent.evaluation_patches(pixel_values.to(agent.kept.device))
     processor = dataset.transform.processor
     mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else (0.0, 1.0)
-    image_plot(unnormalise(pixel_values, mean, std), keep_masks(patches, len(items), grid.shape), folder / PICTURES[1])
+    image_plot(unnormalise(pixel_values, mean, std), keep_masks(patches, len(items), grid.shape), agent_patches)
 
 
 def keep_masks(patches, images, shape):

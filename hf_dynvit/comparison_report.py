@@ -94,6 +94,44 @@ def comparison_section(comparisons):
     return ["### Agents compared", *parts] if parts else []
 
 
+def front_comparison_rows(comparisons):
+    """What a reader wants first of each: the dense model, `agentvit-plus`, and the best that drops patches at random.
+
+    Comparisons that lack one of the three, or whose seeds differ, have no row.
+    """
+    rows = []
+    for results in comparisons:
+        summary = summarise(results["runs"])
+        random = [variant for variant in summary if variant.partition(":")[0] == "random"]
+        shown = ["none", "agentvit-plus", max(random, key=lambda variant: summary[variant]["accuracy"], default=None)]
+        runs = [run for run in results["runs"] if run["variant"] in shown]
+        seeds = {variant: [run["seed"] for run in runs if run["variant"] == variant] for variant in shown}
+        if not seeds["none"] or any(seeds[variant] != seeds["none"] for variant in shown):
+            continue
+        dense, plus, random = (summary[variant] for variant in shown)
+        rows.append(
+            {
+                "data": f"{results['dataset']}, {results['steps']} steps of {results['batch_size']} images",
+                "top-1, trained on all patches": _with_deviation(dense),
+                "by agentvit-plus": _with_deviation(plus),
+                "training time": f"{plus['time_share']:.2f} of dense",
+                "best at random": f"{_with_deviation(random)} ({shown[2]})",
+                "its training time": f"{random['time_share']:.2f} of dense",
+                "device": f"{results['device']}, {results['threads']} threads, {results['dtype']}",
+                "seeds": ", ".join(str(seed) for seed in seeds["none"]),
+                "commit": " and ".join(dict.fromkeys(str(run["commit"]) for run in runs)),
+                "command": [run["command"] for run in runs],
+            }
+        )
+    return rows
+
+
+def _with_deviation(row):
+    """Mean top-1 in per cent, and its sample standard deviation if there are several seeds."""
+    deviation = row["accuracy_deviation"]
+    return f"{100 * row['accuracy']:.2f}" + ("" if deviation is None else f" ± {100 * deviation:.2f}")
+
+
 def _cells(variant, row):
     chosen, seeds = row["chosen"], row["seeds"]
     close = _write(row["close"], "{:.2f}")

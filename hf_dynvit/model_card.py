@@ -25,6 +25,7 @@ def write_model_card(
     dataset_terms=None,
     pictures=None,
     training=None,
+    plain=False,
 ):
     """Write `README.md` beside a saved model.
 
@@ -43,6 +44,7 @@ def write_model_card(
         license, dataset_terms: as you state them.
         pictures: file in `folder` -> caption.
         training: name -> value, the settings to list.
+        plain: the folder holds a native ViT, which needs no code of ours.
 
     Returns:
         The `ModelCard`.
@@ -75,6 +77,7 @@ def write_model_card(
         title=data.model_name,
         model_id=model_id,
         summary=_summary(config),
+        plain=plain,
         gates=[_gate(entry, config.num_hidden_layers) for entry in config.gates or []],
         budget=config.budget,
         measured_sentence=_measured_sentence(results),

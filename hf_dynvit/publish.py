@@ -6,6 +6,7 @@ import torch
 from huggingface_hub import create_repo, upload_folder
 from transformers.utils import logging
 
+from .agent_pictures import AGENT_PICTURES, draw_agent
 from .model_card import write_model_card
 from .visualize import plot_usage, show_decisions
 
@@ -21,26 +22,36 @@ RUN = ("epochs", "steps", "images_seen", "batch_size", "processes", "train_secon
 NOT_PUBLISHED = ["checkpoint-*", "runs/*", "training_args.bin", "trainer_state.json", "results.json"]
 
 
-def describe(model, dataset, results, folder, **card):
-    """Write the model card, with pictures where there are gates and matplotlib.
+def describe(model, dataset, results, folder, agent=None, **card):
+    """Write the model card, with pictures where there are gates or an agent, and matplotlib.
 
     Args:
         model: the model that was trained.
         dataset: an `ImageDataset` prepared as for evaluation; its first eight images are shown.
         results: the content of results.json.
         folder: where the model is saved.
+        agent: the `PatchAgent` of the training, or None.
         card: given on to `write_model_card`.
     """
-    pictures = {}
+    pictures, run = {}, {name: results[name] for name in RUN}
     if model.config.gates:
-        try:
-            draw_pictures(model, dataset, results["usage"], folder)
-            pictures = PICTURES
-        except ImportError as error:
-            logger.warning(f"no pictures: {error}")
+        pictures |= drawn(PICTURES, draw_pictures, model, dataset, results["usage"], folder)
+    if agent is not None:
+        pictures |= drawn(AGENT_PICTURES, draw_agent, agent, dataset, folder)
+        run |= {"agent": agent.name, "patches in training": f"{results['agent']['kept']:.1f} of {agent.agent.patches}"}
     settings = results["settings"]["training"]
-    training = {name: settings[name] for name in SETTINGS} | {name: results[name] for name in RUN}
+    training = {name: settings[name] for name in SETTINGS} | run
     write_model_card(model, results, folder, pictures=pictures, training=training, **card)
+
+
+def drawn(captions, draw, *args):
+    """Captions of the pictures that `draw` has drawn; none, and a warning, without matplotlib."""
+    try:
+        draw(*args)
+    except ImportError as error:
+        logger.warning(f"no pictures: {error}")
+        return {}
+    return captions
 
 
 def draw_pictures(model, dataset, usage, folder):

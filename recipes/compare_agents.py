@@ -21,12 +21,14 @@ sys.path[:] = [path for path in sys.path if Path(path or ".").resolve() != HERE]
 
 from transformers import set_seed
 
+from hf_dynvit.agent_pictures import AGENT_PICTURES, draw_agent
 from hf_dynvit.agents import build_agent, parse_variant
 from hf_dynvit.comparison import FOUND, KIND, check_same
 from hf_dynvit.comparison_report import publish, save
 from hf_dynvit.data import SetEpoch, load_image_data
 from hf_dynvit.data_source import DataArguments
 from hf_dynvit.environment import measured_on
+from hf_dynvit.publish import drawn
 from hf_dynvit.settings import parse_settings
 from hf_dynvit.trainer import DynViTTrainer
 from hf_dynvit.training_args import DynViTTrainingArguments
@@ -147,7 +149,7 @@ def run(model_args, args, data):
         trainer.evaluate()  # the clock notes it
     agent = None if trainer.agent is None else trainer.agent.report()
     if trainer.agent is not None:
-        train.draw_agent_pictures(trainer.agent, data.validation, made(args.output_dir))
+        drawn(AGENT_PICTURES, draw_agent, trainer.agent, data.validation, made(args.output_dir))
     costs = [entry["cost"] for entry in trainer.state.log_history if "cost" in entry]
     return {
         "seed": args.seed,

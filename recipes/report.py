@@ -2,7 +2,7 @@
 
 Each file is one that train.py, evaluate.py, search.py, step_time.py, compare_agents.py, merge_comparisons.py or
 `python -m hf_dynvit.benchmark --json` wrote; all numbers of the tables come from them. README.md shows evaluations that
-timed a model and evaluated its dense checkpoint beside it.
+timed a model and evaluated its dense checkpoint beside it, and comparisons of agents that hold the three that matter.
 """
 
 import json
@@ -14,7 +14,7 @@ from pathlib import Path
 sys.path[:] = [path for path in sys.path if Path(path or ".").resolve() != Path(__file__).resolve().parent]
 
 from hf_dynvit.comparison import KIND
-from hf_dynvit.comparison_report import comparison_section
+from hf_dynvit.comparison_report import comparison_section, front_comparison_rows
 from hf_dynvit.report_claims import claims_section
 from hf_dynvit.report_rows import (
     benchmark_row,
@@ -53,9 +53,13 @@ def main(argv=None):
     timed = [
         entry for entry in results if entry["kind"] == "evaluation" and entry.get("dense") and entry["throughput"]
     ]
-    if timed and files["--front"]:
-        rows = "\n\n".join(numbered([front_row(entry) for entry in timed]))
-        texts[files["--front"]] = between(files["--front"], "front", rows)
+    compared = front_comparison_rows(entry for entry in results if entry["kind"] == KIND)
+    if (timed or compared) and files["--front"]:
+        parts = (
+            ["Fewer computations for each image:", *numbered([front_row(entry) for entry in timed])] if timed else []
+        )
+        parts += ["Fewer patches in training, all of them afterwards:", *numbered(compared)] if compared else []
+        texts[files["--front"]] = between(files["--front"], "front", "\n\n".join(parts))
     for file, text in texts.items():
         file.write_text(text, encoding="utf-8")
     return tables

@@ -35,7 +35,6 @@ from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
 from hf_dynvit import DynViTForImageClassification
-from hf_dynvit.agent_pictures import draw_agent
 from hf_dynvit.cost import dense_macs
 from hf_dynvit.data import SetEpoch, load_image_data
 from hf_dynvit.data_source import DataArguments
@@ -158,7 +157,8 @@ def main(argv=None):
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     seconds = time.perf_counter() - started
     trainer.save_model()  # with the processor
-    if model_args.new_vit is not None and trainer.is_world_process_zero():
+    plain = not trainer.model.config.gates
+    if plain and trainer.is_world_process_zero():
         save_plain(trainer, Path(args.output_dir))
     metrics = trainer.evaluate(data.validation)
     trainer.log_metrics("eval", metrics)
@@ -175,25 +175,17 @@ def main(argv=None):
             data.validation,
             results,
             folder,
+            trainer.agent,
+            plain=plain,
             model_id=args.hub_model_id,
             datasets=[data_args.dataset_name] if data_args.is_on_hub() else None,
             license=model_args.license,
             dataset_terms=model_args.dataset_terms,
         )
-        if trainer.agent is not None:
-            draw_agent_pictures(trainer.agent, data.validation, folder)
         if push_at_end:
             push(folder, args.hub_model_id, args.hub_private_repo)
     trainer.accelerator.wait_for_everyone()
     return results
-
-
-def draw_agent_pictures(agent, dataset, folder):
-    """What the agent kept, as pictures; without matplotlib a warning."""
-    try:
-        draw_agent(agent, dataset, folder)
-    except ImportError as error:
-        logger.warning(f"no pictures of the agent: {error}")
 
 
 def preset_defaults(words):

@@ -5,7 +5,7 @@ import copy
 import pytest
 
 from hf_dynvit.comparison import KIND, check_same, merge
-from hf_dynvit.comparison_report import comparison_section, mean_curves, summarise
+from hf_dynvit.comparison_report import comparison_section, front_comparison_rows, mean_curves, summarise
 
 
 def made_run(variant, seed, accuracies=(0.5, 0.8), seconds=100.0, **changes):
@@ -161,3 +161,18 @@ def test_the_section_has_a_row_for_each_variant_and_each_command_once():
     assert found["top-1 on chosen patches at cost"] == "60.00 at 0.450"
     assert dict(zip(names, none, strict=True))["top-1 on chosen patches at cost"] == "–"
     assert comparison_section([]) == []
+
+
+def test_the_front_shows_dense_ours_and_the_best_random_one_of_the_same_seeds():
+    runs = [made_run("none", seed, (0.5, 0.8 + seed / 100)) for seed in (0, 1)]
+    runs += [made_run("agentvit-plus", seed, (0.7, 0.81), 60.0) for seed in (0, 1)]
+    runs += [made_run("random", seed, (0.7, 0.75), 50.0) for seed in (0, 1)]
+    without = made(*runs[:4])
+    runs += [made_run("random:merge=true", seed, (0.7, 0.78), 55.0) for seed in (0, 1)]
+    runs += [made_run("progressive", 0, (0.7, 0.9), 90.0)]
+    (row,) = front_comparison_rows([made(*runs), without, made(*runs[1:])])  # the others lack a run
+    assert row["top-1, trained on all patches"] == "80.50 ± 0.71" and row["by agentvit-plus"] == "81.00 ± 0.00"
+    assert row["best at random"] == "78.00 ± 0.00 (random:merge=true)" and row["seeds"] == "0, 1"
+    assert row["training time"] == "0.60 of dense" and row["its training time"] == "0.55 of dense"
+    assert len(row["command"]) == 6 and row["commit"] == "abc"
+    assert front_comparison_rows([]) == []

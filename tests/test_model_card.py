@@ -138,6 +138,19 @@ def test_the_code_in_the_card_runs(model, tmp_path):
     assert names["out"].cost.shape == (1,)
 
 
+def test_the_card_of_a_plain_vit_asks_for_nothing_of_ours(tiny_vit, tmp_path):
+    vit = tiny_vit()
+    vit.save_pretrained(tmp_path)
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path)
+    results = {"accuracy": 0.5, "cost": 1.0, "dataset": "digits"}
+    model = DynViTForImageClassification.from_vit(vit)
+    text = write_model_card(model, results, tmp_path, model_id=str(tmp_path), plain=True).text
+    assert not re.search(r"trust_remote_code|out\.cost|gate|budget", text.replace("without gates", ""))
+    names = {"image": Image.fromarray(np.full((50, 40, 3), 7, dtype=np.uint8))}
+    exec(re.search(r"```python\n(.*?)```", text, re.DOTALL)[1], names)
+    assert type(names["model"]).__name__ == "ViTForImageClassification" and names["out"].logits.shape == (1, 5)
+
+
 def test_the_base_model_is_the_hub_id_that_the_configuration_remembers_but_never_a_folder(model, tmp_path):
     model.config._name_or_path = "you/vit"
     assert write_model_card(model, {}, tmp_path).data.base_model == "you/vit"

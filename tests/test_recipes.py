@@ -278,6 +278,8 @@ def test_without_gates_the_dense_model_is_tuned_by_the_same_recipe(place):
     assert not (folder / "decisions.png").exists() and (folder / "README.md").exists()
     tuned, given = (load_file(f / "model.safetensors") for f in (folder, Path(place.vit)))
     assert any(not torch.equal(tuned[key], given[key]) for key in given)
+    assert not list(folder.glob("*.py")) and "trust_remote_code" not in (folder / "README.md").read_text()
+    ViTForImageClassification.from_pretrained(folder)
 
 
 def test_new_classes_come_from_the_data(place):
@@ -759,6 +761,10 @@ def test_parts_of_a_comparison_become_one_and_are_published(place, comparing, co
 def test_results_on_chosen_patches_have_a_row_of_their_own(place, tmp_path):
     words = ["--gates", "none", "--teacher", "none", "--agent", "agentvit-plus", "--n_patch_desired", "6"]
     results = place.train("chosen", *words, "--agent_evaluation", "chosen", "--max_steps", "2")
+    card = (place.folder / "chosen" / "README.md").read_text()
+    assert "| agent | agentvit-plus |" in card and "of 16 |" in card
+    for picture in ("keep_map.png", "agent_patches.png"):
+        assert f"]({picture})" in card and (place.folder / "chosen" / picture).exists()
     chosen = results["chosen"]
     assert chosen["cost"] < 1.0 == results["cost"] == results["dense"]["cost"]
     assert chosen["gmacs"] == pytest.approx(chosen["cost"] * results["gmacs_dense"])
