@@ -15,7 +15,6 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from .agent_base import Moment
-from .agent_groups import run_groups
 from .agents import build_agent
 from .cost import dense_macs
 
@@ -46,15 +45,8 @@ class PatchAgent(TrainerCallback):
 
     # ------------------------------------------------------------------------------------------ training
 
-    def forward(self, model, inputs, **options):
-        """The outputs of a training forward on the patches that the agent chooses."""
-        patches = self.choose(inputs["pixel_values"])
-        if isinstance(patches, list):
-            return run_groups(model, inputs, patches, merge_patches=self.agent.merges, **options)
-        return model(**inputs, patches=patches, merge_patches=self.agent.merges, **options)
-
     def choose(self, pixel_values):
-        """Patches of the next training forward, as `Agent.choose` gives them."""
+        """Patches of the next training forward, as `DynViTModel.forward` takes them; None for all."""
         with self._timed():
             self.batch_in_epoch += 1
             patches = self.agent.choose(pixel_values, self._moment())
@@ -104,10 +96,6 @@ class PatchAgent(TrainerCallback):
         return Moment(self.batches, self.batch_in_epoch, self.epoch, progress)
 
     def _count(self, patches, images):
-        if isinstance(patches, list):
-            for group in patches:
-                self._count(group.patches, len(group.images))
-            return
         self.images += images
         if patches is None:
             self.kept += images

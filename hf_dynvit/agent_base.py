@@ -58,8 +58,6 @@ class Agent:
     def choose(self, pixel_values, moment, explore=True):
         """Indices of the patches to keep, int64 (K,) for all images or (B, K) for each, or None for all patches.
 
-        Where images keep different numbers, and only with `explore`: a list of `agent_groups.Group`.
-
         Args:
             explore: no: the choice the agent holds best; it changes no state.
         """

@@ -15,8 +15,7 @@ import torch
 from torch.nn import functional as F
 
 from .agent_base import Agent, build_seeded, choice, linear_macs, load_optimizer_tensors, optimizer_tensors, share
-from .agent_groups import Group, group_by_need, run_groups
-from .agent_math import draw_order, draw_with_rest, kept_count, order_log_prob, pair_loss
+from .agent_math import draw_with_rest, kept_count, order_log_prob, pair_loss
 from .agent_scorer import PatchScorer, feature_count, patch_features, pixel_novelty_macs
 from .agent_signal import input_macs, input_tokens
 from .reinforce import outcome
@@ -33,8 +32,7 @@ class SubsetPolicy(Agent):
         bounded, or with "loss" the negative cross-entropy; `statistics`, `position`: what the scorer reads besides
         the token (`patch_features`); `novelty`: what a patch's novelty counts in its score at first, 0: it is not read;
         `explore_share` of the K patches is drawn uniformly, so that all are trained; `merge`: patches that are left
-        out leave their content to the kept ones most like them (`embed.merge_patches`); `groups`: 1, and each image
-        keeps K patches, or into how many groups a batch is cut, of which those whose patches are newer keep more.
+        out leave their content to the kept ones most like them (`embed.merge_patches`).
         """
 
         return_fraction: float = share(0.2)
@@ -48,17 +46,11 @@ class SubsetPolicy(Agent):
         novelty: float = 4.0
         explore_share: float = share(0.0)
         merge: bool = True
-        groups: int = 1
 
     def __init__(self, model, desired, options, device, seed):
         super().__init__(model, desired, options, device, seed)
         if not options.learn_every:
             raise ValueError("learn_every of an agent must be at least 1")
-        if not options.groups or (options.groups > 1 and not options.novelty):
-            raise ValueError(
-                "groups of an agent must be at least 1, and above it go by novelty, which must then be above 0; got "
-                f"groups {options.groups}, novelty {options.novelty}"
-            )
         if options.novelty < 0:
             raise ValueError(f"novelty of an agent must be at least 0, got {options.novelty}")
         features = feature_count(model.config.hidden_size, options.statistics, options.position, options.novelty)
@@ -75,27 +67,11 @@ class SubsetPolicy(Agent):
         features = self.features(pixel_values)
         with torch.no_grad():
             logits = self.logits(features)
-        if not explore:
-            return draw_order(logits, count).sort(1).values
-        drawn = self._draw(logits, self._counts(features, count))
-        self._chosen = features, drawn
-        return [group.sorted() for group in drawn] if self.options.groups > 1 else drawn[0].sorted().patches
-
-    def _draw(self, logits, counts):
-        """`Group`s whose patches are in the order drawn, from logits (B, n) and [(images (G,), K)]."""
-        return [
-            Group(images, draw_with_rest(logits[images], count, self._scored(count), self.generator))
-            for images, count in counts
-        ]
-
-    def _counts(self, features, count):
-        """[(images (G,), K)]: how many patches images keep, `count` of them on average."""
-        images = torch.arange(len(features), device=features.device)
-        if self.options.groups == 1:
-            return [(images, count)]
-        new = features[..., -1]
-        least = new.flatten().topk(count * len(new)).values[-1]  # patches of all images compete
-        return group_by_need((new >= least).sum(1), self.options.groups, self.patches - 1)
+        scored = self._scored(count) if explore else count
+        order = draw_with_rest(logits, count, scored, self.generator if explore else None)
+        if explore:
+            self._chosen = features, order
+        return order.sort(1).values
 
     def features(self, pixel_values):
         """What the scorer reads: (B, n, F), without gradient."""
@@ -117,21 +93,17 @@ class SubsetPolicy(Agent):
     def observe(self, pixel_values, labels, outputs, moment):
         if self._chosen is None or moment.batch % self.options.learn_every:
             return
-        features, drawn = self._chosen
-        logits = self.logits(features)
-        others = self._draw(logits.detach(), [(images, order.shape[1]) for images, order in drawn])
+        features, order = self._chosen
+        logits, count = self.logits(features), order.shape[1]
+        scored = self._scored(count)
+        other = draw_with_rest(logits.detach(), count, scored, self.generator)
         with torch.no_grad():
-            inputs = {"pixel_values": pixel_values}
-            second = run_groups(self.model, inputs, [group.sorted() for group in others], merge_patches=self.merges)
-        reward, baseline = (self._reward(out.logits, labels) for out in (outputs, second))
+            others = self.model(pixel_values, patches=other.sort(1).values, merge_patches=self.merges)
+        reward, baseline = (self._reward(out.logits, labels) for out in (outputs, others))
         entropy = -(logits.softmax(1) * logits.log_softmax(1)).sum(1).mean() / math.log(self.patches)
-        loss = 0.0
-        for (images, order), (_, other) in zip(drawn, others, strict=True):
-            # The uniform rest says nothing about the scores: only the first S are credited.
-            scored = self._scored(order.shape[1])
-            log_probs = (order_log_prob(logits[images], ranked[:, :scored]) for ranked in (order, other))
-            part = pair_loss(*log_probs, reward[images], baseline[images])
-            loss = loss + part * len(images) / len(features)
+        # The uniform rest says nothing about the scores: only the first S are credited.
+        log_probs = (order_log_prob(logits, drawn[:, :scored]) for drawn in (order, other))
+        loss = pair_loss(*log_probs, reward, baseline)
         self.optimizer.zero_grad()
         (loss - self.options.entropy_weight * entropy).backward()
         self.optimizer.step()

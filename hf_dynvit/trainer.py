@@ -60,11 +60,11 @@ class DynViTTrainer(Trainer):
             outputs = self.chosen.forward(model, inputs) if self.chosen.running else model(**inputs)
             self.eval_usage.update(outputs.decisions)
             return (outputs.loss, outputs) if return_outputs else outputs.loss
+        patches, merges = None, False
+        if self.agent is not None:
+            patches, merges = self.agent.choose(inputs["pixel_values"]), self.agent.agent.merges
         options = {"gating": self._gating(), "exploration": self._exploration()}
-        if self.agent is None:
-            outputs = model(**inputs, **options)
-        else:
-            outputs = self.agent.forward(model, inputs, **options)
+        outputs = model(**inputs, **options, patches=patches, merge_patches=merges)
         teaches = self.args.prediction_teaches()
         loss = self.args.label_weight * outputs.loss if teaches else 0.0
         if self.teacher is not None and self.args.distillation_weight and teaches:

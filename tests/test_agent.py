@@ -13,7 +13,6 @@ from hf_dynvit import DynViTForImageClassification, DynViTTrainingArguments
 from hf_dynvit.agent import FILE, PatchAgent
 from hf_dynvit.agent_base import Moment
 from hf_dynvit.agent_dqn import DQNAgent
-from hf_dynvit.agent_groups import run_groups
 from hf_dynvit.agent_math import (
     above_mean,
     agentvit_reward,
@@ -32,7 +31,6 @@ from hf_dynvit.agent_replay import Replay, Transition
 from hf_dynvit.agent_signal import attention_signal, input_tokens
 from hf_dynvit.agents import AGENTS
 from hf_dynvit.cost import dense_macs
-from hf_dynvit.outputs import DynViTClassifierOutput
 
 
 LEARNING = ("agentvit", "agentvit-dqn", "agentvit-plus")
@@ -333,7 +331,7 @@ class Informative(torch.nn.Module):
         patches = patches.expand(len(pixel_values), -1)
         share = torch.isin(patches, torch.tensor([1, 6, 11])).float().sum(1) / 3
         p = 0.1 + 0.8 * share
-        return DynViTClassifierOutput(-p.log().mean(), torch.stack((p, 1 - p), 1).log(), torch.zeros_like(p))
+        return type("Outputs", (), {"logits": torch.stack((p, 1 - p), 1).log(), "loss": -p.log().mean()})
 
 
 def toy(vit, name, **options):
@@ -348,11 +346,7 @@ def toy(vit, name, **options):
     for batch in range(250):
         pixel_values, moment = 0.1 * images(32), Moment(batch, batch + 1, 1)
         patches = agent.choose(pixel_values, moment)
-        if isinstance(patches, list):
-            outputs = run_groups(classifier, {"pixel_values": pixel_values}, patches)
-        else:
-            outputs = classifier(pixel_values, patches)
-        agent.observe(pixel_values, labels, outputs, moment)
+        agent.observe(pixel_values, labels, classifier(pixel_values, patches), moment)
         agent.after_step()
     pixel_values = 0.1 * images(64)
     if name == "agentvit-plus":
