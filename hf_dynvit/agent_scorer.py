@@ -59,14 +59,15 @@ def pixel_novelty(pixel_values, grid):
     pixels = pixel_values.float()
     pixels = pixels - pixels.mean((1, 2, 3), keepdim=True)
     patches = F.unfold(pixels, grid.patch_size, stride=grid.patch_size).transpose(1, 2)  # (B, n, pixels of a patch)
-    return novelty(F.pad(patches, (0, 0, 1, 0)))[:, 1:]
+    # A row for [CLS], and a column by which patches that are the mean itself, and have no direction, are alike.
+    return novelty(F.pad(patches, (0, 1, 1, 0), value=1e-3))[:, 1:]
 
 
 def pixel_novelty_macs(config, patches):
     """MACs of `pixel_novelty` for one image of n patches."""
     patch = config.patch_size
     pixels = patch * patch if isinstance(patch, int) else patch[0] * patch[1]
-    return novelty_macs(patches + 1, pixels * config.num_channels)  # with a row for [CLS]
+    return novelty_macs(patches + 1, pixels * config.num_channels + 1)
 
 
 def patch_statistics(pixel_values, grid):

@@ -177,6 +177,7 @@ def test_an_empty_background_is_new_once(tiny_vit):
     pixel_values[:, :, 8:24, 8:24] = torch.randn(3, 16, 16)  # patches 5, 6, 9, 10
     new = pixel_novelty(pixel_values, grid)[0]
     assert (new > 0.5).nonzero().flatten().tolist() == [0, 5, 6, 9, 10]
+    assert (pixel_novelty(torch.full((1, 3, 32, 32), 0.3), grid) > 0.5).nonzero()[:, 1].tolist() == [0]
 
 
 def test_a_fresh_agent_keeps_what_is_new(tiny_vit):
