@@ -7,7 +7,6 @@ run apart (`--seeds 1` with an output_dir of its own) become one by merge_compar
 agent, with options after a colon: "random:return_fraction=0.2". Nothing is chosen on the split that is reported.
 """
 
-import importlib.util
 import json
 import statistics
 import sys
@@ -16,10 +15,10 @@ from pathlib import Path
 
 
 # This folder holds an evaluate.py, which must not hide the library of that name.
-HERE = Path(__file__).resolve().parent
-sys.path[:] = [path for path in sys.path if Path(path or ".").resolve() != HERE]
+sys.path[:] = [path for path in sys.path if Path(path or ".").resolve() != Path(__file__).resolve().parent]
 
 from transformers import set_seed
+from transformers.utils import logging
 
 from hf_dynvit.agent_pictures import AGENT_PICTURES, draw_agent
 from hf_dynvit.agents import build_agent, parse_variant
@@ -28,6 +27,7 @@ from hf_dynvit.comparison_report import publish, save
 from hf_dynvit.data import SetEpoch, load_image_data
 from hf_dynvit.data_source import DataArguments
 from hf_dynvit.environment import measured_on
+from hf_dynvit.model_source import ModelArguments, load_base, load_model, load_teacher
 from hf_dynvit.publish import drawn
 from hf_dynvit.settings import parse_settings
 from hf_dynvit.trainer import DynViTTrainer
@@ -36,9 +36,7 @@ from hf_dynvit.training_clock import TrainingClock
 from hf_dynvit.training_step import TrainingStep
 
 
-spec = importlib.util.spec_from_file_location("recipe_of_training", HERE / "train.py")
-train = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(train)
+logger = logging.get_logger("hf_dynvit.recipes")
 
 
 @dataclass
@@ -58,7 +56,7 @@ def main(argv=None):
     compare, model_args, data_args, args = parse_settings(
         sys.argv[1:] if argv is None else argv,
         CompareArguments,
-        train.ModelArguments,
+        ModelArguments,
         DataArguments,
         DynViTTrainingArguments,
     )
@@ -89,10 +87,10 @@ def main(argv=None):
         missing = [variant for variant in settings if (variant, seed) not in finished]
         if not missing:
             continue
-        processor, config = train.load_base(model_args)
+        processor, config = load_base(model_args)
         data = load_image_data(data_args, processor, config, model_args.new_classifier, seed)
         results |= {"split": data.reported_split, "images": len(data.validation)}
-        check_agents(train.load_model(model_args, config, data), [settings[variant] for variant in missing])
+        check_agents(load_model(model_args, config, data), [settings[variant] for variant in missing])
         for variant in missing:
             output_dir = folder / f"{variant.replace(':', '_')}_{seed}"
             run_args = replace(settings[variant], seed=seed, output_dir=str(output_dir))
@@ -125,19 +123,19 @@ def go_on(results, file):
         return results
     earlier = json.loads(file.read_text())
     check_same({str(file): earlier, "this comparison": json.loads(json.dumps(results))})
-    train.logger.info(f"{file} holds {len(earlier['runs'])} finished runs: they are not run again")
+    logger.info(f"{file} holds {len(earlier['runs'])} finished runs: they are not run again")
     return results | {name: earlier[name] for name in (*FOUND, "runs") if name in earlier}
 
 
 def run(model_args, args, data):
     """Train one variant with one seed; what it reached, when, and at what price."""
     set_seed(args.seed)
-    base_config = train.load_base(model_args)[1]
-    model = train.load_model(model_args, base_config, data)
+    base_config = load_base(model_args)[1]
+    model = load_model(model_args, base_config, data)
     trainer = DynViTTrainer(
         model=model,
         args=args,
-        teacher=train.load_teacher(model_args, args, model.config),
+        teacher=load_teacher(model_args, args, model.config),
         train_dataset=data.train,
         eval_dataset=data.validation,
         callbacks=[SetEpoch()],

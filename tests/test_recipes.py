@@ -23,6 +23,7 @@ from transformers import (
 
 from hf_dynvit import DynViTForImageClassification
 from hf_dynvit.gate import Score
+from hf_dynvit.model_source import ModelArguments
 from hf_dynvit.reach import cost_range
 from hf_dynvit.report_tables import command
 from hf_dynvit.settings import parse_settings
@@ -195,7 +196,7 @@ def test_the_published_table_shows_no_folders_of_this_machine():
 
 
 def test_the_command_line_wins_over_the_file(place, tmp_path):
-    types = (train.ModelArguments, train.DataArguments, train.DynViTTrainingArguments)
+    types = (ModelArguments, train.DataArguments, train.DynViTTrainingArguments)
     words = [
         str(place.recipe),
         "--budget",
@@ -499,7 +500,7 @@ def test_gates_that_are_kept_keep_their_budget(place, skipping):
     words = [str(place.folder / "no_budget.yaml"), "--output_dir", str(place.folder / "no_budget"), "--max_steps", "1"]
     results = train.main([*words, "--model_name_or_path", str(skipping[1]), "--gates", "keep"])
     assert results["settings"]["model"]["budget"] == 0.8
-    assert train.ModelArguments(model_name_or_path="vit").budget == 0.5
+    assert ModelArguments(model_name_or_path="vit").budget == 0.5
 
 
 def test_a_vit_trained_from_scratch_is_a_plain_one(place):
@@ -647,7 +648,8 @@ def test_steps_with_agents_are_timed_as_often_as_they_learn(place, tmp_path):
     for row in results["agents"]:
         assert row["time_ratio"] == row["ms"] / min(results["dense_ms"].values())
         assert row["ms"] == min(times["mean"] for times in row["step_ms"].values())
-        assert 0 < row["memory_ratio"] < 1 and 0 < row["cost"] < 1 and row["n_patch_desired"] == 6
+        assert 0 < row["cost"] < 1 and row["n_patch_desired"] == 6
+        assert 0 < row["memory_ratio"] < (1 if row["agent"] == "random" else 2)  # the others' own, beside a tiny ViT
     assert [row["learn_every"] for row in results["agents"]] == [50, 2, 1]
     assert [row["kept"] for row in results["agents"]][1:] == [6.0, 6.0]
     assert len(published_rows(tmp_path, out)) == 3
