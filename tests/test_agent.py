@@ -425,7 +425,7 @@ def test_the_next_state_is_that_of_the_same_images_after_the_step(tiny_vit, tmp_
     assert before.shape == transition.state.shape and not torch.equal(transition.state, transition.next_state)
 
 
-@pytest.mark.parametrize("agent", LEARNING + ("random",))
+@pytest.mark.parametrize("agent", AGENTS)
 @pytest.mark.parametrize("saved_at", [4, 6])
 def test_a_resumed_run_with_an_agent_ends_the_same(tiny_vit, tmp_path, agent, saved_at):
     options = {"dropout": 0.1, "save_strategy": "steps", "save_steps": saved_at, "max_steps": 9, "count": 24}
@@ -456,7 +456,7 @@ def test_checkpoints_hold_tensors_alone(tiny_vit, tmp_path, agent):
 
 def test_the_agent_leaves_no_trace_in_what_the_model_draws(tiny_vit, tmp_path):
     seen = {}
-    for agent in ("none", "agentvit", "agentvit-plus", "random"):
+    for agent in ("none", *AGENTS):
         trainer = agent_trainer(tiny_vit, tmp_path / agent, agent)
         assert_same(weights(trainer.model), seen.setdefault("weights", weights(trainer.model)))
         batches = seen.setdefault(agent, [])
@@ -465,7 +465,7 @@ def test_the_agent_leaves_no_trace_in_what_the_model_draws(tiny_vit, tmp_path):
             batches.append(inputs["pixel_values"]) or original(model, inputs, **kwargs)
         )
         trainer.train()
-    for agent in ("agentvit", "agentvit-plus", "random"):
+    for agent in AGENTS:
         assert all(torch.equal(one, other) for one, other in zip(seen["none"], seen[agent], strict=True))
 
 
