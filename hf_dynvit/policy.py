@@ -52,7 +52,7 @@ class PolicyObjective(TrainerCallback):
 
     def price(self, cost):
         """What a cost of 1 takes from the reward, given the costs (B,) of the batch."""
-        distance = cost.detach().mean() - self.trainer.budget_now()
+        distance = cost.detach().mean() - self.trainer.schedule.budget()
         return self.args.price + self.args.price_gain * distance
 
     def exploration(self, progress):

@@ -7,11 +7,12 @@ from transformers import Trainer, default_data_collator
 from .agent import PatchAgent
 from .agent_evaluation import ChosenEvaluation
 from .calibrate import calibrate
-from .gate import Exploration, Gate
+from .gate import Gate
 from .metrics import compute_metrics as default_metrics
 from .objectives import budget_loss, distillation_loss, usage_loss
 from .policy import PolicyObjective
 from .reach import check_budgets
+from .schedule import GateSchedule
 from .tuning import PackedTuning
 from .usage import UsageMeter
 
@@ -44,7 +45,7 @@ class DynViTTrainer(Trainer):
         self.calibration_dataset = calibration_dataset
         self.train_usage, self.eval_usage = UsageMeter(), UsageMeter()
         self._train_costs, self.step_costs = [], []
-        self.full_cost = 1.0  # where the budget falls from; less under a mask
+        self.schedule = GateSchedule(self)
         self.add_callback(PackedTuning(self))
         self.policy = PolicyObjective(self)
         self.add_callback(self.policy)
@@ -63,7 +64,7 @@ class DynViTTrainer(Trainer):
         patches, merges = None, False
         if self.agent is not None:
             patches, merges = self.agent.choose(inputs["pixel_values"]), self.agent.agent.merges
-        options = {"gating": self._gating(), "exploration": self._exploration()}
+        options = {"gating": self.schedule.gating(), "exploration": self.schedule.exploration()}
         outputs = model(**inputs, **options, patches=patches, merge_patches=merges)
         teaches = self.args.prediction_teaches()
         loss = self.args.label_weight * outputs.loss if teaches else 0.0
@@ -77,7 +78,7 @@ class DynViTTrainer(Trainer):
         if not torch.is_tensor(loss) or not loss.requires_grad:
             raise ValueError(
                 "nothing learns: the body is not trained and no gate decided in training "
-                f"(gating {self._gating()!r}, objective {self.args.objective!r})"
+                f"(gating {self.schedule.gating()!r}, objective {self.args.objective!r})"
             )
         if not torch.isfinite(loss):
             raise FloatingPointError(
@@ -99,39 +100,9 @@ class DynViTTrainer(Trainer):
         if self.args.objective == "usage":
             target = self.args.usage_target
             return self.args.usage_weight * usage_loss(outputs.decisions, target, target, target)
-        return self.args.cost_weight * budget_loss(outputs.cost, self.budget_now())
+        return self.args.cost_weight * budget_loss(outputs.cost, self.schedule.budget())
 
-    # ------------------------------------------------------------------------------------------ schedule
-
-    def _progress(self):
-        return self.state.global_step / max(1, self.state.max_steps)
-
-    def _gating(self):
-        if self._progress() < self.args.gate_warmup:
-            return "open"
-        if self.gates_are_frozen():
-            return "threshold"
-        return "act" if self.args.objective == "reinforce" else "sample"
-
-    def _exploration(self):
-        if self.args.objective == "reinforce":
-            return self.policy.exploration(self._progress())
-        return Exploration(noise=self._noise())
-
-    def budget_now(self):
-        """The mean cost to aim at now: it falls from that of everything that may run to the budget."""
-        budget, ramp = self.model.config.budget, 0.0 if self.args.calibrate_first else self.args.budget_ramp
-        done = 1.0 if ramp == 0 else min(1.0, (self._progress() - self.args.gate_warmup) / ramp)
-        return self.full_cost - (self.full_cost - budget) * done
-
-    def _noise(self):
-        # What is sampled turns into what the threshold decides, so that nothing changes when gates are fixed.
-        done = min(1.0, self._progress() / max(self.args.freeze_gates_at, 1e-9))
-        return 1.0 - (1.0 - self.args.gate_noise_end) * done
-
-    def gates_are_frozen(self):
-        """Whether the packed tuning has begun."""
-        return self.args.freeze_gates_at < 1.0 and self._progress() >= self.args.freeze_gates_at
+    # ------------------------------------------------------------------------------------------ training
 
     def calibrate(self):
         """Shift the gates until the mean cost on `calibration_dataset` is the budget; returns (shift, cost) or None."""
@@ -159,7 +130,7 @@ class DynViTTrainer(Trainer):
 
     def train(self, *args, **kwargs):
         if self.args.follows_budget() or self._calibration_count():
-            self.full_cost = check_budgets(self.model, [self.model.config.budget, *self.args.tuning_budgets])
+            self.schedule.full_cost = check_budgets(self.model, [self.model.config.budget, *self.args.tuning_budgets])
         model, layout = self.model, self.model._layout
         trainable = [gate for gate in model.modules() if isinstance(gate, Gate)]
         if self.args.objective == "reinforce":

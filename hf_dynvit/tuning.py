@@ -32,7 +32,7 @@ class PackedTuning(TrainerCallback, ExportableState):
 
     def on_step_begin(self, args, state, control, **kwargs):
         self.trainer.step_costs.clear()
-        if not self.trainer.gates_are_frozen():
+        if not self.trainer.schedule.frozen():
             return
         model = self.trainer.accelerator.unwrap_model(self.trainer.model)
         gates = [gate for gate in model.modules() if isinstance(gate, Gate)]

@@ -83,7 +83,7 @@ def test_the_budget_falls_from_what_the_mask_leaves(tiny_vit, tmp_path):
     trainer = masked_trainer(tiny_vit, tmp_path, budget=0.6, budget_ramp=0.5, max_steps=8)
     aims = []
     trainer.model.register_forward_hook(
-        lambda model, *_: aims.append(trainer.budget_now()) if model.training else None
+        lambda model, *_: aims.append(trainer.schedule.budget()) if model.training else None
     )
     trainer.train()
     most = cost_range(trainer.model)[1]

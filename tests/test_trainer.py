@@ -105,7 +105,7 @@ def test_the_budget_falls_linearly_after_the_warmup(make_trainer, tmp_path):
     budgets = []
     for step in (20, 40, 60, 90):
         trainer.state.global_step = step
-        budgets.append(trainer.budget_now())
+        budgets.append(trainer.schedule.budget())
     assert budgets == pytest.approx([1.0, 0.75, 0.5, 0.5])
 
 
@@ -115,7 +115,7 @@ def test_gates_with_an_order_may_start_at_the_budget(make_trainer, tmp_path):
     trainer = make_trainer(tmp_path, gates=gates, **options)
     trainer.train()
     costs = [entry["calibration_cost"] for entry in trainer.state.log_history if "calibration_cost" in entry]
-    assert costs[0] == pytest.approx(0.6, abs=0.03) and trainer.budget_now() == 0.6
+    assert costs[0] == pytest.approx(0.6, abs=0.03) and trainer.schedule.budget() == 0.6
 
 
 def test_the_noise_is_gone_when_the_gates_are_fixed(make_trainer, tmp_path):
@@ -124,7 +124,7 @@ def test_the_noise_is_gone_when_the_gates_are_fixed(make_trainer, tmp_path):
     noises = []
     for step in (0, 25, 50, 90):
         trainer.state.global_step = step
-        noises.append(trainer._noise())
+        noises.append(trainer.schedule.noise())
     assert noises == pytest.approx([1.0, 0.5, 0.0, 0.0])
 
 
