@@ -7,13 +7,14 @@ import torch
 from torch.nn import functional as F
 
 from .cost import stem_macs
+from .embed import patch_tokens
 
 
 @torch.no_grad()
 def input_tokens(vit, pixel_values):
     """The tokens that enter the first layer, positions added: pixel_values (B, channels, height, width) -> (B, N, D)."""
     embeddings = vit.embeddings
-    patches = embeddings.patch_embeddings(pixel_values)
+    patches = patch_tokens(embeddings.patch_embeddings, pixel_values)
     cls_token = embeddings.cls_token.expand(len(patches), -1, -1)
     return torch.cat((cls_token.to(patches.dtype), patches), 1) + embeddings.position_embeddings
 

@@ -16,18 +16,32 @@ def embed(embeddings, pixel_values, interpolate_pos_encoding):
         embeddings: the host's `ViTEmbeddings`.
         interpolate_pos_encoding: accept another image size than the configured one.
     """
-    convolution = embeddings.patch_embeddings.projection
-    pixel_values = pixel_values.to(convolution.weight.dtype)
-    expected = (embeddings.patch_embeddings.num_channels, *embeddings.image_size)
-    on_cpu = pixel_values.device.type == "cpu" and pixel_values.dtype.itemsize == 2
-    if torch.is_grad_enabled() or not on_cpu or pixel_values.shape[1:] != expected or torch.compiler.is_compiling():
+    patch_embeddings = embeddings.patch_embeddings
+    pixel_values = pixel_values.to(patch_embeddings.projection.weight.dtype)
+    if not _is_faster_as_product(patch_embeddings, pixel_values):
         return embeddings(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding)
+    tokens = patch_tokens(patch_embeddings, pixel_values)
+    tokens = torch.cat((embeddings.cls_token.expand(len(tokens), -1, -1), tokens), 1)
+    return embeddings.dropout(tokens.add_(embeddings.position_embeddings))
+
+
+def patch_tokens(patch_embeddings, pixel_values):
+    """The host's `ViTPatchEmbeddings` of pixel_values (B, channels, height, width) -> (B, N - 1, D)."""
+    if not _is_faster_as_product(patch_embeddings, pixel_values):
+        return patch_embeddings(pixel_values)
+    convolution = patch_embeddings.projection
     height, width = convolution.kernel_size
     patches = pixel_values.unflatten(3, (-1, width)).unflatten(2, (-1, height))  # (B, channels, rows, h, columns, w)
     patches = patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)  # (B, N - 1, channels * h * w)
-    tokens = F.linear(patches, convolution.weight.flatten(1), convolution.bias)
-    tokens = torch.cat((embeddings.cls_token.expand(len(tokens), -1, -1), tokens), 1)
-    return embeddings.dropout(tokens.add_(embeddings.position_embeddings))
+    return F.linear(patches, convolution.weight.flatten(1), convolution.bias)
+
+
+def _is_faster_as_product(patch_embeddings, pixel_values):
+    if pixel_values.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    expected = (patch_embeddings.num_channels, *patch_embeddings.image_size)
+    half = pixel_values.dtype.itemsize == 2 or torch.is_autocast_enabled("cpu")
+    return half and pixel_values.shape[1:] == expected
 
 
 def take_patches(x, patches):

@@ -15,6 +15,19 @@ def test_tokens_equal_those_of_the_convolution(tiny_vit, patch):
         torch.testing.assert_close(embed(embeddings, pixels, False), expected, atol=0.05, rtol=0.02)
 
 
+@pytest.mark.parametrize("patch", [8, (8, 16)])
+def test_training_under_autocast_has_the_gradients_of_the_convolution(tiny_vit, patch):
+    embeddings, pixels = tiny_vit(patch_size=patch).vit.embeddings, torch.randn(3, 3, 32, 32)
+    found = []
+    with torch.autocast("cpu", torch.bfloat16):
+        for function in (embed, lambda embeddings, pixels, _: embeddings(pixels)):
+            tokens = function(embeddings, pixels, False)
+            found.append([tokens.detach(), *torch.autograd.grad(tokens.square().sum(), embeddings.parameters())])
+    for ours, theirs in zip(*found, strict=True):
+        assert ours.dtype == theirs.dtype
+        torch.testing.assert_close(ours, theirs, atol=0.02 * theirs.abs().max().item(), rtol=0.02)
+
+
 def test_another_image_size_is_refused_unless_positions_are_interpolated(tiny_vit):
     embeddings = tiny_vit().vit.embeddings.bfloat16()
     with torch.no_grad():
