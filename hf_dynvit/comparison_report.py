@@ -97,17 +97,19 @@ def comparison_section(comparisons):
 def front_comparison_rows(comparisons):
     """What a reader wants first of each: the dense model, `agentvit-plus`, and the best that drops patches at random.
 
-    Comparisons that lack one of the three, or whose seeds differ, have no row.
+    Only variants with the seeds of the dense model count; comparisons that lack one of the three have no row.
     """
     rows = []
     for results in comparisons:
-        summary = summarise(results["runs"])
-        random = [variant for variant in summary if variant.partition(":")[0] == "random"]
-        shown = ["none", "agentvit-plus", max(random, key=lambda variant: summary[variant]["accuracy"], default=None)]
-        runs = [run for run in results["runs"] if run["variant"] in shown]
-        seeds = {variant: [run["seed"] for run in runs if run["variant"] == variant] for variant in shown}
-        if not seeds["none"] or any(seeds[variant] != seeds["none"] for variant in shown):
+        summary, seeds = summarise(results["runs"]), {}
+        for run in results["runs"]:
+            seeds.setdefault(run["variant"], set()).add(run["seed"])
+        fair = [variant for variant in summary if seeds[variant] == seeds.get("none")]
+        random = [variant for variant in fair if variant.partition(":")[0] == "random"]
+        if "agentvit-plus" not in fair or not random:
             continue
+        shown = ["none", "agentvit-plus", max(random, key=lambda variant: summary[variant]["accuracy"])]
+        runs = [run for run in results["runs"] if run["variant"] in shown]
         dense, plus, random = (summary[variant] for variant in shown)
         rows.append(
             {
@@ -118,7 +120,7 @@ def front_comparison_rows(comparisons):
                 "best at random": f"{_with_deviation(random)} ({shown[2]})",
                 "its training time": f"{random['time_share']:.2f} of dense",
                 "device": f"{results['device']}, {results['threads']} threads, {results['dtype']}",
-                "seeds": ", ".join(str(seed) for seed in seeds["none"]),
+                "seeds": ", ".join(str(seed) for seed in sorted(seeds["none"])),
                 "commit": " and ".join(dict.fromkeys(str(run["commit"]) for run in runs)),
                 "command": [run["command"] for run in runs],
             }
