@@ -2,8 +2,9 @@
 
 It differs from the published agent in every part: it chooses per image, from tokens that the ViT has anyway; the
 number of patches is exact and follows a schedule that ends with all of them; patches that look like an earlier one go
-first, and what goes merges into what stays; credit goes to the patches that were kept. Every `learn_every` batches a second choice is drawn and run without gradient; the difference of the two rewards
-says which choice was better for that image, so that hard images do not look like bad choices.
+first, and what goes merges into what stays; credit goes to the patches that were kept. Every `learn_every` batches a
+second choice is drawn and run without gradient; the difference of the two rewards says which choice was better for that
+image, so that hard images do not look like bad choices.
 
 Letters: B images, n patches, K kept patches, S of them by their scores, F features.
 """

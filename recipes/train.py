@@ -76,7 +76,7 @@ def main(argv=None):
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     seconds = time.perf_counter() - started
     trainer.save_model()  # with the processor
-    plain = not trainer.model.config.gates
+    plain = not (trainer.model.config.gates or trainer.model.config.layer_mask)
     if plain and trainer.is_world_process_zero():
         save_plain(trainer, Path(args.output_dir))
     metrics = trainer.evaluate(data.validation)

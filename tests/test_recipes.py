@@ -573,6 +573,16 @@ def test_a_plain_vit_can_be_searched_and_burnt_in(place, tmp_path):
     assert len(ViTForImageClassification.from_pretrained(tmp_path / "burnt_in").vit.layers) == 1
 
 
+def test_a_searched_mask_outlives_the_tuning_of_a_model_without_gates(place, tmp_path):
+    found = find(place, tmp_path, place.vit, "--min_accuracy", "0")["picked"]
+    words = ["--model_name_or_path", str(tmp_path / "picked"), "--gates", "keep", "--max_steps", "1"]
+    results = place.train("tuned_mask", *words, "--teacher", "none", "--evaluate_dense", "false")
+    assert results["layer_mask"] == found["layer_mask"] and results["gates"] is None and results["cost"] < 1.0
+    tuned = DynViTForImageClassification.from_pretrained(place.folder / "tuned_mask")
+    assert tuned.config.layer_mask == found["layer_mask"]
+    assert "trust_remote_code" in (place.folder / "tuned_mask" / "README.md").read_text()
+
+
 def test_a_static_mask_of_a_cost_is_picked_from_a_gated_model_and_evaluated(place, skipping, tmp_path):
     words = ["--policy", "process", "--granularity", "sublayer", "--max_cost", "0.7", "--method", "nsga2"]
     results = find(place, tmp_path, skipping[1], *words, "--population", "4", "--generations", "2")
