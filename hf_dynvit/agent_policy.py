@@ -36,7 +36,7 @@ class SubsetPolicy(Agent):
         out leave their content to the kept ones most like them (`embed.merge_patches`).
         """
 
-        return_fraction: float = share(0.2)
+        return_fraction: float = share(0.5)
         learn_every: int = 20
         learning_rate: float = 1e-3
         hidden: int = 64

@@ -1,6 +1,6 @@
 """The shelf of patch agents: which there are, and what has to fit before one is built.
 
-An agent is named alone ("random") or with its own options after a colon ("random:return_fraction=0.2").
+An agent is named alone ("random") or with options after a colon ("random:return_fraction=0.2,n_patch_desired=32").
 """
 
 import yaml
@@ -26,10 +26,16 @@ AGENTS = {
 
 
 def parse_variant(variant):
-    """`name` or `name:key=value,key=value` -> the training arguments that it stands for; `none`: no agent."""
-    name, _, options = variant.partition(":")
-    pairs = [option.partition("=") for option in options.split(",") if option]
-    return {"agent": name, "agent_options": {key: yaml.safe_load(value) for key, _, value in pairs}}
+    """`name` or `name:key=value,key=value` -> the training arguments that it stands for; `none`: no agent.
+
+    The keys are the agent's own options, and `n_patch_desired`, for agents that are compared at equal time.
+    """
+    name, _, pairs = variant.partition(":")
+    options = {
+        key: yaml.safe_load(value) for key, _, value in (pair.partition("=") for pair in pairs.split(",") if pair)
+    }
+    shared = {key: options.pop(key) for key in ("n_patch_desired",) if key in options}
+    return {"agent": name, "agent_options": options, **shared}
 
 
 def build_agent(model, args):
@@ -43,8 +49,8 @@ def build_agent(model, args):
     _check(kind, model, args)
     patches = model.vit.embeddings.position_embeddings.shape[1] - 1
     desired = max(1, patches // 2) if args.n_patch_desired is None else args.n_patch_desired
-    if not 1 <= desired <= patches:
-        raise ValueError(f"n_patch_desired must be in 1..{patches}, the patches of the model, got {desired}")
+    if not isinstance(desired, int) or not 1 <= desired <= patches:
+        raise ValueError(f"n_patch_desired must be in 1..{patches}, the patches of the model, got {desired!r}")
     return kind(model, desired, options, args.device, args.seed)
 
 

@@ -34,7 +34,7 @@ def agent_steps(vit, inputs, agents, kernels, **options):
             for kernel in kernels:
                 model = DynViTForImageClassification.from_vit(vit)
                 model.set_attn_implementation(kernel)
-                args = DynViTTrainingArguments(folder, report_to="none", **options, **parse_variant(agent))
+                args = DynViTTrainingArguments(folder, report_to="none", **{**options, **parse_variant(agent)})
                 trainers[agent, kernel] = DynViTTrainer(model, args)
     return {name: TrainingStep(trainer, inputs) for name, trainer in trainers.items()}
 

@@ -4,7 +4,8 @@ Trains every variant with every seed, one after another in one process, on the s
 evaluates on all patches at a few points of training, whose time does not count. Writes compare.json after each run, and
 compare.md and compare.png at the end, to output_dir; the same command goes on where it was interrupted. Parts that were
 run apart (`--seeds 1` with an output_dir of its own) become one by merge_comparisons.py. A variant is the name of an
-agent, with options after a colon: "random:return_fraction=0.2". Nothing is chosen on the split that is reported.
+agent, with options after a colon: "random:return_fraction=0.5,n_patch_desired=20". Nothing is chosen on the split that
+is reported.
 """
 
 import json
@@ -45,7 +46,7 @@ class CompareArguments:
 
     variants: list[str] = field(
         default_factory=lambda: ["none", "agentvit", "agentvit-plus", "random", "fixed", "center", "progressive"],
-        metadata={"help": "agents, each with options after a colon: 'random:return_fraction=0.2'; 'none': dense"},
+        metadata={"help": "agents, each with options after a colon: 'random:return_fraction=0.5'; 'none': dense"},
     )
     seeds: list[int] = field(default_factory=lambda: [0], metadata={"help": "seeds that each variant is trained with"})
     evaluations: int = field(default=5, metadata={"help": "evaluations during training, evenly spaced"})

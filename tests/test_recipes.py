@@ -689,7 +689,7 @@ def comparing(place):
     return words
 
 
-VARIANTS = ["none", "agentvit", "random:return_fraction=0.5"]
+VARIANTS = ["none", "agentvit", "random:return_fraction=0.5", "random:n_patch_desired=30"]
 
 
 @pytest.fixture(scope="module")
@@ -709,6 +709,7 @@ def test_agents_are_compared_on_the_same_data_and_steps(compared):
         dense = run["variant"] == "none"
         assert (run["kept_share"] == 1.0) == dense and (run["chosen"] is None) == dense
         assert dense or 0 < run["chosen"]["cost"] < 0.9
+    assert {round(49 * run["kept_share"], 6) for run in results["runs"] if run["variant"] == VARIANTS[3]} == {30}
     memory = {run["variant"]: run["step_mib"] for run in results["runs"]}
     returning = memory["random:return_fraction=0.5"]
     assert 0 < returning["first"] < 0.8 * memory["none"]["first"]  # 20 of 49 patches
@@ -744,7 +745,13 @@ def test_an_interrupted_comparison_goes_on_and_loses_nothing(place, comparing, m
 def test_an_agent_that_does_not_fit_is_refused_before_the_first_variant_trains(place, comparing, monkeypatch):
     monkeypatch.setattr(compare, "run", None)
     words = [*comparing, "0", "--output_dir", str(place.folder / "misfits"), "--variants", "none"]
-    for variant, message in (("random:gama=1", "has no option 'gama'"), ("agentvit-minus", "agent must be one of")):
+    misfits = {
+        "random:gama=1": "has no option 'gama'",
+        "agentvit-minus": "agent must be one of",
+        "random:n_patch_desired=50": "n_patch_desired must be in 1..49, .* got 50",
+        "random:n_patch_desired=half": "n_patch_desired must be in 1..49, .* got 'half'",
+    }
+    for variant, message in misfits.items():
         with pytest.raises(ValueError, match=message):
             compare.main([*words, variant])
     with pytest.raises(ValueError, match="n_patch_desired must be in 1..49"):
@@ -756,7 +763,7 @@ def test_parts_of_a_comparison_become_one_and_are_published(place, comparing, co
     compare.main([*comparing, "2", "--output_dir", str(other), "--variants", "random:return_fraction=0.5"])
     parts = [str(folder / "compare.json") for folder in (compared[1], other)]
     merged = merge.main(["--parts", *parts, "--output", str(tmp_path)])
-    assert len(merged["runs"]) == 7 and json.loads((tmp_path / "compare.json").read_text())["runs"] == merged["runs"]
+    assert len(merged["runs"]) == 9 and json.loads((tmp_path / "compare.json").read_text())["runs"] == merged["runs"]
     assert {"compare.md", "compare.png"} <= set(os.listdir(tmp_path))
     readme = tmp_path / "README.md"
     readme.write_text(f"{START}{END}")
