@@ -24,17 +24,19 @@ AGENTS = {
     "progressive": (RandomRule, {"return_fraction": 1.0}),
 }
 
+SHARED_OPTIONS = ("n_patch_desired", "max_steps")  # of a variant that are the training's, not the agent's
+
 
 def parse_variant(variant):
     """`name` or `name:key=value,key=value` -> the training arguments that it stands for; `none`: no agent.
 
-    The keys are the agent's own options, and `n_patch_desired`, for agents that are compared at equal time.
+    The keys are the agent's own options, and `SHARED_OPTIONS`, for comparisons at equal time.
     """
     name, _, pairs = variant.partition(":")
     options = {
         key: yaml.safe_load(value) for key, _, value in (pair.partition("=") for pair in pairs.split(",") if pair)
     }
-    shared = {key: options.pop(key) for key in ("n_patch_desired",) if key in options}
+    shared = {key: options.pop(key) for key in SHARED_OPTIONS if key in options}
     return {"agent": name, "agent_options": options, **shared}
 
 

@@ -10,6 +10,7 @@ from .calibrate import calibrate
 from .gate import Gate
 from .metrics import compute_metrics as default_metrics
 from .objectives import budget_loss, distillation_loss, usage_loss
+from .parameter_groups import learning, parameter_groups
 from .policy import PolicyObjective
 from .reach import check_budgets
 from .schedule import GateSchedule
@@ -132,23 +133,16 @@ class DynViTTrainer(Trainer):
         if self.args.follows_budget() or self._calibration_count():
             self.schedule.full_cost = check_budgets(self.model, [self.model.config.budget, *self.args.tuning_budgets])
         model, layout = self.model, self.model._layout
-        trainable = [gate for gate in model.modules() if isinstance(gate, Gate)]
         if self.args.objective == "reinforce":
             model.layout = "packed"  # what was drawn is for good, so skipping pays in training too
-        learning = {name: p.requires_grad for name, p in model.named_parameters()}
-        if not self.args.train_body:
-            model.requires_grad_(False)
-            for gate in trainable:
-                gate.requires_grad_(True)
         try:
-            resumed = args[0] if args else kwargs.get("resume_from_checkpoint")
-            if self.args.calibrate_first and not resumed:
-                self.calibrate()
-            result = super().train(*args, **kwargs)
+            with learning(model, self.args.train_body):
+                resumed = args[0] if args else kwargs.get("resume_from_checkpoint")
+                if self.args.calibrate_first and not resumed:
+                    self.calibrate()
+                result = super().train(*args, **kwargs)
         finally:
             model.layout = layout
-            for name, parameter in model.named_parameters():
-                parameter.requires_grad_(learning[name])
         self.calibrate()
         return result
 
@@ -158,21 +152,9 @@ class DynViTTrainer(Trainer):
         """Gates learn at their own rate, without weight decay."""
         if self.optimizer is None:
             model = self.model if model is None else model
-            gates = {id(p) for m in model.modules() if isinstance(m, Gate) for p in m.parameters()}
-            decay = set(self.get_decay_parameter_names(model))
-            named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-            body = [(name, p) for name, p in named if id(p) not in gates]
-            groups = [
-                {"params": [p for name, p in body if name in decay], "weight_decay": self.args.weight_decay},
-                {"params": [p for name, p in body if name not in decay], "weight_decay": 0.0},
-                {
-                    "params": [p for _, p in named if id(p) in gates],
-                    "weight_decay": 0.0,
-                    "lr": self.args.gate_learning_rate,
-                },
-            ]
+            groups = parameter_groups(model, self.args, self.get_decay_parameter_names(model))
             cls, options = self.get_optimizer_cls_and_kwargs(self.args, model)
-            self.optimizer = cls([group for group in groups if group["params"]], **options)
+            self.optimizer = cls(groups, **options)
         return self.optimizer
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):

@@ -16,33 +16,17 @@ from pathlib import Path
 sys.path[:] = [path for path in sys.path if Path(path or ".").resolve() != Path(__file__).resolve().parent]
 
 import torch
-from transformers import (
-    Trainer,
-    TrainingArguments,
-    ViTConfig,
-    ViTForImageClassification,
-    ViTImageProcessorPil,
-    set_seed,
-)
+from transformers import Trainer, TrainingArguments, ViTConfig, ViTForImageClassification, set_seed
 
 from hf_dynvit import DynViTForImageClassification, DynViTTrainer, DynViTTrainingArguments
-from hf_dynvit.benchmark_models import Entrant, time_batches
-from hf_dynvit.card_tables import markdown_table
-from hf_dynvit.cost import dense_macs
+from hf_dynvit.demo_results import PICTURE, TIMED_BATCHES, difficulty_sentence, measure, table, write
 from hf_dynvit.digits import digit_canvases
-from hf_dynvit.environment import measured_on
-from hf_dynvit.model_card import write_model_card
-from hf_dynvit.prepack import can_prepack
 from hf_dynvit.preset_gates import preset_gates
 from hf_dynvit.settings import parse_settings
-from hf_dynvit.visualize import show_decisions
 
 
 SIZE, PATCH = 96, 8  # pixels
 BATCH = 32
-TIMED_BATCHES = (1, 32)
-EASY, HARD = 0.25, 0.75  # difficulties up to and from which a canvas counts as such
-PICTURE = "decisions.png"
 
 
 @dataclass
@@ -85,7 +69,7 @@ def main(argv=None):
     trainer = train_gates(dense, train, args)
 
     print("\n3. Both, measured on canvases of digits they have never seen", flush=True)
-    results = measure(dense, trainer, validation, args)
+    results = measure(dense, trainer, validation, args.seconds, args.seed)
     write(trainer.model, validation, results, folder)
     print(f"\n{table(results)}\n\n{difficulty_sentence(results)}\n")
     for file in ("README.md", "results.json", PICTURE, "model.safetensors"):
@@ -153,108 +137,6 @@ def train_gates(dense, train, args):
     )
     trainer.train()
     return trainer
-
-
-def measure(dense, trainer, validation, args):
-    """Everything that results.json holds."""
-    model = trainer.model.eval()
-    config = model.config
-    gmacs = dense_macs(config, (SIZE // PATCH) ** 2 + 1, config.num_labels) / 1e9
-    trainer.eval_usage.reset()
-    measured, hits, costs = predict(trainer, validation)
-    usage = trainer.eval_usage.per_layer()
-    ungated = DynViTTrainer(model=DynViTForImageClassification.from_vit(dense), args=trainer.args)
-    difficulty = validation.difficulty
-    groups = {"easy": difficulty <= EASY, "hard": difficulty >= HARD}
-    if can_prepack():
-        model.prepack()
-    entrant = Entrant("demo", model, dense, validation, "")
-    return {
-        "kind": "demo",
-        "gates": config.gates,
-        "budget": config.budget,
-        "dataset": "handwritten digits on cluttered canvases",
-        "split": "validation",
-        "images": len(validation),
-        **measured,
-        "gmacs": measured["cost"] * gmacs,
-        "dense": predict(ungated, validation)[0] | {"gmacs": gmacs},
-        "by_difficulty": {
-            name: {
-                "images": int(group.sum()),
-                "accuracy": hits[group].mean().item(),
-                "cost": costs[group].mean().item(),
-            }
-            for name, group in groups.items()
-            if group.any()
-        },
-        "usage": usage,
-        "batch_size": BATCH,
-        "throughput": [timing(entrant, batch, args.seconds) for batch in TIMED_BATCHES],
-        **measured_on(model.device, model.dtype, args.seed),
-    }
-
-
-def predict(trainer, validation):
-    """Accuracy, top-5 accuracy and mean cost; per canvas whether it is read correctly, and its cost."""
-    out = trainer.predict(validation)
-    logits, costs = (torch.from_numpy(part) for part in out.predictions)
-    measured = {name: out.metrics[f"test_{name}"] for name in ("accuracy", "accuracy_top5", "cost")}
-    return measured, (logits.argmax(-1) == validation.labels).float(), costs
-
-
-def timing(entrant, batch, seconds):
-    """Time per image of the packed model and of the dense one (the faster of eager and SDPA), taken in turns."""
-    (row,) = time_batches([entrant], batch, seconds, rounds=None, compiled=False)
-    return {
-        "batch_size": batch,
-        "dense_ms_per_image": min(row["dense_ms"].values()) / batch,
-        "packed_ms_per_image": row["packed_ms"] / batch,
-        "dense_images_per_second": row["dense_images_per_s"],
-        "packed_images_per_second": row["packed_images_per_s"],
-        **row,
-    }
-
-
-def write(model, validation, results, folder):
-    """The model with its image processor, results.json, the picture and the card."""
-    model.save_pretrained(folder)
-    ViTImageProcessorPil(size={"height": SIZE, "width": SIZE}).save_pretrained(folder)
-    (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-    by_difficulty = validation.difficulty.argsort(stable=True)
-    count = min(3, len(validation) // 2)
-    shown = [*by_difficulty[:count].tolist(), *by_difficulty[-count:].tolist()]
-    titles = [
-        f"{'easy' if place < count else 'hard'}: {validation.labels[index]}" for place, index in enumerate(shown)
-    ]
-    images = torch.stack([validation[index]["pixel_values"] for index in shown])
-    show_decisions(model, images, folder / PICTURE, titles=titles, layers=range(model.config.num_hidden_layers))
-    write_model_card(
-        model, results, folder, pictures={PICTURE: "What is computed of three easy and three hard canvases"}
-    )
-
-
-def table(results):
-    """Dense and packed side by side, as Markdown."""
-    headings, dense, packed, ratio = ["", "top-1", "million MACs"], ["dense"], ["packed"], ["dense / packed"]
-    for row, values in ((dense, results["dense"]), (packed, results)):
-        row += [f"{values['accuracy']:.1%}", f"{1e3 * values['gmacs']:.1f}"]
-    ratio += ["", f"{results['dense']['gmacs'] / results['gmacs']:.2f}"]
-    for timed in results["throughput"]:
-        headings.append(f"ms per image, batch {timed['batch_size']}")
-        dense.append(f"{timed['dense_ms_per_image']:.2f}")
-        packed.append(f"{timed['packed_ms_per_image']:.2f}")
-        ratio.append(f"{timed['speedup']:.2f} x as fast")
-    return markdown_table(headings, [dense, packed, ratio])
-
-
-def difficulty_sentence(results):
-    """What easy and hard canvases cost."""
-    parts = [
-        f"{name} canvases: top-1 {group['accuracy']:.1%} at cost {group['cost']:.2f}"
-        for name, group in results["by_difficulty"].items()
-    ]
-    return "; ".join(parts)
 
 
 if __name__ == "__main__":

@@ -5,11 +5,9 @@ of a held-out part of train, reports on the other. Writes front.json, front.csv,
 interrupted search goes on where it was, by the same command) and the picked mask as a model in picked/.
 """
 
-import csv
-import json
 import sys
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 
 
@@ -25,77 +23,13 @@ from hf_dynvit.benchmark_speed import DTYPES
 from hf_dynvit.data import load_image_data
 from hf_dynvit.data_source import DataArguments
 from hf_dynvit.environment import measured_on
-from hf_dynvit.export import burn_in
 from hf_dynvit.latency import layer_latencies
-from hf_dynvit.search import OBJECTIVES, exhaustive, nsga2, pick
-from hf_dynvit.search_plot import front_plot
+from hf_dynvit.search import exhaustive, nsga2, pick
+from hf_dynvit.search_arguments import NOT_OF_SCORES, SearchArguments
+from hf_dynvit.search_results import save_picked, write_front
 from hf_dynvit.search_scores import MaskScores
-from hf_dynvit.search_space import GRANULARITIES, MaskSpace
+from hf_dynvit.search_space import MaskSpace
 from hf_dynvit.settings import parse_settings
-
-
-METHODS = ("auto", "nsga2", "exhaustive")
-# What may change between two searches that share their scores.
-NOT_OF_SCORES = (
-    "output",
-    "min_accuracy",
-    "max_cost",
-    "burn_in",
-    "population",
-    "generations",
-    "method",
-    "objectives",
-)
-
-
-@dataclass
-class SearchArguments:
-    """What to search, how, and where to write it."""
-
-    model: str | None = field(default=None, metadata={"help": "a plain ViT or a model with gates: folder or Hub id"})
-    output: str | None = field(default=None, metadata={"help": "folder for the results"})
-    objectives: str = field(
-        default="error+cost",
-        metadata={"help": f"one of {sorted(OBJECTIVES)}; reward+layers is the joint search of policy and mask"},
-    )
-    policy: str = field(
-        default="act", metadata={"help": "gates 'act' inside the mask, or all 'process' whatever the mask leaves"}
-    )
-    granularity: str = field(default="block", metadata={"help": f"one of {GRANULARITIES}"})
-    always_keep: list[int] = field(
-        default_factory=lambda: [0], metadata={"help": "layers no mask switches off; -1: none"}
-    )
-    method: str = field(default="auto", metadata={"help": f"one of {METHODS}; auto: exhaustive up to 6 bits"})
-    population: int = field(default=24, metadata={"help": "masks per generation"})
-    generations: int = field(default=12, metadata={"help": "generations of NSGA-II"})
-    images: int = field(default=1000, metadata={"help": "held-out images, half to choose on, half to report on"})
-    price: float = field(default=1.0, metadata={"help": "what a cost of 1 takes from the reward"})
-    min_accuracy: float | None = field(
-        default=None, metadata={"help": "pick the cheapest mask of at least this accuracy, instead of the knee"}
-    )
-    max_cost: float | None = field(
-        default=None, metadata={"help": "pick the most accurate mask of at most this cost, instead of the knee"}
-    )
-    burn_in: bool = field(default=False, metadata={"help": "also save the picked model without its unused layers"})
-    batch_size: int = field(default=64, metadata={"help": "images per forward"})
-    dtype: str = field(default="float32", metadata={"help": f"of products, one of {list(DTYPES)}"})
-    device: str = field(default="auto", metadata={"help": "cpu, cuda, ...; auto: CUDA where there is one"})
-    seed: int = field(default=0, metadata={"help": "of the search and of the held-out images"})
-
-    def __post_init__(self):
-        if not self.model or not self.output:
-            raise ValueError(f"--model and --output are needed, got {self.model!r} and {self.output!r}")
-        choices = {"objectives": OBJECTIVES, "granularity": GRANULARITIES, "method": METHODS, "dtype": DTYPES}
-        for name, known in {**choices, "policy": ("act", "process")}.items():
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be one of {sorted(known)}, got {getattr(self, name)!r}")
-        if self.images < 2:
-            raise ValueError(f"images must be at least 2, got {self.images}")
-        if self.min_accuracy is not None and self.max_cost is not None:
-            raise ValueError(f"give min_accuracy or max_cost, not both: got {self.min_accuracy} and {self.max_cost}")
-        self.always_keep = [layer for layer in self.always_keep if layer != -1]
-        if self.device == "auto":
-            self.device = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def main(argv=None):
@@ -151,8 +85,8 @@ def main(argv=None):
         **measured_on(args.device, args.dtype, args.seed),
         "settings": asdict(args),
     }
-    write(results, folder)
-    save_picked(model, processor, picked, args, folder)
+    write_front(results, folder)
+    save_picked(model, processor, picked, folder, args.policy, args.burn_in)
     print(
         f"{len(points)} masks on the front, of {len(scores.cache)} scored in {seconds:.0f} s; picked {picked['bits']}: "
     )
@@ -202,32 +136,6 @@ def make_scores(model, space, batches, args, file=None):
         autocast=None if args.dtype == "float32" else DTYPES[args.dtype],
         gating="threshold" if args.policy == "act" else "open",
     )
-
-
-def write(results, folder):
-    """The front as JSON, CSV and picture."""
-    (folder / "front.json").write_text(json.dumps(results, indent=2) + "\n")
-    with (folder / "front.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        names = [name for name in results["front"][0] if name not in ("bits", "layer_mask", "reported")]
-        writer.writerow(["bits", *names, *(f"reported_{name}" for name in names)])
-        for point in results["front"]:
-            writer.writerow([point["bits"], *(point[name] for name in names), *(point["reported"][n] for n in names)])
-    front_plot(results, folder / "front.png")
-
-
-def save_picked(model, processor, picked, args, folder):
-    """The model under the picked mask, and without the layers it never runs."""
-    model.config.layer_mask = picked["layer_mask"]
-    if args.policy == "process" and model.config.gates:
-        for gates in model.gates:
-            gates.clear()
-        model.config.gates = None
-    model.save_pretrained(folder / "picked")
-    processor.save_pretrained(folder / "picked")
-    if args.burn_in:
-        burn_in(model).save_pretrained(folder / "burnt_in")
-        processor.save_pretrained(folder / "burnt_in")
 
 
 if __name__ == "__main__":

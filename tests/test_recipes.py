@@ -689,7 +689,7 @@ def comparing(place):
     return words
 
 
-VARIANTS = ["none", "agentvit", "random:return_fraction=0.5", "random:n_patch_desired=30"]
+VARIANTS = ["none", "agentvit", "random:return_fraction=0.5", "random:n_patch_desired=30", "none:max_steps=2"]
 
 
 @pytest.fixture(scope="module")
@@ -704,9 +704,10 @@ def test_agents_are_compared_on_the_same_data_and_steps(compared):
     assert set(written.pop("summary")) == set(VARIANTS) and written == json.loads(json.dumps(results))
     assert [(run["variant"], run["seed"]) for run in results["runs"]] == [(v, s) for s in (0, 1) for v in VARIANTS]
     for run in results["runs"]:
-        assert [point["step"] for point in run["curve"]] == [2, 4]
+        shorter = run["variant"] == "none:max_steps=2"
+        assert [point["step"] for point in run["curve"]] == ([1, 2] if shorter else [2, 4])
         assert 0 < run["curve"][0]["seconds"] < run["curve"][1]["seconds"] <= run["train_seconds"]
-        dense = run["variant"] == "none"
+        dense = run["variant"].startswith("none")
         assert (run["kept_share"] == 1.0) == dense and (run["chosen"] is None) == dense
         assert dense or 0 < run["chosen"]["cost"] < 0.9
     assert {round(49 * run["kept_share"], 6) for run in results["runs"] if run["variant"] == VARIANTS[3]} == {30}
@@ -750,6 +751,7 @@ def test_an_agent_that_does_not_fit_is_refused_before_the_first_variant_trains(p
         "agentvit-minus": "agent must be one of",
         "random:n_patch_desired=50": "n_patch_desired must be in 1..49, .* got 50",
         "random:n_patch_desired=half": "n_patch_desired must be in 1..49, .* got 'half'",
+        "none:max_steps=1": "at least one for each of the 2 evaluations, got 1 for 'none:max_steps=1'",
     }
     for variant, message in misfits.items():
         with pytest.raises(ValueError, match=message):
@@ -763,7 +765,7 @@ def test_parts_of_a_comparison_become_one_and_are_published(place, comparing, co
     compare.main([*comparing, "2", "--output_dir", str(other), "--variants", "random:return_fraction=0.5"])
     parts = [str(folder / "compare.json") for folder in (compared[1], other)]
     merged = merge.main(["--parts", *parts, "--output", str(tmp_path)])
-    assert len(merged["runs"]) == 9 and json.loads((tmp_path / "compare.json").read_text())["runs"] == merged["runs"]
+    assert len(merged["runs"]) == 11 and json.loads((tmp_path / "compare.json").read_text())["runs"] == merged["runs"]
     assert {"compare.md", "compare.png"} <= set(os.listdir(tmp_path))
     readme = tmp_path / "README.md"
     readme.write_text(f"{START}{END}")
