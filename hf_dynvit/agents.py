@@ -1,6 +1,6 @@
 """The shelf of patch agents: which there are, and what has to fit before one is built.
 
-An agent is named alone ("random") or with options after a colon ("random:return_fraction=0.2,n_patch_desired=32").
+An agent is named alone ("random") or with options after a colon ("random:return_fraction=0.5,n_patch_desired=20").
 """
 
 import yaml

@@ -46,6 +46,7 @@ def _summary(own, dense):
         "close_seeds": sum(share is not None for share in close),
         "agent_seconds": statistics.mean(run["agent"]["seconds"] if run["agent"] else 0.0 for run in own),
         "kept_share": statistics.mean(run["kept_share"] for run in own),
+        "asked": {name: own[0]["agent"][name] for name in ("n_patch_desired", "patches")} if own[0]["agent"] else None,
         "step_mib": {when: statistics.mean(run["step_mib"][when] for run in own) for when in ("first", "last")},
         "chosen": {name: statistics.mean(run[name] for run in chosen) for name in ("accuracy", "cost")}
         if chosen
@@ -95,9 +96,9 @@ def comparison_section(comparisons):
 
 
 def front_comparison_rows(comparisons):
-    """What a reader wants first of each: the dense model, `agentvit-plus`, and the best that drops patches at random.
+    """What a reader wants first of each: dense, `agentvit-plus`, the best at random, and dense in fewer steps if there.
 
-    Only variants with the seeds of the dense model count; comparisons that lack one of the three have no row.
+    Only variants with the seeds of the dense model count; comparisons that lack one of the first three have no row.
     """
     rows = []
     for results in comparisons:
@@ -109,8 +110,9 @@ def front_comparison_rows(comparisons):
         if "agentvit-plus" not in fair or not random:
             continue
         shown = ["none", "agentvit-plus", max(random, key=lambda variant: summary[variant]["accuracy"])]
+        shown += [variant for variant in fair if variant.startswith("none:")][:1]
         runs = [run for run in results["runs"] if run["variant"] in shown]
-        dense, plus, random = (summary[variant] for variant in shown)
+        dense, plus, random, *shorter = (summary[variant] for variant in shown)
         rows.append(
             {
                 "data": f"{results['dataset']}, {results['steps']} steps of {results['batch_size']} images",
@@ -119,6 +121,8 @@ def front_comparison_rows(comparisons):
                 "training time": f"{plus['time_share']:.2f} of dense",
                 "best at random": f"{_with_deviation(random)} ({shown[2]})",
                 "its training time": f"{random['time_share']:.2f} of dense",
+                "dense in fewer steps": _with_deviation(shorter[0]) if shorter else ABSENT,
+                "its time": f"{shorter[0]['time_share']:.2f} of dense" if shorter else ABSENT,
                 "device": f"{results['device']}, {results['threads']} threads, {results['dtype']}",
                 "seeds": ", ".join(str(seed) for seed in sorted(seeds["none"])),
                 "commit": " and ".join(dict.fromkeys(str(run["commit"]) for run in runs)),
@@ -148,6 +152,7 @@ def _cells(variant, row):
         "of dense": _write(row["time_share"], "{:.2f}"),
         f"to dense's top-1 − {100 * CLOSE:g}: of dense": close,
         "of it the agent": f"{row['agent_seconds']:.1f} s",
+        "asked for": "{n_patch_desired} of {patches}".format(**row["asked"]) if row["asked"] else ABSENT,
         "kept patches": f"{100 * row['kept_share']:.1f} %",
         "working memory of the first and last step": " and ".join(f"{mib:.0f}" for mib in row["step_mib"].values())
         + " MiB",

@@ -19,7 +19,7 @@ def made_run(variant, seed, accuracies=(0.5, 0.8), seconds=100.0, **changes):
         }
         for index, accuracy in enumerate(accuracies)
     ]
-    agent = None if variant == "none" else {"seconds": 2.0, "kept": 8.0, "patches": 16}
+    agent = None if variant == "none" else {"seconds": 2.0, "kept": 8.0, "n_patch_desired": 6, "patches": 16}
     return {
         "variant": variant,
         "seed": seed,
@@ -123,6 +123,7 @@ def test_means_and_shares_are_those_of_the_dense_run_with_the_same_seed():
     assert row["accuracy"] == pytest.approx(0.75) and row["accuracy_deviation"] == pytest.approx(0.1 / 2**0.5)
     assert row["train_seconds"] == 100.0 and row["time_share"] == pytest.approx((0.5 + 0.75) / 2)
     assert row["seeds"] == 2 and row["agent_seconds"] == 2.0 and row["kept_share"] == 0.5
+    assert row["asked"] == {"n_patch_desired": 6, "patches": 16} and summarise(runs)["none"]["asked"] is None
     assert row["step_mib"] == {"first": 40.0, "last": 80.0} and row["chosen"] is None
     assert summarise(runs)["none"]["time_share"] == 1.0
 
@@ -170,9 +171,13 @@ def test_the_front_shows_dense_ours_and_the_best_random_one_of_the_same_seeds():
     without = made(*runs[:4])
     runs += [made_run("random:merge=true", seed, (0.7, 0.78), 55.0) for seed in (0, 1)]
     runs += [made_run("random:return_fraction=1", 0, (0.7, 0.9), 90.0)]  # one seed alone
+    runs += [made_run("none:max_steps=9", 0, (0.7, 0.9), 60.0)]
+    assert front_comparison_rows([made(*runs)])[0]["dense in fewer steps"] == "–"
+    runs += [made_run("none:max_steps=9", 1, (0.7, 0.7), 60.0)]
     (row,) = front_comparison_rows([made(*runs), without, made(*runs[1:])])  # the others lack a run
     assert row["top-1, trained on all patches"] == "80.50 ± 0.71" and row["by agentvit-plus"] == "81.00 ± 0.00"
     assert row["best at random"] == "78.00 ± 0.00 (random:merge=true)" and row["seeds"] == "0, 1"
     assert row["training time"] == "0.60 of dense" and row["its training time"] == "0.55 of dense"
-    assert len(row["command"]) == 6 and row["commit"] == "abc"
+    assert row["dense in fewer steps"] == "80.00 ± 14.14" and row["its time"] == "0.60 of dense"
+    assert len(row["command"]) == 8 and row["commit"] == "abc"
     assert front_comparison_rows([]) == []
