@@ -76,3 +76,33 @@ def counted_attention(monkeypatch):
     from hf_dynvit import attention
 
     monkeypatch.setattr(attention, "scaled_dot_product_attention", plain)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder in which recipes run (`recipe_place.Place`)."""
+    import datasets
+    from recipe_place import Place
+
+    set_seed(0)
+    datasets.disable_progress_bars()
+    folder = tmp_path_factory.mktemp("recipes")
+    before = datasets.config.HF_DATASETS_CACHE
+    datasets.config.HF_DATASETS_CACHE = folder / "cache"
+    yield Place(folder)
+    datasets.config.HF_DATASETS_CACHE = before
+
+
+@pytest.fixture(scope="module")
+def trained(place):
+    """Results of a training of AdaViT's gates in `place`, in its folder "trained"."""
+    return place.train("trained", "--gate_learning_rate=0.02")
+
+
+@pytest.fixture(scope="module")
+def skipping(place):
+    """Results and folder of a training of a policy that skips blocks."""
+    from recipe_place import POLICY
+
+    words = ["--gates", POLICY, "--objective", "reinforce", "--budget", "0.8"]
+    return place.train("skipping", *words), place.folder / "skipping"

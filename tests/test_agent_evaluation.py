@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from agent_models import LEARNING, agent_trainer, flat
 from models import images
-from test_agent import LEARNING, agent_trainer, flat
-from test_trainer import assert_same
 from torch.utils.flop_counter import FlopCounterMode
+from trainers import assert_same
 from transformers import TrainerCallback
 
 from hf_dynvit import DynViTTrainingArguments

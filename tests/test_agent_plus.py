@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from agent_models import build, toy
 from models import images
-from test_agent import build, toy
 from torch.testing import assert_close
 
 from hf_dynvit.agent_base import Moment, parse_options

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from agent_models import agent_trainer
 from models import images, run
-from test_agent import agent_trainer
 from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 

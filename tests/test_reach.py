@@ -3,7 +3,7 @@
 import pytest
 import torch
 from models import GATE_SETS, gated, images, run
-from test_trainer import build_trainer, weights
+from trainers import build_trainer, weights
 
 from hf_dynvit import calibrate as calibration
 from hf_dynvit.calibrate import calibrate

@@ -1,77 +1,19 @@
 """Claims about training: what the objective teaches, how the schedule runs, and that checkpoints lose nothing."""
 
-import math
 from functools import partial
 
 import pytest
 import torch
+from trainers import GATES, Images, assert_same, build_trainer, weights
 from transformers import Trainer, TrainingArguments
 
-from hf_dynvit import DynViTForImageClassification, DynViTTrainer, DynViTTrainingArguments
+from hf_dynvit import DynViTForImageClassification, DynViTTrainingArguments
 from hf_dynvit.gate import Gate
-
-
-GATES = [{"gate": "patch"}, {"gate": "head"}, {"gate": "sublayer"}]
-
-
-class Images(torch.utils.data.Dataset):
-    """Seeded noise whose label is the brightest third of the channels."""
-
-    def __init__(self, count, seed=0, bad=None):
-        self.pixels = torch.randn(count, 3, 32, 32, generator=torch.Generator().manual_seed(seed))
-        self.labels = self.pixels.mean((2, 3)).argmax(1)
-        if bad is not None:
-            self.pixels[bad] = math.nan
-
-    def __len__(self):
-        return len(self.labels)
-
-    def __getitem__(self, index):
-        return {"pixel_values": self.pixels[index], "labels": int(self.labels[index])}
 
 
 @pytest.fixture
 def make_trainer(tiny_vit):
     return partial(build_trainer, tiny_vit)
-
-
-def build_trainer(tiny_vit, folder, gates=GATES, budget=0.5, count=64, teacher=None, dropout=0.0, bad=None, **options):
-    torch.manual_seed(0)
-    vit = tiny_vit(num_labels=3, hidden_dropout_prob=dropout)
-    model = DynViTForImageClassification.from_vit(vit, gates=gates, budget=budget)
-    options = {
-        "per_device_train_batch_size": 8,
-        "per_device_eval_batch_size": 16,
-        "learning_rate": 1e-3,
-        "gate_learning_rate": 5e-2,
-        "max_steps": 8,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": "none",
-        "use_cpu": True,
-        "disable_tqdm": True,
-        "seed": 0,
-        **options,
-    }
-    args = DynViTTrainingArguments(output_dir=str(folder), **options)
-    return DynViTTrainer(
-        model=model,
-        args=args,
-        teacher=teacher,
-        train_dataset=Images(count, bad=bad),
-        eval_dataset=Images(32, seed=1),
-        calibration_dataset=Images(64, seed=2),
-    )
-
-
-def weights(model):
-    return {name: value.clone() for name, value in model.state_dict().items()}
-
-
-def assert_same(one, other):
-    assert one.keys() == other.keys()
-    for name in one:
-        assert torch.equal(one[name], other[name]), name
 
 
 def test_mean_cost_meets_the_budget_after_training(make_trainer, tmp_path):

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from agent_models import LEARNING, agent_trainer, flat
 from models import images
-from test_agent import LEARNING, agent_trainer, flat
-from test_trainer import assert_same, weights
+from trainers import assert_same, weights
 
 from hf_dynvit.training_step import TrainingStep
 

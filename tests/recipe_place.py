@@ -1,0 +1,67 @@
+"""The scripts of recipes/ as modules, and a place to run them in: made-up data, a tiny checkpoint, a recipe for them."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import yaml
+from image_files import save_checkpoint, write_parquet
+from transformers import ViTConfig, ViTForImageClassification
+
+
+ROOT = Path(__file__).resolve().parent.parent
+RECIPES = ROOT / "recipes"
+POLICY = "[{gate: block, value_width: 8, layers: [0, 1]}]"
+
+
+def script(name):
+    spec = importlib.util.spec_from_file_location(f"recipe_{name}", RECIPES / f"{name}.py")
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+NAMES_OF_SCRIPTS = (
+    "train",
+    "evaluate",
+    "report",
+    "calibrate",
+    "search",
+    "step_time",
+    "compare_agents",
+    "merge_comparisons",
+)
+train, evaluate, report, dial, search, step_time, compare, merge = map(script, NAMES_OF_SCRIPTS)
+START, END = report.markers("results")
+
+
+class Place:
+    """A folder with made-up data, a tiny checkpoint and a recipe for them."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.files = write_parquet(folder, grey=[2])
+        config = {"image_size": 32, "patch_size": 8, "hidden_size": 32, "intermediate_size": 64, "num_labels": 3}
+        vit = ViTForImageClassification(ViTConfig(num_hidden_layers=2, num_attention_heads=4, **config))
+        self.vit = save_checkpoint(folder / "vit", vit)
+        deep = ViTForImageClassification(ViTConfig(num_hidden_layers=12, num_attention_heads=4, **config))
+        self.deep_vit = save_checkpoint(folder / "deep_vit", deep)
+        self.recipe = folder / "recipe.yaml"
+        settings = {
+            "model_name_or_path": self.vit,
+            "data_files": self.files,
+            "budget": 0.7,
+            "max_steps": 4,
+            "per_device_train_batch_size": 6,
+            "per_device_eval_batch_size": 6,
+            "use_cpu": True,
+            "disable_tqdm": True,
+            "save_strategy": "no",
+            "report_to": "none",
+            "calibration_images": 6,
+            "seed": 1,
+        }
+        self.recipe.write_text(yaml.safe_dump(settings))
+
+    def train(self, name, *words):
+        return train.main([str(self.recipe), "--output_dir", str(self.folder / name), *words])

@@ -1,0 +1,151 @@
+"""The recipes evaluate.py, calibrate.py and report.py: what a model does is measured, and tables are written from that."""
+
+import json
+
+import pytest
+import torch
+from recipe_place import END, START, dial, evaluate, report
+from transformers import AutoImageProcessor
+
+from hf_dynvit import DynViTForImageClassification
+from hf_dynvit.gate import Score
+from hf_dynvit.report_tables import command
+
+
+def test_evaluate_measures_what_training_reported_and_report_writes_the_tables(place, trained, tmp_path):
+    words = [
+        "--model",
+        str(place.folder / "trained"),
+        "--dense",
+        place.vit,
+        "--data_files",
+        f"{place.folder}/validation.parquet",
+    ]
+    out = tmp_path / "evaluation.json"
+    results = evaluate.main(
+        [
+            *words,
+            "--json",
+            str(out),
+            "--batch_sizes",
+            "1",
+            "4",
+            "--rounds",
+            "2",
+            "--no-compile",
+            "--eval_batch_size",
+            "6",
+        ]
+    )
+    assert json.loads(out.read_text()) == json.loads(json.dumps(results))
+    for name in ("accuracy", "accuracy_top5", "cost", "gmacs"):
+        assert results[name] == pytest.approx(trained[name], abs=1e-6)
+    assert results["dense"]["accuracy"] == pytest.approx(trained["dense"]["accuracy"])
+    assert [row["batch_size"] for row in results["throughput"]] == [1, 4]
+    for row in results["throughput"]:
+        assert set(row["dense_ms"]) == {"eager", "sdpa"}
+        assert row["dense_images_per_second"] == pytest.approx(1e3 * row["batch_size"] / min(row["dense_ms"].values()))
+        assert row["speedup"] == pytest.approx(row["packed_images_per_second"] / row["dense_images_per_second"])
+
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{START}\nold\n{END}\nafter\n")
+    front = tmp_path / "FRONT.md"
+    front.write_text("title\n" + "old".join(report.markers("front")))
+    words = ["--readme", str(readme), "--front", str(front)]
+    report.main([*words, str(place.folder / "trained" / "results.json"), str(out)])
+    gains = ", ".join(f"{row['speedup']:.2f}× ({row['batch_size']})" for row in results["throughput"])
+    assert "old" not in front.read_text() and gains in front.read_text()
+    assert f"| {100 * results['dense']['accuracy']:.2f} | {100 * results['accuracy']:.2f} |" in front.read_text()
+    text = readme.read_text()
+    assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
+    assert text.count(f"| {100 * results['accuracy']:.2f} |") >= 2 and f"{results['cost']:.3f}" in text
+    for row in results["throughput"]:
+        assert f"| {row['packed_images_per_second']:.1f} |" in text
+    assert str(place.folder) not in text
+    again = report.main(["--readme", str(readme), str(out)])
+    assert "### Trained" not in again and readme.read_text().count(START) == 1
+
+
+def test_evaluate_refuses_before_it_works(place, trained, tmp_path):
+    words = ["--model", str(place.folder / "trained"), "--data_files", f"{place.folder}/validation.parquet"]
+    with pytest.raises(ValueError, match="batch of 64 needs as many images, there are 12"):
+        evaluate.main([*words, "--json", str(tmp_path / "a.json"), "--batch_sizes", "64"])
+    with pytest.raises(FileNotFoundError, match="no folder for"):
+        evaluate.main([*words, "--json", str(tmp_path / "absent" / "a.json")])
+    with pytest.raises(ValueError, match="dtype must be one of"):
+        evaluate.main([*words, "--json", str(tmp_path / "a.json"), "--dtype", "int8"])
+    with pytest.raises(ValueError, match="written neither by train.py nor evaluate.py"):
+        (tmp_path / "other.json").write_text("{}")
+        report.main([str(tmp_path / "other.json")])
+
+
+def test_the_published_table_shows_no_folders_of_this_machine():
+    line = (
+        "python recipes/train.py a.yaml --model_name_or_path=/home/me/data/vit --data_files train=../../x/d/t.parquet"
+    )
+    expected = "python recipes/train.py a.yaml --model_name_or_path=data/vit --data_files train=d/t.parquet"
+    assert command(line) == expected
+
+
+def test_the_dial_turns_without_training(place, tmp_path):
+    model = DynViTForImageClassification.from_vit(place.vit, gates=[{"gate": "patch"}], budget=0.9)
+    for module in model.modules():
+        if isinstance(module, Score):
+            torch.nn.init.normal_(module.weight)
+    model.save_pretrained(tmp_path / "trained")
+    AutoImageProcessor.from_pretrained(place.vit).save_pretrained(tmp_path / "trained")
+    words = ["--model", str(tmp_path / "trained"), "--output", str(tmp_path / "turned"), "--data_files", *place.files]
+    _, cost = dial.main([*words, "--budget", "0.6"])
+    assert cost == pytest.approx(0.6, abs=0.05)
+    turned = DynViTForImageClassification.from_pretrained(tmp_path / "turned")
+    assert turned.config.budget == 0.6
+    for name, weight in model.state_dict().items():
+        assert torch.equal(weight, turned.state_dict()[name]) != name.endswith("score.bias")
+    with pytest.raises(ValueError, match="is not empty"):
+        dial.main([*words, "--budget", "0.6"])
+    with pytest.raises(ValueError, match=r"budget must be in \(0, 1\], got 1.5"):
+        dial.main([*words, "--budget", "1.5"])
+
+
+def test_the_report_takes_the_benchmark_and_nothing_else(tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before {START} old {END} after")
+    row = {"size": "tiny", "dtype": "float32", "batch": 8, "gates": "patch", "cost": 0.5, "rounds": 9}
+    row |= {
+        "prepacked": True,
+        "dense_ms": {"eager": 30.0, "sdpa": 20.0},
+        "packed_ms": 12.5,
+        "speedup": 1.6,
+        "realised": 0.8,
+    }
+    row |= {"peak_mib": {"eager": 40.0, "sdpa": 30.25, "patch": 20.0}}
+    made = {"device": "A CPU", "threads": 2, "seed": 0, "commit": "abc", "command": "python benchmark", "rows": [row]}
+    (tmp_path / "speed.json").write_text(json.dumps(made))
+    report.main(["--readme", str(readme), str(tmp_path / "speed.json")])
+    assert (
+        "| tiny | float32 | 8 | patch | 0.500 | 20.0 (sdpa) | 12.5 | yes | 1.60× | 0.80 | 30.2, 20.0 | 9 |"
+        in readme.read_text()
+    )
+    assert "A CPU, 2 threads, seed 0, commit abc, command [1]:" in readme.read_text()
+    assert "1. `python benchmark`" in readme.read_text() and " old " not in readme.read_text()
+    (tmp_path / "other.json").write_text(json.dumps({"rows": [{"accuracy": 1}]}))
+    with pytest.raises(ValueError, match="was written neither"):
+        report.main(["--readme", str(readme), str(tmp_path / "other.json")])
+
+
+def test_results_on_chosen_patches_have_a_row_of_their_own(place, tmp_path):
+    words = ["--gates", "none", "--teacher", "none", "--agent", "agentvit-plus", "--n_patch_desired", "6"]
+    results = place.train("chosen", *words, "--agent_evaluation", "chosen", "--max_steps", "2")
+    card = (place.folder / "chosen" / "README.md").read_text()
+    assert "| agent | agentvit-plus |" in card and "of 16 |" in card
+    for picture in ("keep_map.png", "agent_patches.png"):
+        assert f"]({picture})" in card and (place.folder / "chosen" / picture).exists()
+    chosen = results["chosen"]
+    assert chosen["cost"] < 1.0 == results["cost"] == results["dense"]["cost"]
+    assert chosen["gmacs"] == pytest.approx(chosen["cost"] * results["gmacs_dense"])
+    readme = tmp_path / "README.md"
+    readme.write_text(f"{START}{END}")
+    report.main(["--readme", str(readme), str(place.folder / "chosen" / "results.json")])
+    rows = [line for line in readme.read_text().splitlines() if "agentvit-plus, 6 of 16 patches" in line]
+    assert len(rows) == 2 and "patches |" in rows[0] and "patches, on the patches it chooses |" in rows[1]
+    assert f"| {chosen['cost']:.3f} |" in rows[1] and "| 1.000 |" in rows[0]

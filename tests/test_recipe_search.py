@@ -1,0 +1,163 @@
+"""The recipe search.py: masks are found, written and picked, and the models under them go on."""
+
+import json
+
+import pytest
+import torch
+from recipe_place import evaluate, search
+from safetensors.torch import load_file
+from transformers import AutoModelForImageClassification, ViTForImageClassification
+
+from hf_dynvit import DynViTForImageClassification
+from hf_dynvit.reach import cost_range
+
+
+def find(place, folder, model, *words):
+    return search.main(
+        [
+            "--model",
+            str(model),
+            "--output",
+            str(folder),
+            "--data_files",
+            f"train={place.folder}/train.parquet",
+            "--validation_fraction",
+            "0.5",
+            "--images",
+            "6",
+            "--always_keep",
+            "-1",
+            *words,
+        ]
+    )
+
+
+def test_a_search_writes_front_picture_and_models(place, skipping, tmp_path):
+    results = find(place, tmp_path, skipping[1], "--burn_in", "true", "--granularity", "sublayer")
+    assert results["method"] == "exhaustive" and results["masks_scored"] == 15
+    assert json.loads((tmp_path / "front.json").read_text()) == json.loads(json.dumps(results))
+    rows = (tmp_path / "front.csv").read_text().splitlines()
+    assert len(rows) == 1 + len(results["front"]) and rows[0].startswith("bits,accuracy,error,cost")
+    assert (tmp_path / "front.png").read_bytes().startswith(b"\x89PNG")
+    picked = AutoModelForImageClassification.from_pretrained(tmp_path / "picked")
+    assert picked.config.layer_mask == results["picked"]["layer_mask"]
+    AutoModelForImageClassification.from_pretrained(tmp_path / "burnt_in")
+    again = find(place, tmp_path, skipping[1], "--granularity", "sublayer", "--method", "nsga2", "--generations", "2")
+    assert again["method"] == "nsga2" and again["masks_scored"] == 15  # all of them from scores.json
+
+
+def test_the_joint_search_scores_the_reward_of_the_policy(place, skipping, tmp_path):
+    results = find(place, tmp_path, skipping[1], "--objectives", "reward+layers", "--price", "0.3")
+    for point in results["front"]:
+        assert point["reward"] == pytest.approx(point["accuracy"] - 0.3 * point["cost"], abs=1e-5)
+
+
+def test_a_plain_vit_can_be_searched_and_burnt_in(place, tmp_path):
+    find(place, tmp_path, place.vit, "--burn_in", "true", "--min_accuracy", "0")
+    assert len(ViTForImageClassification.from_pretrained(tmp_path / "burnt_in").vit.layers) == 1
+
+
+def test_a_searched_mask_outlives_the_tuning_of_a_model_without_gates(place, tmp_path):
+    found = find(place, tmp_path, place.vit, "--min_accuracy", "0")["picked"]
+    words = ["--model_name_or_path", str(tmp_path / "picked"), "--gates", "keep", "--max_steps", "1"]
+    results = place.train("tuned_mask", *words, "--teacher", "none", "--evaluate_dense", "false")
+    assert results["layer_mask"] == found["layer_mask"] and results["gates"] is None and results["cost"] < 1.0
+    tuned = DynViTForImageClassification.from_pretrained(place.folder / "tuned_mask")
+    assert tuned.config.layer_mask == found["layer_mask"]
+    assert "trust_remote_code" in (place.folder / "tuned_mask" / "README.md").read_text()
+
+
+def test_the_policy_is_tuned_under_the_mask_that_the_joint_search_picked(place, tmp_path):
+    words = ["--model_name_or_path", place.deep_vit, "--max_steps", "2"]
+    place.train("joint", *words, "--gates", "layerskip", "--gate_learning_rate", "0.1")
+    words = ["--objectives", "reward+layers", "--method", "nsga2", "--population", "4", "--generations", "2"]
+    found = find(place, tmp_path, place.folder / "joint", *words, "--max_cost", "0.6", "--always_keep", "0")
+    picked, mask = tmp_path / "picked", found["picked"]["layer_mask"]
+    assert 1 <= sum(map(all, mask)) < 12
+
+    # A fresh policy may start from that mask, instead of open.
+    words = ["--model_name_or_path", place.deep_vit, "--gates", "layerskip", "--max_steps", "2"]
+    cost = round(found["picked"]["cost"] + 0.02, 3)
+    results = place.train("started", *words, "--start_mask", str(picked), "--budget", str(cost))
+    training = results["settings"]["training"]
+    assert (training["budget_ramp"], training["curriculum"]) == (0.0, 0.0) and results["cost"] < 0.9
+    with pytest.raises(ValueError, match="start_mask.*joint.*has no layer_mask"):
+        place.train("no_mask", *words, "--start_mask", str(place.folder / "joint"))
+    with pytest.raises(ValueError, match="start_mask is where fresh gates start.*'none'"):
+        place.train("no_gates", "--gates", "none", "--start_mask", str(picked))
+
+    # A recipe written for the body's training too: packed tuning at its end, and a teacher.
+    words = [
+        "--model_name_or_path",
+        str(picked),
+        "--gates",
+        "keep",
+        "--train_body",
+        "false",
+        "--freeze_gates_at",
+        "0.5",
+    ]
+    low, high = cost_range(DynViTForImageClassification.from_pretrained(picked))
+    budget = round((low + high) / 2, 3)
+    results = place.train("tuned", *words, "--budget", str(budget), "--max_steps", "4")
+    training = results["settings"]["training"]
+    assert (training["objective"], training["budget_ramp"], training["curriculum"]) == ("reinforce", 0.0, 0.0)
+    assert results["steps"] == 4 and results["layer_mask"] == mask and results["cost"] <= high + 1e-6
+    assert results["checkpoint"]["cost"] <= high + 1e-6 and "dense" not in results
+    tuned = AutoModelForImageClassification.from_pretrained(place.folder / "tuned")
+    assert tuned.config.layer_mask == mask and tuned.config.budget == budget
+    one, other = (load_file(folder / "model.safetensors") for folder in (picked, place.folder / "tuned"))
+    changed = {name for name in one if not torch.equal(one[name], other[name])}
+    assert one.keys() == other.keys() and all(name.startswith("gates.") for name in changed)
+    learned = {int(name.split(".")[1]) for name in changed if name.endswith("score.weight")}
+    assert learned == {layer for layer in range(1, 12) if all(mask[layer])}
+
+    with pytest.raises(ValueError, match=r"budget of 0.7 is out of reach: its gates under its layer_mask"):
+        place.train("too_dear", *words)
+    assert not (place.folder / "too_dear" / "model.safetensors").exists()
+
+
+def test_a_static_mask_of_a_cost_is_picked_from_a_gated_model_and_evaluated(place, skipping, tmp_path):
+    words = ["--policy", "process", "--granularity", "sublayer", "--max_cost", "0.7", "--method", "nsga2"]
+    results = find(place, tmp_path, skipping[1], *words, "--population", "4", "--generations", "2")
+    picked = results["picked"]
+    cheap = [point for point in results["front"] if point["cost"] <= 0.7]
+    assert picked["accuracy"] == max(point["accuracy"] for point in cheap) and picked in cheap
+    words = ["--model", str(tmp_path / "picked"), "--data_files", f"{place.folder}/validation.parquet"]
+    words += ["--batch_sizes", "4", "--rounds", "1", "--no-compile", "--json", str(tmp_path / "evaluation.json")]
+    measured = evaluate.main(words)
+    assert measured["gates"] is None and measured["layer_mask"] == picked["layer_mask"]
+    assert measured["num_layers"] == 2
+    assert measured["cost"] == pytest.approx(picked["cost"], abs=1e-6) and measured["images"] == 12
+
+    # The same by hand: the backbone of the gated model, every gate open, under the mask.
+    model = DynViTForImageClassification.from_pretrained(skipping[1]).eval()
+    model.config.layer_mask = picked["layer_mask"]
+    rows = evaluate.open_models([str(skipping[1])], evaluate.DataArguments(data_files=words[3:4]))[0].images
+    with torch.no_grad():
+        guesses = [model(row["pixel_values"][None], gating="open").logits.argmax().item() for row in rows]
+    right = [guess == row["labels"] for guess, row in zip(guesses, rows, strict=True)]
+    assert measured["accuracy"] == pytest.approx(sum(right) / len(right))
+
+
+def test_a_cost_that_no_mask_has_is_refused_before_the_search(place, skipping, tmp_path):
+    with pytest.raises(ValueError, match=r"no mask has a cost of at most 0.01; the cheapest has 0\.\d+"):
+        find(place, tmp_path / "out", skipping[1], "--policy", "process", "--max_cost", "0.01")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--min_accuracy", "0.5", "--max_cost", "0.5"], "min_accuracy or max_cost, not both: got 0.5 and 0.5"),
+        (["--objectives", "reward+layers"], "need a model with gates that act"),
+        (["--policy", "dream"], "policy must be one of"),
+        (["--always_keep", "0", "1"], "nothing to search"),
+        (["--validation_fraction", "0"], "no mask is chosen on validation"),
+        (["--images", "1"], "images must be at least 2"),
+    ],
+)
+def test_bad_searches_are_refused_before_work(place, tmp_path, words, message):
+    with pytest.raises(ValueError, match=message):
+        find(place, tmp_path / "out", place.vit, *words)
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,104 @@
+"""Settings of recipes: the command line wins, presets say how gates are taught, mistakes are named before any work."""
+
+import pytest
+import yaml
+from image_files import write_folders
+from recipe_place import RECIPES, train
+
+from hf_dynvit.model_source import ModelArguments
+from hf_dynvit.settings import parse_settings
+
+
+def test_the_command_line_wins_over_the_file(place, tmp_path):
+    types = (ModelArguments, train.DataArguments, train.DynViTTrainingArguments)
+    words = [
+        str(place.recipe),
+        "--budget",
+        "0.9",
+        "--learning_rate=2e-4",
+        "--output_dir",
+        str(tmp_path),
+        "--bf16",
+        "true",
+    ]
+    model, data, training = parse_settings([*words, "--gates", '[{"gate": "patch", "on": "mlp"}]'], *types)
+    assert (model.budget, training.learning_rate, training.bf16, training.seed) == (0.9, 2e-4, True, 1)
+    assert model.gate_list() == [{"gate": "patch", "on": "mlp"}]
+    assert data.data_files == place.files
+    nested = tmp_path / "nested.yaml"
+    nested.write_text("gates:\n- {gate: sublayer, layers: [1]}\nmodel_name_or_path: x\ndata_files: [a.parquet]\n")
+    model, _, _ = parse_settings([str(nested), "--output_dir", str(tmp_path)], *types)
+    assert model.gate_list() == [{"gate": "sublayer", "layers": [1]}]
+
+
+def test_an_unknown_key_is_named(place, tmp_path):
+    with pytest.raises(ValueError, match="unknown key 'gate_learnin_rate' in the command line; did you mean gate_lea"):
+        place.train("unknown", "--gate_learnin_rate", "1")
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("budgett: 0.5\n")
+    with pytest.raises(ValueError, match="unknown key 'budgett' in .*bad.yaml; did you mean budget?"):
+        train.main([str(bad)])
+    with pytest.raises(ValueError, match="'0.5' belongs to no key"):
+        place.train("unknown", "--bf16", "true", "0.5")
+    with pytest.raises(FileNotFoundError, match="no settings file 'absent.yaml'"):
+        train.main(["absent.yaml"])
+    assert not (place.folder / "unknown").exists()
+
+
+def test_what_cannot_work_is_refused_before_training(place):
+    for words, message in [
+        (["--budget", "1.5"], "budget must be in \\(0, 1\\]"),
+        (["--gates", "adavitt"], "unknown preset 'adavitt'"),
+        (["--gates", "[{gate: path}]"], "unknown gate 'path'"),
+        (["--new_classifier", "true"], "cannot teach new classes"),
+        (["--num_processes", "2"], "for 2 processes, 1 were launched"),
+        (["--model_name_or_path", ""], "model_name_or_path is missing"),
+        (["--model_name_or_path", "absent"], "model_name_or_path 'absent' cannot be loaded"),
+        (["--label_column", "class"], "no column 'class'"),
+        (["--max_steps", "many"], "argument --max_steps.*invalid int value: 'many'"),
+        (["--teacher", "absent"], "teacher 'absent' cannot be loaded"),
+        (["--dataloader_drop_last", "true"], "would also drop images of the evaluation"),
+    ]:
+        with pytest.raises((ValueError, OSError), match=message):
+            place.train("refused", *words)
+    assert not (place.folder / "refused" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_each_recipe_runs_two_steps_on_made_up_data(place, recipe):
+    content = yaml.safe_load(recipe.read_text())
+    assert not [key for key, value in content.items() if isinstance(value, str) and value[:1].isdigit()]  # 1e-4
+    text = recipe.read_text()
+    for word in ("# Command", "# Hardware", "# Minutes", "# Expect"):
+        assert word in text
+    words = [str(recipe), "--output_dir", str(place.folder / recipe.stem)]
+    words += [] if "new_vit" in content else ["--model_name_or_path", place.deep_vit]
+    words += ["--max_steps", "2", "--per_device_train_batch_size", "4", "--use_cpu", "true", "--disable_tqdm", "true"]
+    words += ["--dataloader_num_workers", "0", "--dataloader_persistent_workers", "false", "--num_processes", "1"]
+    words += ["--validation_fraction", "0.25"] if "validation_fraction" in content else []
+    if "dataset_name" in content:
+        # The Hub's name is replaced by a folder; everything else is the recipe's.
+        write_folders(place.folder / "hub")
+        words += ["--dataset_name", "imagefolder", "--data_dir", str(place.folder / "hub")]
+        words += ["--trust_label_order", "true"]
+    else:
+        words += ["--data_files", *place.files]
+    results = train.main(words)
+    assert results["steps"] == 2 and results["cost"] < 1.01
+    assert results["settings"]["training"]["learning_rate"] == content["learning_rate"]
+
+
+def test_the_preset_of_the_gates_says_how_they_are_taught(place):
+    results = place.train("preset", "--gates", "layerskip", "--price_gain", "0.25", "--max_steps", "2")
+    training = results["settings"]["training"]
+    assert (training["objective"], training["price_gain"]) == ("reinforce", 0.25)
+
+
+def test_gates_that_are_kept_keep_their_budget(place, skipping):
+    recipe = yaml.safe_load(place.recipe.read_text())
+    del recipe["budget"]
+    (place.folder / "no_budget.yaml").write_text(yaml.safe_dump(recipe))
+    words = [str(place.folder / "no_budget.yaml"), "--output_dir", str(place.folder / "no_budget"), "--max_steps", "1"]
+    results = train.main([*words, "--model_name_or_path", str(skipping[1]), "--gates", "keep"])
+    assert results["settings"]["model"]["budget"] == 0.8
+    assert ModelArguments(model_name_or_path="vit").budget == 0.5

@@ -1,0 +1,165 @@
+"""The recipe train.py: one command trains, measures, writes and resumes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from image_files import NAMES, write_folders
+from recipe_place import RECIPES, ROOT, evaluate, train
+from safetensors.torch import load_file
+from transformers import AutoModelForImageClassification, ViTForImageClassification
+
+
+def test_a_run_leaves_model_card_pictures_and_results(place, trained):
+    folder = place.folder / "trained"
+    results = json.loads((folder / "results.json").read_text())
+    assert results == json.loads(json.dumps(trained))
+    assert results["images"] == 12 and results["images_seen"] == 24 and results["steps"] == 4
+    assert results["processes"] == 1 and results["batch_size"] == 6 and results["seed"] == 1
+    assert 0 < results["cost"] < 1 and results["gmacs"] == pytest.approx(results["cost"] * results["gmacs_dense"])
+    assert results["dense"]["cost"] == 1.0 and 0 <= results["dense"]["accuracy"] <= 1
+    assert set(results["usage"]) == {"attention_tokens", "mlp_tokens", "attention", "mlp"}
+    assert results["settings"]["training"]["gate_learning_rate"] == 0.02
+    assert {"decisions.png", "usage.png", "README.md", "preprocessor_config.json", "modeling_dynvit.py"} <= set(
+        os.listdir(folder)
+    )
+    model = AutoModelForImageClassification.from_pretrained(folder)
+    assert model.config.budget == 0.7 and list(model.config.id2label.values()) == NAMES
+    assert model.config.gates[0]["gate"] == "patch"
+
+
+def test_a_folder_that_holds_a_run_is_refused(place, trained):
+    before = (place.folder / "trained" / "results.json").read_bytes()
+    with pytest.raises(ValueError, match="already holds a run \\(finished\\).*--resume_from_checkpoint true"):
+        place.train("trained")
+    assert (place.folder / "trained" / "results.json").read_bytes() == before
+    with pytest.raises(FileNotFoundError, match="no checkpoint to resume from"):
+        place.train("new", "--resume_from_checkpoint", "true")
+
+
+def test_a_resumed_run_ends_with_the_same_weights(place):
+    # Four batches an epoch: the checkpoint lies inside the second one, and the augmentation must go on as it would have.
+    words = ["--max_steps", "8", "--save_strategy", "steps", "--save_steps", "6", "--evaluate_dense", "false"]
+    straight = place.train("straight", *words)
+    with pytest.raises(ValueError, match="already holds a run \\(checkpoint-8\\)"):
+        place.train("straight", *words)
+    checkpoint = place.folder / "straight" / "checkpoint-6"
+    resumed = place.train("resumed", *words, "--resume_from_checkpoint", str(checkpoint))
+    assert resumed["resumed"] and not straight["resumed"] and resumed["steps"] == 8
+    weights = [load_file(place.folder / name / "model.safetensors") for name in ("straight", "resumed")]
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0] | weights[1])
+
+
+def test_without_gates_the_dense_model_is_tuned_by_the_same_recipe(place):
+    results = place.train("dense", "--gates", "none", "--max_steps", "2")
+    assert results["cost"] == 1.0 and results["usage"] == {}
+    folder = place.folder / "dense"
+    assert not (folder / "decisions.png").exists() and (folder / "README.md").exists()
+    tuned, given = (load_file(f / "model.safetensors") for f in (folder, Path(place.vit)))
+    assert any(not torch.equal(tuned[key], given[key]) for key in given)
+    assert not list(folder.glob("*.py")) and "trust_remote_code" not in (folder / "README.md").read_text()
+    ViTForImageClassification.from_pretrained(folder)
+
+
+def test_new_classes_come_from_the_data(place):
+    write_folders(place.folder / "images")
+    results = train.main(
+        [str(place.recipe), "--output_dir", str(place.folder / "new_classes"), "--max_steps", "1", "--gates", "none"]
+        + ["--dataset_name", "imagefolder", "--data_dir", str(place.folder / "images"), "--teacher", "none"]
+        + ["--data_files", "none", "--new_classifier", "true"]
+    )
+    assert results["dataset"] == "images" and "dense" not in results
+    config = json.loads((place.folder / "new_classes" / "config.json").read_text())
+    assert config["id2label"] == {"0": "blue", "1": "green", "2": "red"}
+
+
+def test_what_is_pushed_has_no_checkpoints_or_arguments(place, trained, monkeypatch):
+    from huggingface_hub.utils import filter_repo_objects
+
+    from hf_dynvit import publish
+
+    pushed = {}
+
+    def upload_folder(repo_id, folder_path, ignore_patterns, commit_message):
+        files = [str(p.relative_to(folder_path)) for p in folder_path.rglob("*") if p.is_file()]
+        pushed[repo_id] = set(filter_repo_objects(files, ignore_patterns=ignore_patterns))
+
+    class Repo:
+        repo_id = "me/model"
+
+    monkeypatch.setattr(publish, "create_repo", lambda *args, **kwargs: Repo)
+    monkeypatch.setattr(publish, "upload_folder", upload_folder)
+    publish.push(place.folder / "trained", "me/model")
+    assert {"config.json", "model.safetensors", "README.md", "decisions.png", "gates.py"} <= pushed["me/model"]
+    assert not {"training_args.bin", "results.json"} & pushed["me/model"]
+
+
+def test_a_script_beside_evaluate_py_still_finds_the_library_of_that_name():
+    code = f"import runpy; runpy.run_path({str(RECIPES / 'train.py')!r}); import evaluate; print(evaluate.Metric)"
+    environment = {**os.environ, "PYTHONPATH": f"{RECIPES}{os.pathsep}{ROOT}"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert "evaluate.module.Metric" in done.stdout, done.stderr
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_model(place):
+    out = place.folder / "two"
+    launch = [
+        "-m",
+        "accelerate.commands.launch",
+        "--config_file",
+        str(RECIPES / "accelerate" / "cpu_2_processes.yaml"),
+    ]
+    words = [str(RECIPES / "train.py"), str(place.recipe), "--output_dir", str(out), "--num_processes", "2"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_DATASETS_CACHE": str(place.folder / "cache")}
+    environment["OMP_NUM_THREADS"] = "1"
+    done = subprocess.run(
+        [sys.executable, *launch, *words, "--max_steps", "2", "--per_device_train_batch_size", "3"],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    results = json.loads((out / "results.json").read_text())
+    assert results["processes"] == 2 and results["batch_size"] == 6 and results["images_seen"] == 12
+    assert results["images"] == 12
+
+
+def test_a_model_with_gates_trains_on(place, skipping):
+    words = ["--model_name_or_path", str(skipping[1])]
+    results = place.train("trained_on", *words, "--gates", "keep", "--objective", "reinforce", "--train_body", "false")
+    one, other = (load_file(folder / "model.safetensors") for folder in (skipping[1], place.folder / "trained_on"))
+    assert one.keys() == other.keys() and results["steps"] == 4
+    changed = {name for name in one if not torch.equal(one[name], other[name])}
+    assert changed and all(name.startswith("gates.") for name in changed)
+    with pytest.raises(ValueError, match="gates 'keep' is for models with gates"):
+        place.train("not_kept", *words, "--gates", "layerskip")
+
+
+def test_a_vit_trained_from_scratch_is_a_plain_one(place):
+    shape = "{image_size: 32, patch_size: 8, hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2, num_attention_heads: 4}"
+    words = ["--model_name_or_path=", "--new_vit", shape, "--gates", "none"]
+    results = place.train("scratch", *words)
+    folder = place.folder / "scratch"
+    vit, info = ViTForImageClassification.from_pretrained(folder, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"] and not list(folder.glob("*.py"))
+    assert list(vit.config.id2label.values()) == NAMES and results["cost"] == 1.0
+    again = evaluate.main(
+        [
+            "--model",
+            str(folder),
+            "--data_files",
+            f"{place.folder}/validation.parquet",
+            "--batch_sizes",
+            "0",
+            "--json",
+            str(place.folder / "scratch.json"),
+        ]
+    )
+    assert again["accuracy"] == pytest.approx(results["accuracy"])
+    with pytest.raises(ValueError, match="trains a dense ViT from scratch"):
+        place.train("both", "--new_vit", shape)
