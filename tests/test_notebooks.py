@@ -2,6 +2,7 @@
 
 import os
 import re
+from ast import literal_eval
 from pathlib import Path
 
 import nbformat
@@ -23,20 +24,33 @@ def test_a_notebook_is_valid_and_has_no_outputs(path):
 
 @pytest.mark.slow
 def test_the_quickstart_runs_and_both_layouts_agree(tmp_path, monkeypatch):
-    notebook = nbformat.read(ROOT / "notebooks" / "quickstart.ipynb", as_version=4)
-    setup = next(cell for cell in notebook.cells if "STEPS = " in cell.source)
-    setup.source, shortened = re.subn(r"STEPS = \d+", "STEPS = 5", setup.source)
-    assert shortened == 1
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])))
-    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
-    NotebookClient(notebook, timeout=None, kernel_name="python3", resources={"metadata": {"path": tmp_path}}).execute()
-
-    shown = {cell.source.splitlines()[-1]: cell.outputs for cell in notebook.cells if cell.cell_type == "code"}
+    shown = executed("quickstart", tmp_path, monkeypatch)
     assert value(shown["before"]) < 1e-4  # fresh gates change nothing
     difference = next(outputs for line, outputs in shown.items() if line.startswith("difference"))
     assert value(difference) < 1e-4  # masked and packed agree
     assert text(shown["again"]) == "True"  # the loaded model is the saved one
     assert (tmp_path / "decisions.png").stat().st_size and (tmp_path / "usage.png").stat().st_size
+
+
+@pytest.mark.slow
+def test_the_notebook_on_agents_runs_with_an_agent_of_its_own(tmp_path, monkeypatch):
+    results = literal_eval(text(executed("agents", tmp_path, monkeypatch)["results"]))  # the last time it is shown
+    assert list(results) == ["none", "random", "agentvit-plus", "contrast"]
+    assert all(row["seconds"] > 0 and 0 <= row["eval_accuracy"] <= 1 for row in results.values())
+    assert "eval_chosen_accuracy" in results["agentvit-plus"]
+    assert (tmp_path / "kept.png").stat().st_size and (tmp_path / "keep_map.png").stat().st_size
+
+
+def executed(name, folder, monkeypatch):
+    """Last line of each code cell -> its outputs, of a notebook that ran in `folder` with few steps."""
+    notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
+    setup = next(cell for cell in notebook.cells if "STEPS = " in cell.source)
+    setup.source, shortened = re.subn(r"STEPS = \d+", "STEPS = 5", setup.source)
+    assert shortened == 1
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])))
+    monkeypatch.setenv("HF_MODULES_CACHE", str(folder / "modules"))
+    NotebookClient(notebook, timeout=None, kernel_name="python3", resources={"metadata": {"path": folder}}).execute()
+    return {cell.source.splitlines()[-1]: cell.outputs for cell in notebook.cells if cell.cell_type == "code"}
 
 
 def text(outputs):
