@@ -98,8 +98,10 @@ def main(argv=None):
 
 
 def run_arguments(variant, args, evaluations):
-    """The training arguments of a variant."""
+    """The training arguments of a variant; the agent that the recipe names has the recipe's options, unless given."""
     options = {"max_steps": args.max_steps} | parse_variant(variant)
+    if options["agent"] == args.agent:
+        options["agent_options"] = (args.agent_options or {}) | options["agent_options"]
     steps = options["max_steps"]
     if not isinstance(steps, int) or steps < evaluations or evaluations < 1:
         raise ValueError(

@@ -6,6 +6,8 @@ import os
 import pytest
 from recipe_place import END, RECIPES, START, compare, merge, report, step_time
 
+from hf_dynvit.training_args import DynViTTrainingArguments
+
 
 def published_rows(folder, file):
     """Lines of the tables that report.py makes of one file, headers apart."""
@@ -97,6 +99,19 @@ def test_agents_are_compared_on_the_same_data_and_steps(compared):
     assert all(f"| {variant} | 2 |" in text for variant in VARIANTS)
     assert {"compare.png", "agentvit_0", "agentvit_1"} <= set(os.listdir(folder))
     assert {"keep_map.png", "agent_patches.png"} <= set(os.listdir(folder / "agentvit_0"))
+
+
+def test_the_agent_of_the_recipe_has_the_options_of_the_recipe(tmp_path):
+    given = {"merge": False, "novelty": 2.0}
+    args = DynViTTrainingArguments(str(tmp_path), agent="agentvit-plus", agent_options=given, max_steps=4)
+    variants = {
+        "agentvit-plus": given,
+        "agentvit-plus:novelty=3.0": given | {"novelty": 3.0},
+        "random": {},
+        "none": {},
+    }
+    for variant, options in variants.items():
+        assert compare.run_arguments(variant, args, 2).agent_options == options
 
 
 def test_an_interrupted_comparison_goes_on_and_loses_nothing(place, comparing, monkeypatch):
