@@ -95,49 +95,6 @@ def comparison_section(comparisons):
     return ["### Agents compared", *parts] if parts else []
 
 
-def front_comparison_rows(comparisons):
-    """What a reader wants first of each: dense, `agentvit-plus`, the best at random, and dense in fewer steps if there.
-
-    Only variants with the seeds of the dense model count; comparisons that lack one of the first three have no row.
-    """
-    rows = []
-    for results in comparisons:
-        summary, seeds = summarise(results["runs"]), {}
-        for run in results["runs"]:
-            seeds.setdefault(run["variant"], set()).add(run["seed"])
-        fair = [variant for variant in summary if seeds[variant] == seeds.get("none")]
-        random = [variant for variant in fair if variant.partition(":")[0] == "random"]
-        if "agentvit-plus" not in fair or not random:
-            continue
-        shown = ["none", "agentvit-plus", max(random, key=lambda variant: summary[variant]["accuracy"])]
-        shown += [variant for variant in fair if variant.startswith("none:")][:1]
-        runs = [run for run in results["runs"] if run["variant"] in shown]
-        dense, plus, random, *shorter = (summary[variant] for variant in shown)
-        rows.append(
-            {
-                "data": f"{results['dataset']}, {results['steps']} steps of {results['batch_size']} images",
-                "top-1, trained on all patches": _with_deviation(dense),
-                "by agentvit-plus": _with_deviation(plus),
-                "training time": f"{plus['time_share']:.2f} of dense",
-                "best at random": f"{_with_deviation(random)} ({shown[2]})",
-                "its training time": f"{random['time_share']:.2f} of dense",
-                "dense in fewer steps": _with_deviation(shorter[0]) if shorter else ABSENT,
-                "its time": f"{shorter[0]['time_share']:.2f} of dense" if shorter else ABSENT,
-                "device": f"{results['device']}, {results['threads']} threads, {results['dtype']}",
-                "seeds": ", ".join(str(seed) for seed in sorted(seeds["none"])),
-                "commit": " and ".join(dict.fromkeys(str(run["commit"]) for run in runs)),
-                "command": [run["command"] for run in runs],
-            }
-        )
-    return rows
-
-
-def _with_deviation(row):
-    """Mean top-1 in per cent, and its sample standard deviation if there are several seeds."""
-    deviation = row["accuracy_deviation"]
-    return f"{100 * row['accuracy']:.2f}" + ("" if deviation is None else f" ± {100 * deviation:.2f}")
-
-
 def _cells(variant, row):
     chosen, seeds = row["chosen"], row["seeds"]
     close = _write(row["close"], "{:.2f}")

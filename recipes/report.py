@@ -14,7 +14,8 @@ from pathlib import Path
 sys.path[:] = [path for path in sys.path if Path(path or ".").resolve() != Path(__file__).resolve().parent]
 
 from hf_dynvit.comparison import KIND
-from hf_dynvit.comparison_report import comparison_section, front_comparison_rows
+from hf_dynvit.comparison_front import front_comparison_rows
+from hf_dynvit.comparison_report import comparison_section
 from hf_dynvit.report_claims import claims_section
 from hf_dynvit.report_rows import (
     benchmark_row,

@@ -5,7 +5,8 @@ import copy
 import pytest
 
 from hf_dynvit.comparison import KIND, check_same, merge
-from hf_dynvit.comparison_report import comparison_section, front_comparison_rows, mean_curves, summarise
+from hf_dynvit.comparison_front import front_comparison_rows
+from hf_dynvit.comparison_report import comparison_section, mean_curves, summarise
 
 
 def made_run(variant, seed, accuracies=(0.5, 0.8), seconds=100.0, **changes):
@@ -170,14 +171,17 @@ def test_the_front_shows_dense_ours_and_the_best_random_one_of_the_same_seeds():
     runs += [made_run("random", seed, (0.7, 0.75), 50.0) for seed in (0, 1)]
     without = made(*runs[:4])
     runs += [made_run("random:merge=true", seed, (0.7, 0.78), 55.0) for seed in (0, 1)]
-    runs += [made_run("random:return_fraction=1", 0, (0.7, 0.9), 90.0)]  # one seed alone
-    runs += [made_run("none:max_steps=9", 0, (0.7, 0.9), 60.0)]
+    runs += [made_run("random:return_fraction=1", 0, (0.7, 0.9), 50.0)]  # one seed alone
+    runs += [made_run("random:n_patch_desired=9", seed, (0.7, 0.9), 90.0) for seed in (0, 1)]  # takes longer
     assert front_comparison_rows([made(*runs)])[0]["dense in fewer steps"] == "–"
-    runs += [made_run("none:max_steps=9", 1, (0.7, 0.7), 60.0)]
-    (row,) = front_comparison_rows([made(*runs), without, made(*runs[1:])])  # the others lack a run
-    assert row["top-1, trained on all patches"] == "80.50 ± 0.71" and row["by agentvit-plus"] == "81.00 ± 0.00"
-    assert row["best at random"] == "78.00 ± 0.00 (random:merge=true)" and row["seeds"] == "0, 1"
-    assert row["training time"] == "0.60 of dense" and row["its training time"] == "0.55 of dense"
-    assert row["dense in fewer steps"] == "80.00 ± 14.14" and row["its time"] == "0.60 of dense"
+    runs += [made_run("none:max_steps=9", seed, (0.7, 0.7 + seed / 10), 60.0) for seed in (0, 1)]
+    runs += [made_run("agentvit-plus:max_steps=30,novelty=2", seed, (0.7, 0.82), 95.0) for seed in (0, 1)]
+    row, longer = front_comparison_rows([made(*runs), without, made(*runs[1:])])  # the others lack a run
+    assert row["top-1, trained on all patches"] == "80.50 ± 0.71" and row["seeds"] == "0, 1"
+    assert row["by agentvit-plus, in of the time"] == "81.00 ± 0.00 in 0.60"
+    assert row["best at random in no more"] == "78.00 ± 0.00 in 0.55 (merge=true)"
+    assert row["dense in fewer steps"] == "75.00 ± 7.07 in 0.60 (max_steps=9)"
     assert len(row["command"]) == 8 and row["commit"] == "abc"
+    assert longer["by agentvit-plus, in of the time"] == "82.00 ± 0.00 in 0.95 (max_steps=30, novelty=2)"
+    assert longer["best at random in no more"] == "90.00 ± 0.00 in 0.90 (n_patch_desired=9)"
     assert front_comparison_rows([]) == []

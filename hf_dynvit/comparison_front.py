@@ -1,0 +1,66 @@
+"""What README's first table says of comparisons of patch agents."""
+
+from .comparison_report import ABSENT, summarise
+
+
+SAME_TIME = 0.01  # of the dense model's: smaller differences are noise
+
+
+def front_comparison_rows(comparisons):
+    """What a reader wants first of each: dense, `agentvit-plus`, and what else the same time buys.
+
+    That is the best that drops patches at random, and dense in fewer steps if there. Only variants with the seeds of
+    the dense model count; a comparison without `agentvit-plus`, or anything at random that was as fast, has no row.
+    """
+    return [row for results in comparisons for row in _front_rows(results)]
+
+
+def _front_rows(results):
+    summary, seeds, rows = summarise(results["runs"]), {}, []
+    for run in results["runs"]:
+        seeds.setdefault(run["variant"], set()).add(run["seed"])
+    fair = {"none": [], "agentvit-plus": [], "random": []}  # name -> variants
+    for variant in summary:
+        if seeds[variant] == seeds.get("none"):
+            fair.setdefault(variant.partition(":")[0], []).append(variant)
+    for plus in fair["agentvit-plus"]:
+        limit = summary[plus]["time_share"] + SAME_TIME
+        as_fast = {
+            name: max(
+                (v for v in fair[name] if v != "none" and summary[v]["time_share"] <= limit),
+                key=lambda v: summary[v]["accuracy"],
+                default=None,
+            )
+            for name in ("random", "none")
+        }
+        if as_fast["random"] is None:
+            continue
+        shown = ["none", plus, *filter(None, as_fast.values())]
+        runs = [run for run in results["runs"] if run["variant"] in shown]
+        rows.append(
+            {
+                "data": f"{results['dataset']}, {results['steps']} steps of {results['batch_size']} images",
+                "top-1, trained on all patches": _with_deviation(summary["none"]),
+                "by agentvit-plus, in of the time": _in_time(plus, summary),
+                "best at random in no more": _in_time(as_fast["random"], summary),
+                "dense in fewer steps": _in_time(as_fast["none"], summary) if as_fast["none"] else ABSENT,
+                "device": f"{results['device']}, {results['threads']} threads, {results['dtype']}",
+                "seeds": ", ".join(str(seed) for seed in sorted(seeds["none"])),
+                "commit": " and ".join(dict.fromkeys(str(run["commit"]) for run in runs)),
+                "command": [run["command"] for run in runs],
+            }
+        )
+    return rows
+
+
+def _in_time(variant, summary):
+    """What a variant reaches, in which share of dense's time, and its options."""
+    options = variant.partition(":")[2].replace(",", ", ")
+    written = f"{_with_deviation(summary[variant])} in {summary[variant]['time_share']:.2f}"
+    return written + (f" ({options})" if options else "")
+
+
+def _with_deviation(row):
+    """Mean top-1 in per cent, and its sample standard deviation if there are several seeds."""
+    deviation = row["accuracy_deviation"]
+    return f"{100 * row['accuracy']:.2f}" + ("" if deviation is None else f" ± {100 * deviation:.2f}")
