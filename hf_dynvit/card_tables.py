@@ -72,8 +72,12 @@ def measured_table(results):
 
 
 def pairs_table(pairs):
-    """name -> value, one per row; None is left out."""
-    rows = [[name, str(value)] for name, value in (pairs or {}).items() if value is not None]
+    """name -> value, one per row, floats to six digits; None is left out."""
+    rows = [
+        [name, f"{value:.6g}" if isinstance(value, float) else str(value)]
+        for name, value in (pairs or {}).items()
+        if value is not None
+    ]
     return markdown_table(["", ""], rows) if rows else ""
 
 

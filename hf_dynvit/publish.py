@@ -17,7 +17,8 @@ PICTURES = {
     "decisions.png": "What is computed of eight validation images",
     "usage.png": "Usage of each layer on the validation images",
 }
-SETTINGS = ("objective", "learning_rate", "gate_learning_rate", "weight_decay", "lr_scheduler_type", "optim")
+SETTINGS = ("learning_rate", "weight_decay", "lr_scheduler_type", "optim")
+GATE_SETTINGS = ("objective", "gate_learning_rate")
 RUN = ("epochs", "steps", "images_seen", "batch_size", "processes", "train_seconds")
 NOT_PUBLISHED = ["checkpoint-*", "runs/*", "training_args.bin", "trainer_state.json", "results.json"]
 
@@ -33,14 +34,16 @@ def describe(model, dataset, results, folder, agent=None, **card):
         agent: the `PatchAgent` of the training, or None.
         card: given on to `write_model_card`.
     """
-    pictures, run = {}, {name: results[name] for name in RUN}
+    settings = results["settings"]["training"]
+    pictures, training = {}, {name: settings[name] for name in SETTINGS} | {name: results[name] for name in RUN}
     if model.config.gates:
         pictures |= drawn(PICTURES, draw_pictures, model, dataset, results["usage"], folder)
+        training |= {name: settings[name] for name in GATE_SETTINGS}
     if agent is not None:
         pictures |= drawn(AGENT_PICTURES, draw_agent, agent, dataset, folder)
-        run |= {"agent": agent.name, "patches in training": f"{results['agent']['kept']:.1f} of {agent.agent.patches}"}
-    settings = results["settings"]["training"]
-    training = {name: settings[name] for name in SETTINGS} | run
+        options = ", ".join(f"{name} {value}" for name, value in results["agent"]["options"].items())
+        training |= {"agent": agent.name, "its options": options or None}
+        training["patches in training"] = f"{results['agent']['kept']:.1f} of {agent.agent.patches}"
     write_model_card(model, results, folder, pictures=pictures, training=training, **card)
 
 

@@ -65,6 +65,16 @@ def test_without_gates_the_dense_model_is_tuned_by_the_same_recipe(place):
     ViTForImageClassification.from_pretrained(folder)
 
 
+def test_the_card_says_what_an_agent_did_and_nothing_of_gates(place, trained):
+    words = ["--gates", "none", "--teacher", "none", "--agent", "random", "--n_patch_desired", "6"]
+    place.train("by_agent", *words)
+    card = (place.folder / "by_agent" / "README.md").read_text()
+    assert "| agent | random |" in card and "| its options | return_fraction 0.0, merge False |" in card
+    assert "| patches in training | 6.0 of 16 |" in card and "keep_map.png" in card and "| learning_rate |" in card
+    assert "gate_learning_rate" not in card
+    assert "| gate_learning_rate | 0.02 |" in (place.folder / "trained" / "README.md").read_text()
+
+
 def test_new_classes_come_from_the_data(place):
     write_folders(place.folder / "images")
     results = train.main(
