@@ -32,10 +32,9 @@ def parse_variant(variant):
 
     The keys are the agent's own options, and `SHARED_OPTIONS`, for comparisons at equal time.
     """
-    name, _, pairs = variant.partition(":")
-    options = {
-        key: yaml.safe_load(value) for key, _, value in (pair.partition("=") for pair in pairs.split(",") if pair)
-    }
+    name, _, given = variant.partition(":")
+    pairs = [pair.partition("=") for pair in given.split(",") if pair]
+    options = {key: yaml.safe_load(value) for key, _, value in pairs}
     shared = {key: options.pop(key) for key in SHARED_OPTIONS if key in options}
     return {"agent": name, "agent_options": options, **shared}
 

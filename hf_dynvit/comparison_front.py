@@ -21,31 +21,24 @@ def _front_rows(results):
     summary, seeds, rows = summarise(results["runs"]), {}, []
     for run in results["runs"]:
         seeds.setdefault(run["variant"], set()).add(run["seed"])
-    fair = {"none": [], "agentvit-plus": [], "random": []}  # name -> variants
-    for variant in summary:
-        if seeds[variant] == seeds.get("none"):
-            fair.setdefault(variant.partition(":")[0], []).append(variant)
-    for plus in fair["agentvit-plus"]:
-        limit = summary[plus]["time_share"] + SAME_TIME
-        as_fast = {
-            name: max(
-                (v for v in fair[name] if v != "none" and summary[v]["time_share"] <= limit),
-                key=lambda v: summary[v]["accuracy"],
-                default=None,
-            )
+    fair = [variant for variant in summary if variant != "none" and seeds[variant] == seeds.get("none")]
+    for plus in _named("agentvit-plus", fair):
+        as_fast = [v for v in fair if summary[v]["time_share"] <= summary[plus]["time_share"] + SAME_TIME]
+        random, shorter = (
+            max(_named(name, as_fast), key=lambda variant: summary[variant]["accuracy"], default=None)
             for name in ("random", "none")
-        }
-        if as_fast["random"] is None:
+        )
+        if random is None:
             continue
-        shown = ["none", plus, *filter(None, as_fast.values())]
+        shown = ("none", plus, random, shorter)
         runs = [run for run in results["runs"] if run["variant"] in shown]
         rows.append(
             {
                 "data": f"{results['dataset']}, {results['steps']} steps of {results['batch_size']} images",
                 "top-1, trained on all patches": _with_deviation(summary["none"]),
                 "by agentvit-plus, in which share of the time": _in_time(plus, summary),
-                "best at random in no more": _in_time(as_fast["random"], summary),
-                "dense in fewer steps": _in_time(as_fast["none"], summary) if as_fast["none"] else ABSENT,
+                "best at random in no more": _in_time(random, summary),
+                "dense in fewer steps": _in_time(shorter, summary) if shorter else ABSENT,
                 "device": f"{results['device']}, {results['threads']} threads, {results['dtype']}",
                 "seeds": ", ".join(str(seed) for seed in sorted(seeds["none"])),
                 "commit": " and ".join(dict.fromkeys(str(run["commit"]) for run in runs)),
@@ -53,6 +46,11 @@ def _front_rows(results):
             }
         )
     return rows
+
+
+def _named(name, variants):
+    """Those of an agent, whatever their options."""
+    return [variant for variant in variants if variant.partition(":")[0] == name]
 
 
 def _in_time(variant, summary):
