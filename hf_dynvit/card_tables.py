@@ -10,6 +10,9 @@ def results_table(results):
         "accuracy": ("top-1", lambda share: f"{100 * share:.2f} %"),
         "accuracy_top5": ("top-5", lambda share: f"{100 * share:.2f} %"),
         "cost": ("cost", lambda cost: f"{cost:.3f}"),
+        "cost_std": ("± over images", lambda deviation: f"{deviation:.3f}"),
+        "cost_min": ("least", lambda cost: f"{cost:.3f}"),
+        "cost_max": ("most", lambda cost: f"{cost:.3f}"),
         "gmacs": ("GMACs per image", lambda gmacs: f"{gmacs:.3g}"),
     }
     columns = {

@@ -7,7 +7,7 @@ KIND = "comparison of agents"
 # What a run chooses for itself; everything else of a comparison is the same for all of its runs.
 FREE = ("output_dir", "run_name", "seed", "agent", "agent_options")
 SHARED = ("kind", "dataset", "steps", "batch_size", "evaluations", "device", "dtype", "threads", "versions")
-FOUND = ("split", "images")  # known once the data is loaded
+FOUND = ("split", "split_files", "images", "curves_on", "curve_images")  # known once the data is loaded
 
 
 def check_same(parts):

@@ -8,6 +8,7 @@ from pathlib import Path
 from transformers.utils import logging
 
 from .agent_pictures import curves_plot
+from .report_names import random_masks, reported_on
 from .report_tables import Commands, table
 
 
@@ -15,14 +16,19 @@ logger = logging.get_logger(__name__)
 
 ABSENT = "–"
 CLOSE = 0.005  # of the dense model's final accuracy: half a point
+CURVES = (
+    "Training is followed on the images that curves are of; top-1 is reported once, at the end, on others. Shares of time "
+    "are means over the seeds that the dense model has too."
+)
 
 
 def summarise(runs):
     """Variant -> means over its seeds, and the deviation of the accuracy where there are several.
 
-    Shares are of the dense run ("none") with the same seed, None where a seed has none. "close": share of dense's time
-    after which an evaluation first finds dense's final accuracy less `CLOSE`, None unless all seeds get there;
-    "close_seeds": how many do.
+    Shares are of the dense run ("none") with the same seed, and means over the seeds that have one, None without any.
+    "close": share of dense's time after which an evaluation during training first finds the accuracy of dense's last one
+    less `CLOSE`, None unless all those seeds get there; "close_seeds": how many do, "dense_seeds": of how many.
+    "epsilon": share of the masks that were drawn at random, None for agents that do not explore so.
     """
     dense = {run["seed"]: run for run in runs if run["variant"] == "none"}
     return {
@@ -41,11 +47,13 @@ def _summary(own, dense):
         "accuracy": statistics.mean(accuracies),
         "accuracy_deviation": statistics.stdev(accuracies) if len(own) > 1 else None,
         "train_seconds": statistics.mean(run["train_seconds"] for run in own),
-        "time_share": _mean_of_all(times, own),
-        "close": _mean_of_all(close, own),
+        "time_share": _mean_of_all(times),
+        "close": _mean_of_all(close),
         "close_seeds": sum(share is not None for share in close),
+        "dense_seeds": len(close),
         "agent_seconds": statistics.mean(run["agent"]["seconds"] if run["agent"] else 0.0 for run in own),
         "kept_share": statistics.mean(run["kept_share"] for run in own),
+        "epsilon": _mean_of_all([run["agent"].get("epsilon") for run in own if run["agent"]]),
         "asked": {name: own[0]["agent"][name] for name in ("n_patch_desired", "patches")} if own[0]["agent"] else None,
         "step_mib": {when: statistics.mean(run["step_mib"][when] for run in own) for when in ("first", "last")},
         "chosen": {name: statistics.mean(run[name] for run in chosen) for name in ("accuracy", "cost")}
@@ -56,12 +64,13 @@ def _summary(own, dense):
 
 def _close(run, dense):
     """Share of the dense run's time after which `run` is as good as it, nearly; None if it never is."""
-    reached = [point["seconds"] for point in run["curve"] if point["accuracy"] >= dense["accuracy"] - CLOSE]
+    wanted = dense["curve"][-1]["accuracy"] - CLOSE
+    reached = [point["seconds"] for point in run["curve"] if point["accuracy"] >= wanted]
     return reached[0] / dense["train_seconds"] if reached else None
 
 
-def _mean_of_all(values, own):
-    return None if len(values) < len(own) or None in values else statistics.mean(values)
+def _mean_of_all(values):
+    return None if not values or None in values else statistics.mean(values)
 
 
 def mean_curves(runs):
@@ -86,22 +95,22 @@ def comparison_section(comparisons):
         commits = " and ".join(dict.fromkeys(str(run["commit"]) for run in results["runs"]))
         parts += [
             f"On {results['device']}, {results['threads']} threads, {results['dtype']}, commit {commits}: "
-            f"{results['dataset']}, {results['steps']} steps of {results['batch_size']} images; top-1 on "
-            f"{results['images']:,} images ({results['split']}); commands "
+            f"{results['dataset']}, {results['steps']} steps of {results['batch_size']} images; top-1 on images: "
+            f"{reported_on(results)}, curves on {results['curve_images']:,} ({results['curves_on']}); commands "
             f"{commands.refer([run['command'] for run in results['runs']])}:",
             table(rows),
             commands.listing(),
         ]
-    return ["### Agents compared", *parts] if parts else []
+    return ["### Agents compared", CURVES, *parts] if parts else []
 
 
 def _cells(variant, row):
     chosen, seeds = row["chosen"], row["seeds"]
     close = _write(row["close"], "{:.2f}")
     if row["close"] is None and 0 < row["close_seeds"]:
-        close += f" ({row['close_seeds']} of {seeds} seeds)"
+        close += f" ({row['close_seeds']} of {row['dense_seeds']} seeds)"
     return {
-        "agent": variant,
+        "agent": variant + random_masks(row["epsilon"]),
         "seeds": str(seeds),
         "top-1 on all patches": f"{100 * row['accuracy']:.2f}",
         "deviation": ABSENT if row["accuracy_deviation"] is None else f"{100 * row['accuracy_deviation']:.2f}",

@@ -56,6 +56,11 @@ class DataArguments:
     def is_on_hub(self):
         return self.dataset_name not in (None, "imagefolder")
 
+    def files_of(self, split):
+        """Names of the Parquet files of a split, without their folders; none where there is no such split."""
+        found = parse_data_files(self).get(split, []) if self.data_files else []
+        return [Path(path).name for path in found]
+
     def name(self):
         """The data set's Hub name, or the name of the folder that holds it."""
         if self.is_on_hub():

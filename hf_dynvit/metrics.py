@@ -35,7 +35,10 @@ class MeanCost(evaluate.Metric):
 
 
 def compute_metrics(prediction):
-    """`EvalPrediction` with predictions (logits (B, C), cost (B,)) and label_ids (B,) -> accuracy, accuracy_top5, cost."""
+    """`EvalPrediction` with predictions (logits (B, C), cost (B,)) and label_ids (B,) -> accuracy, accuracy_top5, cost.
+
+    Beside the mean cost its spread over the images: `cost_std`, `cost_min`, `cost_max`.
+    """
     logits, cost = prediction.predictions
     labels = prediction.label_ids
     top = TopKAccuracy(keep_in_memory=True)
@@ -43,4 +46,11 @@ def compute_metrics(prediction):
         "accuracy": next(iter(top.compute(predictions=logits, references=labels, k=1).values())),
         "accuracy_top5": next(iter(top.compute(predictions=logits, references=labels, k=5).values())),
         **MeanCost(keep_in_memory=True).compute(predictions=cost),
+        **cost_spread(cost),
     }
+
+
+def cost_spread(cost):
+    """cost (B,) -> its standard deviation over the images, and its ends."""
+    cost = np.asarray(cost, dtype=np.float64)
+    return {"cost_std": float(cost.std()), "cost_min": float(cost.min()), "cost_max": float(cost.max())}

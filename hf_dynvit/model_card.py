@@ -9,6 +9,8 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from .card_tables import measured_table, pairs_table, results_table, throughput_table, usage_table
 from .gates import GATES
+from .learned import gate_facts
+from .report_names import decides
 
 
 TEMPLATE = "model_card_template.md"
@@ -79,6 +81,7 @@ def write_model_card(
         summary=_summary(config),
         plain=plain,
         gates=[_gate(entry, config.num_hidden_layers) for entry in config.gates or []],
+        decides=decides(gate_facts(model)),
         budget=config.budget,
         measured_sentence=_measured_sentence(results),
         results_table=results_table(results),

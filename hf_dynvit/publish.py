@@ -38,7 +38,8 @@ def describe(model, dataset, results, folder, agent=None, **card):
     pictures, training = {}, {name: settings[name] for name in SETTINGS} | {name: results[name] for name in RUN}
     if model.config.gates:
         pictures |= drawn(PICTURES, draw_pictures, model, dataset, results["usage"], folder)
-        training |= {name: settings[name] for name in GATE_SETTINGS}
+        if any(results["learned"].values()):  # nothing has taught a rule
+            training |= {name: settings[name] for name in GATE_SETTINGS}
     if agent is not None:
         pictures |= drawn(AGENT_PICTURES, draw_agent, agent, dataset, folder)
         options = ", ".join(f"{name} {value}" for name, value in results["agent"]["options"].items())

@@ -2,16 +2,24 @@
 
 from typing import NamedTuple
 
-import yaml
-
+from .report_names import has_gates, units
 from .report_seeds import mean
 from .report_tables import short
 
 
-BLOCK_PRESETS = ("layerskip", "layerskip-dynavit")
 SAME_COST = 0.02  # a static mask may cost this much more than the policy that it is compared with
 WITHOUT_MASK = 0.999  # what has no gates and costs less has a mask
 SAME_TRAINING = 0.01  # relative difference in images seen
+# Settings that two trainings by the same recipe share.
+SAME_RECIPE = (
+    ("model", "teacher"),
+    ("data", "min_crop_area"),
+    ("training", "learning_rate"),
+    ("training", "lr_scheduler_type"),
+    ("training", "weight_decay"),
+    ("training", "distillation_weight"),
+    ("training", "label_weight"),
+)
 
 
 class Policy(NamedTuple):
@@ -61,30 +69,21 @@ def policies(trainings, evaluations):
     return [policy for policy in found.values() if policy.name is not None]
 
 
-def gates_of(results):
-    """A list of gates, None without any, or the name of a preset where the file says no more."""
-    if "gates" in results:
-        return results["gates"]
-    gates = yaml.safe_load(results["settings"]["model"]["gates"])
-    return None if gates == "none" else gates
-
-
 def policy_name(results):
-    """What a policy of layer skipping decides, and inside which mask; None for anything else."""
-    gates = gates_of(results)
-    if isinstance(gates, str):
-        return "blocks" if gates in BLOCK_PRESETS else None
-    if not gates or any(gate["gate"] != "block" for gate in gates):
+    """What a policy of layer skipping decides, by which preset and inside which mask; None for anything else."""
+    if not has_gates(results, "block"):
         return None
+    gates = results["gates"]
     apart = any(gate.get("granularity") == "sublayer" for gate in gates)
     name = "attention and MLP apart" if apart else "blocks"
     name += ", decided up front" if any(gate.get("upfront") for gate in gates) else ""
+    name += f" ({results['preset']})" if results["preset"] else ""
     return name + masked(results)
 
 
 def masked(results):
-    """What a mask leaves, as an addition to a name; files of earlier versions do not say."""
-    mask = results.get("layer_mask")
+    """What a mask leaves, as an addition to a name."""
+    mask = results["layer_mask"]
     return f", mask of {sum(map(sum, mask))} / {2 * len(mask)} sub-layers" if mask else ""
 
 
@@ -94,28 +93,37 @@ def start(runs):
 
 
 def same_images(one, other):
-    return all(one[name] == other[name] for name in ("dataset", "split", "images"))
+    return all(one[name] == other[name] for name in ("dataset", "split", "split_files", "images"))
 
 
 def trained_alike(runs, trainings):
-    """(dense, random): of all trainings those from the same checkpoint, on as many images, without gates or with random
-    ones of the same budget."""
-    first, dense, random = runs[0], [], []
-    for others in trainings:
-        other = others[0]
-        if other.get("agent"):  # which gave it fewer patches to train on
-            continue
-        more = abs(other["images_seen"] - first["images_seen"]) / max(1, first["images_seen"])
-        if start(others) != start(runs) or not same_images(first, other) or more > SAME_TRAINING:
-            continue
-        gates, model = gates_of(other), other["settings"]["model"]
-        if gates is None:
-            dense.append(others)
-        elif isinstance(gates, list) and all(
-            gate["gate"] == "random" and gate.get("unit") in ("block", "sublayer") for gate in gates
-        ):
-            random += [others] if model["budget"] == first["settings"]["model"]["budget"] else []
+    """(dense, random): of all trainings those by the same recipe (`same_recipe`), without gates or mask, or with
+    random gates of the same budget that decide on the same kind of units, blocks apart from patches."""
+    first = runs[0]
+    alike = [others for others in trainings if same_recipe(first, others[0])]
+    dense = [others for others in alike if not others[0]["gates"] and not others[0]["layer_mask"]]
+    random = [
+        others
+        for others in alike
+        if has_gates(others[0], "random") and ("patch" in units(others[0])) == ("patch" in units(first))
+        if others[0]["settings"]["model"]["budget"] == first["settings"]["model"]["budget"]
+    ]
     return dense, random
+
+
+def same_recipe(one, other):
+    """Whether two trainings began at the same checkpoint, saw as many images, and were reported on the same ones.
+
+    Not one with an agent, which gave it fewer patches to train on.
+    """
+    more = abs(other["images_seen"] - one["images_seen"]) / max(1, one["images_seen"])
+    return (
+        same_images(one, other)
+        and more <= SAME_TRAINING
+        and not other["agent"]
+        and start([one]) == start([other])
+        and all(one["settings"][part].get(name) == other["settings"][part].get(name) for part, name in SAME_RECIPE)
+    )
 
 
 def best_mask(policy, evaluations):

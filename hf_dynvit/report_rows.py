@@ -1,7 +1,6 @@
 """The rows of the results tables, from the JSON that trainings, evaluations, searches and benchmarks have written."""
 
-import re
-
+from .report_names import cost_spread, decides, random_masks, reported_on
 from .report_policies import masked
 from .report_seeds import mean, percent, seeds
 from .report_tables import short
@@ -16,8 +15,8 @@ def training_row(runs):
     resumed = sum(results["resumed"] for results in runs)
     return {
         "data": first["dataset"],
-        "gates": gates_name(model["gates"]) + masked(first) + agent_name(first),
-        "budget": "–" if model["gates"] == "none" else model["budget"],
+        "decides": decides(first) + masked(first) + agent_name(first),
+        "budget": model["budget"] if first["gates"] else "–",
         **accuracy_columns(runs),
         "images seen": f"{mean(runs, 'images_seen'):,.0f}",
         "training": f"{mean(runs, 'train_seconds') / 60:.1f} min"
@@ -33,32 +32,17 @@ def chosen_rows(runs):
     if not runs[0].get("chosen"):
         return []
     row = training_row([{**results, **results["chosen"]} for results in runs])
-    return [row | {"gates": row["gates"] + ", on the patches it chooses"}]
+    return [row | {"decides": row["decides"] + ", on the patches it chooses"}]
 
 
 def evaluation_row(results):
     return {
         "model": short(results["model"]),
         "data": results["dataset"],
-        "gates": (kinds(results["gates"]) if results["gates"] else "none") + masked(results),
+        "decides": decides(results) + masked(results),
         "budget": results["budget"] if results["gates"] else "–",
         **accuracy_columns([results]),
         **provenance(results, results["batch_size"]),
-    }
-
-
-def front_row(results):
-    """What a reader wants first: top-1 before and after, the cost, and how much faster for each batch size."""
-    gains = {row["batch_size"]: row["speedup"] for row in results["throughput"]}
-    return {
-        "model": short(results["model"]),
-        "data": results["dataset"],
-        "top-1 of the dense checkpoint": f"{100 * results['dense']['accuracy']:.2f}",
-        "top-1": f"{100 * results['accuracy']:.2f}",
-        "cost": f"{results['cost']:.3f}",
-        "throughput, by batch": ", ".join(f"{gain:.2f}× ({batch})" for batch, gain in gains.items()),
-        "device": f"{results['device']}, {results['threads']} threads, {results['dtype']}",
-        **{key: results[key] for key in ("seed", "commit", "command")},
     }
 
 
@@ -66,7 +50,8 @@ def search_row(results):
     picked, without = results["picked"]["reported"], results["unmasked"]
     return {
         "model": short(results["model"]),
-        "data": f"{results['dataset']} ({results['split']})",
+        "data": results["dataset"],
+        "images from": results["split"],
         "objectives": results["objectives"],
         "space": results["space"],
         "method": results["method"],
@@ -120,7 +105,7 @@ def step_rows(results):
     measured = []
     if "packed_ms" in results:
         measured.append((results["gates"], "all", results, f"{results['packed_ms']:.0f} ms"))
-    for row in results.get("agents", []):  # files of earlier versions have none
+    for row in results["agents"]:
         patches = f"{row['kept']:.1f} of {row['patches']}"
         measured.append((row["agent"], patches, row, f"{row['ms']:.0f} ms ({row['kernel']})"))
     return [
@@ -162,10 +147,10 @@ def accuracy_columns(runs):
     """Of one evaluation or training, or of several that differ by seed alone: means."""
     first = runs[0]
     return {
-        "images": f"{first['images']:,} ({first['split']})",
+        "images": reported_on(first),
         "top-1": percent(runs) + (f" ({len(runs)} seeds)" if len(runs) > 1 else ""),
         "top-5": f"{100 * mean(runs, 'accuracy_top5'):.2f}",
-        "cost": f"{mean(runs, 'cost'):.3f}",
+        "cost": cost_spread(runs),
         "GMACs": f"{mean(runs, 'gmacs'):.3g}",
         "checkpoint: top-1 at cost": before(runs),
     }
@@ -179,21 +164,13 @@ def before(runs):
     return f"{100 * mean(given, 'accuracy'):.2f} at {mean(given, 'cost'):.3f}"
 
 
-def gates_name(gates):
-    """A preset's name as it is, a list of gates by the names in it."""
-    names = re.findall(r'gate"?\s*:\s*"?(\w+)', gates)
-    return " + ".join(dict.fromkeys(names)) if names else gates
-
-
 def agent_name(results):
-    """The agent that a training had, as an addition to a name; none in files of earlier versions."""
-    agent = results.get("agent")
-    return f", agent {agent['name']}, {agent['n_patch_desired']} of {agent['patches']} patches" if agent else ""
-
-
-def kinds(gates):
-    """The names of the gates of a configuration."""
-    return " + ".join(dict.fromkeys(gate["gate"] for gate in gates))
+    """The agent that a training had, as an addition to a name."""
+    agent = results["agent"]
+    if not agent:
+        return ""
+    name = f", agent {agent['name']}, {agent['n_patch_desired']} of {agent['patches']} patches"
+    return name + random_masks(agent.get("epsilon"))
 
 
 def provenance(results, batch):

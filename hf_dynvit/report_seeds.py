@@ -17,6 +17,7 @@ FREE_SETTINGS = (
 SAME_FACTS = (
     "dataset",
     "split",
+    "split_files",
     "images",
     "device",
     "dtype",

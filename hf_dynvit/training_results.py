@@ -8,6 +8,7 @@ from transformers import AutoModelForImageClassification
 
 from .cost import dense_macs
 from .environment import measured_on
+from .learned import gate_facts
 from .modeling_dynvit import DynViTForImageClassification
 from .trainer import DynViTTrainer
 
@@ -22,16 +23,17 @@ def collect(model_args, data_args, trainer, data, metrics, seconds):
     dtype = "bfloat16 autocast" if args.bf16 else "float16 autocast" if args.fp16 else "float32"
     return {
         "kind": "training",
-        "gates": config.gates,
+        **gate_facts(model),
         "layer_mask": config.layer_mask,
         "num_layers": config.num_hidden_layers,
         "dataset": data_args.name(),
         "split": data.reported_split,
+        "split_files": data_args.files_of(data.reported_split),
         "images": len(data.validation),
         "accuracy": metrics["eval_accuracy"],
         "accuracy_top5": metrics["eval_accuracy_top5"],
         "loss": metrics["eval_loss"],
-        "cost": metrics["eval_cost"],
+        **{name: metrics[f"eval_{name}"] for name in ("cost", "cost_std", "cost_min", "cost_max")},
         "gmacs": metrics["eval_cost"] * dense / 1e9,
         "gmacs_dense": dense / 1e9,
         "usage": trainer.eval_usage.per_layer(),  # on the main process's share of the images
@@ -53,7 +55,8 @@ def chosen_results(args, metrics, dense):
     """What the model does on the patches alone that its agent chooses for each image; None unless asked for."""
     if args.agent_evaluation == "all":
         return None
-    found = {name: metrics[f"eval_chosen_{name}"] for name in ("accuracy", "accuracy_top5", "loss", "cost")}
+    names = ("accuracy", "accuracy_top5", "loss", "cost", "cost_std", "cost_min", "cost_max")
+    found = {name: metrics[f"eval_chosen_{name}"] for name in names}
     return found | {"gmacs": found["cost"] * dense / 1e9}
 
 

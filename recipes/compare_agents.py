@@ -1,11 +1,11 @@
 """Compare patch agents: python recipes/compare_agents.py RECIPE.yaml [--variants none agentvit ...] [--seeds 0 1 2]
 
 Trains every variant with every seed, one after another in one process, on the same data, steps and initial weights;
-evaluates on all patches at a few points of training, whose time does not count. Writes compare.json after each run, and
-compare.md and compare.png at the end, to output_dir; the same command goes on where it was interrupted. Parts that were
-run apart (`--seeds 1` with an output_dir of its own) become one by merge_comparisons.py. A variant is the name of an
-agent, with options after a colon: "random:return_fraction=0.5,n_patch_desired=20"; "none:max_steps=700" is the dense
-model in fewer steps. Nothing is chosen on the split that is reported.
+evaluates on all patches at a few points of training, on a part of train (`validation_fraction`), and once at the end on
+the split that is reported; their time does not count. Writes compare.json after each run, and compare.md and compare.png
+at the end, to output_dir; the same command goes on where it was interrupted. Parts that were run apart (`--seeds 1` with
+an output_dir of its own) become one by merge_comparisons.py. A variant is the name of an agent, with options after a
+colon: "random:return_fraction=0.5,n_patch_desired=20"; "none:max_steps=700" is the dense model in fewer steps.
 """
 
 import json
@@ -40,12 +40,17 @@ from hf_dynvit.training_step import TrainingStep
 logger = logging.get_logger("hf_dynvit.recipes")
 
 
+# The learned ones, the unlearned twin of ours (its schedule, its merging), and the other rules.
+TWIN = "random:merge=true,return_fraction=0.5"
+VARIANTS = ("none", "agentvit", "agentvit-dqn", "agentvit-plus", TWIN, "random", "fixed", "center", "progressive")
+
+
 @dataclass
 class CompareArguments:
     """What to compare."""
 
     variants: list[str] = field(
-        default_factory=lambda: ["none", "agentvit", "agentvit-plus", "random", "fixed", "center", "progressive"],
+        default_factory=lambda: list(VARIANTS),
         metadata={"help": "agents, each with options after a colon: 'random:return_fraction=0.5'; 'none': dense"},
     )
     seeds: list[int] = field(default_factory=lambda: [0], metadata={"help": "seeds that each variant is trained with"})
@@ -86,7 +91,7 @@ def main(argv=None):
             continue
         processor, config = load_base(model_args)
         data = load_image_data(data_args, processor, config, model_args.new_classifier, seed)
-        results |= {"split": data.reported_split, "images": len(data.validation)}
+        results |= reported(data_args, data)
         check_agents(load_model(model_args, config, data), [settings[variant] for variant in missing])
         for variant in missing:
             output_dir = folder / f"{variant.replace(':', '_')}_{seed}"
@@ -95,6 +100,18 @@ def main(argv=None):
             save(results, folder)
     publish(results, folder)
     return results
+
+
+def reported(data_args, data):
+    """Which images the accuracy is reported on, and which ones training is followed on."""
+    held_out = f"held out of {data_args.train_split}" if data_args.validation_fraction else data.reported_split
+    return {
+        "split": data.reported_split,
+        "split_files": data_args.files_of(data.reported_split),
+        "images": len(data.validation),
+        "curves_on": held_out,
+        "curve_images": len(data.selection),
+    }
 
 
 def run_arguments(variant, args, evaluations):
@@ -141,7 +158,7 @@ def run(model_args, args, data):
         args=args,
         teacher=load_teacher(model_args, args, model.config),
         train_dataset=data.train,
-        eval_dataset=data.validation,
+        eval_dataset=data.selection,
         callbacks=[SetEpoch()],
     )
     clock = TrainingClock()
@@ -149,27 +166,30 @@ def run(model_args, args, data):
     trainer.train()
     if not clock.points or clock.points[-1]["step"] != trainer.state.global_step:
         trainer.evaluate()  # the clock notes it
+    seconds, curve = clock.seconds, list(clock.points)
+    final = trainer.evaluate(data.validation)
     agent = None if trainer.agent is None else trainer.agent.report()
     if trainer.agent is not None:
         drawn(AGENT_PICTURES, draw_agent, trainer.agent, data.validation, made(args.output_dir))
     costs = [entry["cost"] for entry in trainer.state.log_history if "cost" in entry]
     return {
         "seed": args.seed,
-        "accuracy": clock.points[-1]["accuracy"],
-        "chosen": last_on_chosen_patches(trainer.state.log_history),
-        "train_seconds": clock.seconds,
+        "accuracy": final["eval_accuracy"],
+        "chosen": on_chosen_patches(final),
+        "train_seconds": seconds,
         "agent": agent,
         "kept_share": 1.0 if agent is None else agent["kept"] / agent["patches"],
         "train_cost": statistics.mean(costs) if costs else None,
         "step_mib": step_mib(trainer, data.train),
-        "curve": clock.points,
+        "curve": curve,
     }
 
 
-def last_on_chosen_patches(history):
-    """What the last evaluation found on the patches that the agent chose; None where it ran on all of them alone."""
-    found = [entry for entry in history if "eval_chosen_accuracy" in entry]
-    return {name: found[-1][f"eval_chosen_{name}"] for name in ("accuracy", "cost")} if found else None
+def on_chosen_patches(metrics):
+    """What an evaluation found on the patches that the agent chose; None where it ran on all of them alone."""
+    if "eval_chosen_accuracy" not in metrics:
+        return None
+    return {name: metrics[f"eval_chosen_{name}"] for name in ("accuracy", "cost")}
 
 
 def step_mib(trainer, dataset):

@@ -22,6 +22,8 @@ from hf_dynvit.benchmark_speed import DTYPES
 from hf_dynvit.cost import dense_macs
 from hf_dynvit.data_source import DataArguments
 from hf_dynvit.environment import measured_on
+from hf_dynvit.learned import gate_facts
+from hf_dynvit.metrics import cost_spread
 from hf_dynvit.prepack import can_prepack
 from hf_dynvit.settings import parse_settings
 from hf_dynvit.usage import UsageMeter
@@ -81,12 +83,13 @@ def main(argv=None):
     results = {
         "kind": "evaluation",
         "model": args.model,
-        "gates": config.gates,
+        **gate_facts(entrant.model),
         "budget": config.budget,
         "layer_mask": config.layer_mask,
         "num_layers": config.num_hidden_layers,
         "dataset": data_args.name(),
         "split": data_args.validation_split,
+        "split_files": data_args.files_of(data_args.validation_split),
         "images": len(images),
         **measured,
         "gmacs": measured["cost"] * gmacs,
@@ -120,7 +123,7 @@ def main(argv=None):
 
 @torch.inference_mode()
 def accuracy(entrant, args):
-    """Shares of images right at the first and within five guesses and the mean cost; and the usage of the layers."""
+    """Shares of images right at the first and within five guesses, the mean cost and its spread; and the usage."""
     top1, top5, costs, usage = [], [], [], UsageMeter()
     loader = DataLoader(entrant.images, args.eval_batch_size, num_workers=args.num_workers)
     for batch in tqdm(loader, desc=f"accuracy of {entrant.name}", unit="batch"):
@@ -133,9 +136,8 @@ def accuracy(entrant, args):
         usage.update(out.decisions)
     names = ("accuracy", "accuracy_top5", "cost")
     parts = (top1, top5, costs)
-    return {name: torch.cat(part).float().mean().item() for name, part in zip(names, parts, strict=True)}, (
-        usage.per_layer()
-    )
+    means = {name: torch.cat(part).float().mean().item() for name, part in zip(names, parts, strict=True)}
+    return means | cost_spread(torch.cat(costs).numpy()), usage.per_layer()
 
 
 def check_compiler(device):

@@ -1,8 +1,8 @@
 """Write the results tables of recipes/README.md, and the one of README.md: python recipes/report.py results.json ...
 
 Each file is one that train.py, evaluate.py, search.py, step_time.py, compare_agents.py, merge_comparisons.py or
-`python -m hf_dynvit.benchmark --json` wrote; all numbers of the tables come from them. README.md shows evaluations that
-timed a model and evaluated its dense checkpoint beside it, and comparisons of agents that hold the three that matter.
+`python -m hf_dynvit.benchmark --json` wrote; all numbers of the tables come from them. README.md shows each training of
+gates and each other model that was timed, beside what it has to beat, and the comparisons of agents.
 """
 
 import json
@@ -14,15 +14,16 @@ from pathlib import Path
 sys.path[:] = [path for path in sys.path if Path(path or ".").resolve() != Path(__file__).resolve().parent]
 
 from hf_dynvit.comparison import KIND
+from hf_dynvit.comparison_front import INTRODUCTION as COMPARED
 from hf_dynvit.comparison_front import front_comparison_rows
 from hf_dynvit.comparison_report import comparison_section
 from hf_dynvit.report_claims import claims_section
+from hf_dynvit.report_front import INTRODUCTION, front_rows
 from hf_dynvit.report_rows import (
     benchmark_row,
     chosen_rows,
     circumstances,
     evaluation_row,
-    front_row,
     search_row,
     speed_row,
     step_rows,
@@ -51,16 +52,9 @@ def main(argv=None):
     results = [read(path) for path in argv]
     tables = render(results)
     texts = {files["--readme"]: between(files["--readme"], "results", tables)}
-    timed = [
-        entry for entry in results if entry["kind"] == "evaluation" and entry.get("dense") and entry["throughput"]
-    ]
-    compared = front_comparison_rows(entry for entry in results if entry["kind"] == KIND)
-    if (timed or compared) and files["--front"]:
-        parts = (
-            ["Fewer computations for each image:", *numbered([front_row(entry) for entry in timed])] if timed else []
-        )
-        parts += ["Fewer patches in training, all of them afterwards:", *numbered(compared)] if compared else []
-        texts[files["--front"]] = between(files["--front"], "front", "\n\n".join(parts))
+    front = render_front(results)
+    if front and files["--front"]:
+        texts[files["--front"]] = between(files["--front"], "front", front)
     for file, text in texts.items():
         file.write_text(text, encoding="utf-8")
     return tables
@@ -91,6 +85,16 @@ def read(path):
         f"{path} was written neither by train.py nor evaluate.py nor search.py nor step_time.py nor compare_agents.py "
         "nor the benchmark"
     )
+
+
+def render_front(all_results):
+    """The tables of README.md as Markdown; none of either kind leaves its table out."""
+    trainings = by_seed(results for results in all_results if results["kind"] == "training")
+    rows = front_rows(trainings, [results for results in all_results if results["kind"] == "evaluation"])
+    compared = front_comparison_rows(results for results in all_results if results["kind"] == KIND)
+    parts = [INTRODUCTION, *numbered(rows)] if rows else []
+    parts += [COMPARED, *numbered(compared)] if compared else []
+    return "\n\n".join(parts)
 
 
 def render(all_results):

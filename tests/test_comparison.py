@@ -20,7 +20,9 @@ def made_run(variant, seed, accuracies=(0.5, 0.8), seconds=100.0, **changes):
         }
         for index, accuracy in enumerate(accuracies)
     ]
-    agent = None if variant == "none" else {"seconds": 2.0, "kept": 8.0, "n_patch_desired": 6, "patches": 16}
+    agent = None
+    if not variant.startswith("none"):
+        agent = {"seconds": 2.0, "kept": 8.0, "n_patch_desired": 6, "patches": 16, "options": {}}
     return {
         "variant": variant,
         "seed": seed,
@@ -42,6 +44,7 @@ def made(*runs, **changes):
     settings = {"model": {"gates": "none"}, "data": {"min_crop_area": 0.8}, "training": training}
     shared = {"dataset": "digits", "steps": 20, "batch_size": 8, "evaluations": 2, "device": "A CPU", "threads": 1}
     shared |= {"dtype": "float32", "versions": {"torch": "2"}, "split": "test", "images": 1000}
+    shared |= {"split_files": ["t.parquet"], "curves_on": "held out of train", "curve_images": 90}
     return {"kind": KIND, **shared, "settings": settings, "runs": list(runs)} | changes
 
 
@@ -151,8 +154,8 @@ def test_the_section_has_a_row_for_each_variant_and_each_command_once():
     runs = [made_run("none", seed, (0.5, 0.8)) for seed in (0, 1)]
     runs += [made_run("agentvit-plus", 0, (0.8, 0.7), 60.0, chosen=chosen, commit="def")]
     runs += [made_run("agentvit-plus", 1, (0.6, 0.7), 60.0, chosen=chosen)]
-    heading, sentence, table, commands = comparison_section([made(*runs)])
-    assert heading == "### Agents compared" and "commit abc and def" in sentence and "1,000 images (test)" in sentence
+    heading, note, sentence, table, commands = comparison_section([made(*runs)])
+    assert heading == "### Agents compared" and "commit abc and def" in sentence and "once, at the end" in note
     assert commands.count("1. ") == 1 and len(commands.splitlines()) == 2 and "[1], [2]" in sentence
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
     names, (none, plus) = rows[0], rows[2:]
@@ -165,23 +168,79 @@ def test_the_section_has_a_row_for_each_variant_and_each_command_once():
     assert comparison_section([]) == []
 
 
-def test_the_front_shows_dense_ours_and_the_best_random_one_of_the_same_seeds():
-    runs = [made_run("none", seed, (0.5, 0.8 + seed / 100)) for seed in (0, 1)]
-    runs += [made_run("agentvit-plus", seed, (0.7, 0.81), 60.0) for seed in (0, 1)]
-    runs += [made_run("random", seed, (0.7, 0.75), 50.0) for seed in (0, 1)]
-    without = made(*runs[:4])
-    runs += [made_run("random:merge=true", seed, (0.7, 0.78), 55.0) for seed in (0, 1)]
-    runs += [made_run("random:return_fraction=1", 0, (0.7, 0.9), 50.0)]  # one seed alone
-    runs += [made_run("random:n_patch_desired=9", seed, (0.7, 0.9), 90.0) for seed in (0, 1)]  # takes longer
-    assert "dense in fewer steps" not in front_comparison_rows([made(*runs)])[0]
-    runs += [made_run("none:max_steps=9", seed, (0.7, 0.7 + seed / 10), 60.0) for seed in (0, 1)]
-    runs += [made_run("agentvit-plus:max_steps=30,novelty=2", seed, (0.7, 0.82), 95.0) for seed in (0, 1)]
-    row, longer = front_comparison_rows([made(*runs), without, made(*runs[1:])])  # the others lack a run
-    assert row["top-1, trained on all patches"] == "80.50 ± 0.71" and row["seeds"] == "0, 1"
-    assert row["by agentvit-plus, in which share of the time"] == "81.00 ± 0.00 in 0.60"
-    assert row["best at random in no more"] == "78.00 ± 0.00 in 0.55 (merge=true)"
-    assert row["dense in fewer steps"] == "75.00 ± 7.07 in 0.60 (max_steps=9)"
-    assert len(row["command"]) == 8 and row["commit"] == "abc"
-    assert longer["by agentvit-plus, in which share of the time"] == "82.00 ± 0.00 in 0.95 (max_steps=30, novelty=2)"
-    assert longer["best at random in no more"] == "90.00 ± 0.00 in 0.90 (n_patch_desired=9)"
-    assert front_comparison_rows([]) == []
+def agent_report(desired=6, **options):
+    return {"seconds": 2.0, "kept": 8.0, "n_patch_desired": desired, "patches": 16, "options": options}
+
+
+OURS = agent_report(merge=True, return_fraction=0.5)
+BEST = "the best other one in no more time"
+
+
+def made_runs(variant, seeds, accuracy, seconds, **changes):
+    return [made_run(variant, seed, (0.5, accuracy), seconds, **changes) for seed in seeds]
+
+
+def test_the_front_names_the_best_of_all_that_took_no_more_time():
+    runs = made_runs("none", (0, 1), 0.8, 100.0) + made_runs("agentvit-plus", (0, 1), 0.81, 60.0, agent=OURS)
+    runs += made_runs("random", (0, 1), 0.75, 50.0) + made_runs("random:n_patch_desired=9", (0, 1), 0.9, 90.0)
+    for best, cell in [
+        ([], "random: 75.00 ± 0.00 in 0.50"),
+        (made_runs("none:max_steps=9", (0, 1), 0.76, 60.0), "dense: 76.00 ± 0.00 in 0.60 (max_steps=9)"),
+        (made_runs("progressive", (1,), 0.77, 61.0), "progressive: 77.00 in 0.61, 1 seed"),
+        (made_runs("agentvit", (0, 1, 2), 0.78, 50.0), "agentvit: 78.00 ± 0.00 in 0.50, 3 seeds"),
+    ]:
+        runs += best
+        (row,) = front_comparison_rows([made(*runs)])
+        assert row[BEST] == cell
+    assert row["dense"] == "80.00 ± 0.00" and row["agentvit-plus"] == "81.00 ± 0.00 in 0.60" and row["seeds"] == 2
+    assert row["dense in fewer steps"] == "76.00 ± 0.00 in 0.60 (max_steps=9)" and row["the same at random"] == "–"
+    assert row["data"] == "digits: 1,000 (test = t.parquet); 20 steps of 8 images"
+    assert len(row["command"]) == 2 + 2 + 2 + 3  # dense, ours, dense in fewer steps, the best one
+
+
+def test_the_twin_at_random_has_the_patches_the_schedule_the_merging_and_the_steps_of_ours():
+    runs = made_runs("none", (0,), 0.8, 100.0) + made_runs("agentvit-plus", (0,), 0.81, 60.0, agent=OURS)
+    same = {"merge": True, "return_fraction": 0.5}
+    others = [agent_report(**same | {"merge": False}), agent_report(**same | {"return_fraction": 1.0})]
+    others += [agent_report(7, **same)]
+    for number, agent in enumerate(others):
+        runs += made_runs(f"random:x={number}", (0,), 0.7, 50.0, agent=agent)
+    runs += [made_run("random:max_steps=9", 0, (0.4, 0.5, 0.7), 50.0, agent=agent_report(**same))]  # another last step
+    assert front_comparison_rows([made(*runs)])[0]["the same at random"] == "–"
+    runs += made_runs("random:merge=true,return_fraction=0.5", (0,), 0.79, 90.0, agent=agent_report(**same))
+    found = front_comparison_rows([made(*runs)])[0]["the same at random"]
+    assert found == "79.00 in 0.90 (merge=true, return_fraction=0.5)"
+
+
+def test_no_row_of_the_front_is_left_out_for_what_was_not_run():
+    ours = made_runs("agentvit-plus", (0, 1), 0.81, 60.0, agent=OURS)
+    (row,) = front_comparison_rows([made(*ours)])
+    assert row["agentvit-plus"] == "81.00 ± 0.00" and row["dense"] == row["the same at random"] == row[BEST] == "–"
+    (row,) = front_comparison_rows([made(*made_runs("none", (1,), 0.8, 100.0), *ours)])
+    assert row["agentvit-plus"] == "81.00 ± 0.00 in 0.60" and row["dense"] == "80.00, 1 seed"
+    (row,) = front_comparison_rows([made(*ours, *made_runs("random", (0,), 0.7, 61.0))])  # by seconds
+    assert row[BEST] == "random: 70.00, 1 seed"
+    assert front_comparison_rows([]) == [] and front_comparison_rows([made(*made_runs("none", (0,), 0.8, 9.0))]) == []
+
+
+def test_an_agent_that_drew_at_random_says_so_in_its_row():
+    runs = [made_run("agentvit", seed, agent=agent_report() | {"epsilon": 0.96 + seed / 50}) for seed in (0, 1)]
+    table = comparison_section([made(*runs, made_run("random", 0))])[3]
+    assert "| agentvit (97 % of its masks random) | 2 |" in table and "| random | 1 |" in table
+
+
+def test_what_is_followed_in_training_is_not_what_is_reported():
+    dense = made_run("none", 0, (0.6, 0.7), 100.0, accuracy=0.9)
+    near, far = made_run("random", 0, (0.5, 0.696), 80.0), made_run("fixed", 0, (0.5, 0.69), 80.0, accuracy=0.95)
+    summary = summarise([dense, near, far])
+    assert summary["random"]["close"] == 0.8 and summary["fixed"]["close"] is None
+    assert summary["none"]["accuracy"] == 0.9 and summary["fixed"]["accuracy"] == 0.95
+    sentence = comparison_section([made(dense)])[2]
+    assert "top-1 on images: 1,000 (test = t.parquet), curves on 90 (held out of train)" in sentence
+
+
+def test_a_seed_that_the_dense_model_lacks_leaves_the_shares_of_the_others():
+    runs = [made_run("none", 0, (0.5, 0.8), 100.0), made_run("random", 0, (0.6, 0.8), 50.0)]
+    runs += [made_run("random", 1, (0.6, 0.7), 150.0)]
+    row = summarise(runs)["random"]
+    assert row["time_share"] == 0.5 and row["close"] == 0.5 and row["seeds"] == 2 and row["dense_seeds"] == 1

@@ -50,11 +50,13 @@ def test_evaluate_measures_what_training_reported_and_report_writes_the_tables(p
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n{START}\nold\n{END}\nafter\n")
     front = tmp_path / "FRONT.md"
-    front.write_text("title\n" + "old".join(report.markers("front")))
+    front.write_text("title\n" + "stale".join(report.markers("front")))
     words = ["--readme", str(readme), "--front", str(front)]
     report.main([*words, str(place.folder / "trained" / "results.json"), str(out)])
-    gains = ", ".join(f"{row['speedup']:.2f}× ({row['batch_size']})" for row in results["throughput"])
-    assert "old" not in front.read_text() and gains in front.read_text()
+    gains = ", ".join(
+        f"batch {row['batch_size']} {row['speedup']:.2f}× ({row['realised']:.2f})" for row in results["throughput"]
+    )
+    assert "stale" not in front.read_text() and gains in front.read_text()
     assert f"| {100 * results['dense']['accuracy']:.2f} | {100 * results['accuracy']:.2f} |" in front.read_text()
     text = readme.read_text()
     assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from hf_dynvit.report_seeds import by_seed, percent
 from hf_dynvit.report_tables import numbered
@@ -23,15 +24,23 @@ def load_report():
 
 
 report = load_report()
+BLOCK = [{"gate": "block", "layers": [1, 2, 3]}]
 
 
 def training(seed=0, accuracy=0.5, gates="layerskip", budget=0.65, start="vit", **facts):
     """What train.py writes, as far as tables read it."""
     model = {"model_name_or_path": start, "gates": gates, "budget": budget}
+    entries = BLOCK if gates == "layerskip" else None if gates in ("none", "keep") else yaml.safe_load(gates)
     return {
         "kind": "training",
+        "gates": entries,
+        "preset": "layerskip" if gates == "layerskip" else None,
+        "learned": {"block": 0.1} if gates == "layerskip" else {},
+        "layer_mask": None,
+        "agent": None,
         "dataset": "pets",
         "split": "validation",
+        "split_files": ["test.parquet"],
         "images": 1000,
         "accuracy": accuracy,
         "accuracy_top5": 0.9,
@@ -115,9 +124,10 @@ def test_each_distinct_command_is_printed_once_below_the_table():
 
 def test_a_kept_policy_is_compared_with_its_checkpoint_at_its_cost():
     before = {"accuracy": 0.4, "accuracy_top5": 0.8, "cost": 0.512, "gmacs": 0.1}
-    row = report.training_row([training(gates="keep", checkpoint=before, layer_mask=[[True, True], [True, False]])])
+    mask = {"gates": "keep", "layer_mask": [[True, True], [True, False]], "checkpoint": before}
+    row = report.training_row([training() | training(**mask) | {"gates": BLOCK, "learned": {"block": 0.2}}])
     assert row["checkpoint: top-1 at cost"] == "40.00 at 0.512"
-    assert row["gates"] == "keep, mask of 3 / 4 sub-layers"
+    assert row["decides"] == "learned block gates, mask of 3 / 4 sub-layers"
 
 
 def test_the_file_of_another_script_is_refused(tmp_path):
@@ -127,7 +137,6 @@ def test_the_file_of_another_script_is_refused(tmp_path):
 
 
 RANDOM = "[{gate: random, unit: block, rate: 0.5}]"
-BLOCK = [{"gate": "block", "layers": [1, 2, 3]}]
 USAGE = {kind: {"1": 0.5, "2": 0.75, "3": 0.0} for kind in ("attention", "mlp")}
 
 
@@ -143,6 +152,7 @@ def evaluation(gates=BLOCK, accuracy=0.5, cost=0.65, **facts):
     row = {"batch_size": 8, "speedup": 1.5, "peak_mib": {"dense": 20.0, "packed": 15.0}, "timed_cost": cost}
     row |= {"dense_ms": {"sdpa": 3.0}, "dense_images_per_second": 10.0, "packed_images_per_second": 15.0}
     made = {**training(accuracy=accuracy, budget=0.65), "kind": "evaluation", "gates": gates, "model": "out_0"}
+    made |= {"preset": "layerskip" if gates == BLOCK else None}
     made |= {"budget": 0.65, "cost": cost, "dense": None, "dense_model": None, "usage": USAGE, "num_layers": 4}
     rows = [{**row, "realised": 1.0}, {**row, "batch_size": 32, "speedup": 2.0, "realised": 1.0}]
     del made["settings"]
@@ -200,7 +210,7 @@ def test_searches_and_steps_stand_beside_the_policy_they_are_of():
     search |= {"picked": {"reported": point}, "images_reported_on": 300, "images_to_choose_on": 300, "space": "3 bits"}
     search |= {"method": "exhaustive", "masks_scored": 8, "seconds": 60.0, "settings": {"batch_size": 8}}
     step = {**training(), "kind": "step_time", "model": "vit", "gates": "block", "cost": 0.5, "memory_ratio": 0.4}
-    step |= {"dense_ms": {"sdpa": 2.0}, "packed_ms": 1.0, "time_ratio": 0.5}
+    step |= {"dense_ms": {"sdpa": 2.0}, "packed_ms": 1.0, "time_ratio": 0.5, "agents": []}
     found = claims([training(), search, step, {**search, "model": "another"}, {**step, "model": "another"}])
     assert found["53 % less working memory"] == [
         "training step at random, cost 0.500, A CPU, float32: batch 64 60 % less [1]"
@@ -222,9 +232,11 @@ def test_steps_with_agents_alone_speak_of_no_policy():
 def test_policies_apart_have_rows_of_their_own_and_others_none():
     apart = [{"gate": "block", "granularity": "sublayer"}]
     text = report.render([evaluation(), evaluation(apart), evaluation([{"gate": "patch"}]), evaluation(budget=0.5)])
-    assert [text.count(f"| pets | {name} |") for name in ("blocks, budget 0.65", "blocks, budget 0.5")] == [3, 3]
+    assert [text.count(f"| pets | blocks (layerskip), budget {budget} |") for budget in (0.65, 0.5)] == [3, 3]
     assert text.count("| pets | attention and MLP apart, budget 0.65 |") == 3
-    assert "What was claimed" not in report.render([evaluation([{"gate": "patch"}]), training(gates="adavit")])
+    assert "What was claimed" not in report.render(
+        [evaluation([{"gate": "patch"}]), training(gates="[{gate: patch}]")]
+    )
 
 
 def test_what_is_not_given_is_left_out():

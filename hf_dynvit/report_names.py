@@ -1,0 +1,80 @@
+"""What decides in a model, in words, from what its results say: rules and learned gates are told apart by their weights."""
+
+WORDS = {"sublayer": "sub-layer"}
+SAME = 0.0005  # deviations that three digits do not show
+UNITS = {"head": "heads", "sublayer": "sub-layers", "block": "blocks"}  # of random gates; patches go without saying
+
+
+def decides(results):
+    """ "dense", "rule: novelty + merge", "rule: random blocks", "learned patch + sub-layer gates (adavit)" and so on.
+
+    A gate counts as learned if its score weights differ from their fresh values. Of those that do not, a patch gate with
+    `novelty` is a rule; any other one decides alike for all images ("fixed").
+
+    Args:
+        results: with `gates`, `preset` and `learned` as `learned.gate_facts` gives them.
+    """
+    parts = {}  # kind of decision -> [names], and whether it merges
+    for entry in results["gates"] or []:
+        kind, name = _kind(entry, results["learned"])
+        names, merges = parts.get(kind, ([], False))
+        parts[kind] = (list(dict.fromkeys([*names, name])), merges or bool(entry.get("merge")))
+    if not parts:
+        return "dense"
+    words = {"rule": "rule: {}", "learned": "learned {} gates", "fixed": "fixed {} gates"}
+    found = [
+        words[kind].format(" + ".join(parts[kind][0])) + (" + merge" if parts[kind][1] else "")
+        for kind in words
+        if kind in parts
+    ]
+    return "; ".join(found) + (f" ({results['preset']})" if results["preset"] else "")
+
+
+def _kind(entry, learned):
+    gate = entry["gate"]
+    if gate == "random":
+        unit = UNITS.get(entry.get("unit", "patch"))
+        return "rule", f"random {unit}" if unit else "random"
+    if learned.get(gate):
+        return "learned", WORDS.get(gate, gate)
+    return ("rule", "novelty") if entry.get("novelty") else ("fixed", WORDS.get(gate, gate))
+
+
+def has_gates(results, *names):
+    """Whether there are gates, all of them of these names."""
+    return bool(results["gates"]) and all(entry["gate"] in names for entry in results["gates"])
+
+
+def units(results):
+    """What the gates decide on: a set of "patch", "head" and "block", which stands for sub-layers too."""
+    named = (entry.get("unit", "patch") if entry["gate"] == "random" else entry["gate"] for entry in results["gates"])
+    return {"block" if unit in ("block", "sublayer") else unit for unit in named}
+
+
+def merges(results):
+    """Whether what leaves is merged into what stays."""
+    return any(entry.get("merge") for entry in results["gates"] or [])
+
+
+def random_masks(epsilon):
+    """How many of its masks an agent drew at random, as an addition to its name; None: it does not explore so."""
+    return "" if epsilon is None else f" ({100 * epsilon:.0f} % of its masks random)"
+
+
+def reported_on(results):
+    """ "10,000 (validation = test.parquet)": how many images, of which split, and which files that is."""
+    files = ", ".join(results["split_files"])
+    return f"{results['images']:,} ({results['split']}{' = ' if files else ''}{files})"
+
+
+def cost_spread(runs):
+    """ "0.501 ± 0.043 (0.31–0.66)": mean over images, its deviation and ends; the mean alone where no image differs.
+
+    Of runs that differ by seed the means of mean and deviation, and the ends of all.
+    """
+    cost = sum(results["cost"] for results in runs) / len(runs)
+    deviation = sum(results.get("cost_std", 0.0) for results in runs) / len(runs)
+    if deviation < SAME:
+        return f"{cost:.3f}"
+    least, most = min(results["cost_min"] for results in runs), max(results["cost_max"] for results in runs)
+    return f"{cost:.3f} ± {deviation:.3f} ({least:.2f}–{most:.2f})"

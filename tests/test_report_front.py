@@ -1,0 +1,184 @@
+"""Claims about names of rows and README's first table: rules are called rules, and each model stands beside its rivals."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+from hf_dynvit.report_front import front_rows
+from hf_dynvit.report_names import cost_spread, decides, reported_on
+from hf_dynvit.report_seeds import by_seed
+
+
+PATCH = {"gate": "patch", "drop": True, "merge": True, "novelty": 16, "layers": [1, 2]}
+SUBLAYER = {"gate": "sublayer", "layers": [1, 2]}
+RANDOM = {"gate": "random", "drop": True, "rate": 0.5, "layers": [1, 2]}
+BLOCKS = {"gate": "random", "unit": "block", "rate": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("gates", "learned", "preset", "name"),
+    [
+        (None, {}, None, "dense"),
+        ([PATCH], {"patch": 0.0}, None, "rule: novelty + merge"),
+        ([PATCH | {"merge": False}], {"patch": 0.0}, None, "rule: novelty"),
+        ([PATCH], {"patch": 0.01}, None, "learned patch gates + merge"),
+        (
+            [PATCH, SUBLAYER],
+            {"patch": 0.1, "sublayer": 0.2},
+            "adavit",
+            "learned patch + sub-layer gates + merge (adavit)",
+        ),
+        ([PATCH, SUBLAYER], {"patch": 0.0, "sublayer": 0.2}, None, "rule: novelty + merge; learned sub-layer gates"),
+        ([RANDOM | {"merge": True}], {}, None, "rule: random + merge"),
+        ([RANDOM], {}, None, "rule: random"),
+        ([BLOCKS], {}, None, "rule: random blocks"),
+        ([{"gate": "block"}], {"block": 0.0}, None, "fixed block gates"),
+        ([{"gate": "block"}], {"block": 0.3}, "layerskip-dynavit", "learned block gates (layerskip-dynavit)"),
+    ],
+)
+def test_a_model_is_named_by_what_its_weights_say(gates, learned, preset, name):
+    assert decides({"gates": gates, "learned": learned, "preset": preset}) == name
+
+
+def test_images_are_named_by_their_files_and_costs_with_their_spread():
+    assert reported_on({"images": 10000, "split": "validation", "split_files": ["test.parquet"]}) == (
+        "10,000 (validation = test.parquet)"
+    )
+    assert reported_on({"images": 10, "split": "held out of train", "split_files": []}) == "10 (held out of train)"
+    runs = [{"cost": 0.5, "cost_std": 0.02, "cost_min": 0.4, "cost_max": 0.6}]
+    runs += [{"cost": 0.52, "cost_std": 0.04, "cost_min": 0.3, "cost_max": 0.55}]
+    assert cost_spread(runs) == "0.510 ± 0.030 (0.30–0.60)"
+    assert cost_spread([{"cost": 1.0, "cost_std": 1e-9, "cost_min": 1.0, "cost_max": 1.0}]) == "1.000"
+
+
+def training(gates, accuracy=0.5, seed=0, name="model", start="vit", budget=0.5, cost=None, settings=None, **facts):
+    """What train.py writes, as far as the front reads it."""
+    cost = cost or (budget if gates else 1.0)
+    learned = {entry["gate"]: 0.0 for entry in gates or [] if entry["gate"] != "random"}
+    settings = {"seed": seed, "output_dir": f"out/{name}_{seed}", "learning_rate": 1e-4, "tells apart": name} | (
+        settings or {}
+    )
+    return {
+        "kind": "training",
+        "gates": gates,
+        "preset": None,
+        "learned": learned,
+        "layer_mask": None,
+        "agent": None,
+        "dataset": "pets",
+        "split": "validation",
+        "split_files": ["test.parquet"],
+        "images": 1000,
+        "accuracy": accuracy,
+        "accuracy_top5": 0.9,
+        "cost": cost,
+        "cost_std": 0.1 if gates else 0.0,
+        "cost_min": cost - 0.2,
+        "cost_max": cost + 0.2,
+        "gmacs": 1.0,
+        "train_seconds": 60.0,
+        "resumed": False,
+        "images_seen": 9600,
+        "batch_size": 64,
+        "device": "A CPU",
+        "dtype": "bfloat16 autocast",
+        "threads": 2,
+        "seed": seed,
+        "commit": "abc",
+        "command": f"python recipes/train.py {name} --seed {seed}",
+        "settings": {
+            "model": {"model_name_or_path": start, "gates": str(gates), "budget": budget, "teacher": "base"},
+            "data": {"min_crop_area": 0.5},
+            "training": settings,
+        },
+        **facts,
+    }
+
+
+def evaluation(of, gates=(PATCH,), **facts):
+    """What evaluate.py writes, as far as the front reads it."""
+    made = training(list(gates), 0.55) | {"kind": "evaluation", "model": of, "budget": 0.5, "dtype": "float32"}
+    del made["settings"], made["images_seen"]
+    made |= {"dense": None, "dense_model": None, "command": f"python recipes/evaluate.py {of}"}
+    rows = [{"batch_size": size, "speedup": gain, "realised": gain / 2} for size, gain in ((1, 1.2), (8, 1.6))]
+    return made | {"throughput": rows} | facts
+
+
+def front(*results):
+    trainings = by_seed(entry for entry in results if entry["kind"] == "training")
+    return front_rows(trainings, [entry for entry in results if entry["kind"] == "evaluation"])
+
+
+def test_a_model_stands_beside_dense_and_random_by_the_same_recipe():
+    given = {"dense": {"accuracy": 0.6, "cost": 1.0}}
+    rivals = [
+        training(None, 0.7, name="dense", **given),
+        training(None, 0.72, 1, name="dense"),
+        training([RANDOM], 0.4, name="random"),
+        training([RANDOM | {"merge": True}], 0.45, name="merged", cost=0.51),
+        training([RANDOM | {"merge": True, "rate": 0.9}], 0.65, name="dearer", cost=0.8),
+    ]
+    others = [
+        training(None, 0.9, name="longer", images_seen=99999),
+        training(None, 0.9, name="elsewhere", start="another"),
+        training(None, 0.9, name="faster", settings={"learning_rate": 1e-3}),
+        training(None, 0.9, name="fewer", images=10),
+        training(None, 0.9, name="other_file", split_files=["other.parquet"]),
+        training(None, 0.9, name="agent", agent={"name": "random", "n_patch_desired": 8, "patches": 16}),
+        training([BLOCKS], 0.9, name="blocks"),
+        training([RANDOM], 0.9, name="budget", budget=0.7),
+    ]
+    (row,) = front(*others, training([PATCH], 0.66), *rivals, evaluation("out/model_0"))
+    assert row["decides"] == "rule: novelty + merge" and row["data"] == "pets: 1,000 (validation = test.parquet)"
+    assert row["dense, as given"] == "60.00" and row["dense, tuned"] == "71.00 ± 1.41 (2 seeds)"
+    assert row["random, tuned"] == "40.00 at 0.500" and row["random + merge, tuned"] == "45.00 at 0.510"
+    assert row["this model"] == "66.00 at 0.500" and row["its cost"] == "0.500 ± 0.100 (0.30–0.70)"
+    assert row["speed-up"] == "float32: batch 1 1.20× (0.60), batch 8 1.60× (0.80)"
+    assert row["images seen"] == "9,600"
+    assert row["command"] == [
+        *(f"python recipes/train.py {name}" for name in ("model --seed 0", "dense --seed 0", "dense --seed 1")),
+        *(f"python recipes/train.py {name} --seed 0" for name in ("random", "merged")),
+        "python recipes/evaluate.py out/model_0",
+    ]
+
+
+def test_policies_of_blocks_are_held_against_random_blocks():
+    learned = training([{"gate": "block"}], 0.6) | {"learned": {"block": 0.2}}
+    (row,) = front(learned, training([BLOCKS], 0.5, name="blocks"), training([RANDOM], 0.4, name="patches"))
+    assert row["random, tuned"] == "50.00 at 0.500" and row["random + merge, tuned"] == "–"
+
+
+def test_no_row_is_left_out_for_what_was_not_run():
+    (alone,) = front(training([PATCH], 0.66))
+    rivals = ("dense, as given", "dense, tuned", "random, tuned", "random + merge, tuned", "speed-up")
+    assert alone["this model"] == "66.00 at 0.500" and all(alone[name] == "–" for name in rivals)
+    timed = evaluation("elsewhere/model", dense={"accuracy": 0.6, "cost": 1.0})
+    half = evaluation("elsewhere/model", dtype="bfloat16")
+    (row,) = front(timed, half)
+    assert row["dense, as given"] == "60.00" and row["dense, tuned"] == row["images seen"] == "–"
+    assert row["speed-up"].count("<br>") == 1 and row["this model"] == "55.00 at 0.500"
+    assert front(evaluation("out/vit", gates=())) == [] and front(training(None), training([RANDOM])) == []
+
+
+def test_several_seeds_are_summed_up_and_a_model_is_timed_once():
+    runs = [training([PATCH], accuracy, seed) for seed, accuracy in enumerate((0.66, 0.68))]
+    (row,) = front(*runs, evaluation("out/model_1"))
+    assert row["this model"] == "67.00 ± 1.41 at 0.500 (2 seeds)" and row["speed-up"].startswith("float32: batch 1")
+
+
+def load_report():
+    path = Path(__file__).resolve().parent.parent / "recipes" / "report.py"
+    spec = importlib.util.spec_from_file_location("recipe_report_front", path)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_front_renders_with_one_row_and_says_nothing_without_any():
+    report = load_report()
+    text = report.render_front([training([PATCH], 0.66)])
+    assert text.startswith("Fewer computations for each image.") and "Fewer patches in training" not in text
+    assert text.count("\n| ") == 3 and "1. `python recipes/train.py model --seed 0`" in text
+    assert report.render_front([training(None)]) == ""
