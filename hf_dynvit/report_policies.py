@@ -10,15 +10,12 @@ from .report_tables import short
 SAME_COST = 0.02  # a static mask may cost this much more than the policy that it is compared with
 WITHOUT_MASK = 0.999  # what has no gates and costs less has a mask
 SAME_TRAINING = 0.01  # relative difference in images seen
-# Settings that two trainings by the same recipe share.
+# Settings that two trainings by the same recipe share; how gates are taught, the teacher included, is theirs alone.
 SAME_RECIPE = (
-    ("model", "teacher"),
     ("data", "min_crop_area"),
     ("training", "learning_rate"),
     ("training", "lr_scheduler_type"),
     ("training", "weight_decay"),
-    ("training", "distillation_weight"),
-    ("training", "label_weight"),
 )
 
 

@@ -51,7 +51,7 @@ def search_row(results):
     return {
         "model": short(results["model"]),
         "data": results["dataset"],
-        "images from": results["split"],
+        "images from": results.get("images_from", results["split"]),
         "objectives": results["objectives"],
         "space": results["space"],
         "method": results["method"],

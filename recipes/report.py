@@ -36,6 +36,8 @@ from hf_dynvit.report_tables import Commands, numbered, table
 README = Path(__file__).resolve().parent / "README.md"
 FRONT = README.parent.parent / "README.md"
 KINDS = ("training", "evaluation", "search", "step_time", KIND)
+MEASURED = ("learned", "preset", "split_files", "cost_std")
+NEEDED = {"training": MEASURED, "evaluation": MEASURED, KIND: ("split_files", "curves_on")}  # without it, no fair row
 
 
 def main(argv=None):
@@ -78,6 +80,9 @@ def read(path):
     """One JSON file; raises ValueError if none of the scripts wrote it."""
     results = json.loads(Path(path).read_text(encoding="utf-8"))
     if isinstance(results, dict) and results.get("kind") in KINDS:
+        missing = [name for name in NEEDED.get(results["kind"], ()) if name not in results]
+        if missing:
+            raise ValueError(f"{path} was written by an earlier version, without {', '.join(missing)}: run it again")
         return results
     if isinstance(results, dict) and all("realised" in row for row in results.get("rows") or [{}]):
         return {**results, "kind": "benchmark"}

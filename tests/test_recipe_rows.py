@@ -1,10 +1,15 @@
 """Claims about recipes and the tables made of them: rows say what decided, choices are made on a part of train."""
 
 import json
+import re
 
 import pytest
+import torch
+import yaml
 from recipe_place import RECIPES, compare, report
+from transformers import ViTConfig, ViTForImageClassification
 
+from hf_dynvit import DynViTForImageClassification
 from hf_dynvit.report_names import decides
 
 
@@ -62,3 +67,23 @@ def test_agents_are_followed_on_a_part_of_train_and_reported_once_on_validation(
 def test_every_cpu_recipe_of_agents_holds_out_a_part_of_train():
     recipes = list(RECIPES.glob("agentvit_*_cpu.yaml"))
     assert len(recipes) == 3 and all("\nvalidation_fraction: 0.02" in recipe.read_text() for recipe in recipes)
+
+
+def test_the_recipes_say_how_to_run_what_was_promised():
+    promised = {"adavit_tiny_imagenet_cpu": "adavit-official", "layerskip_cifar10_cpu": "layerskip-dynavit"}
+    promised |= {"agentvit_fashion_mnist_cpu": "agentvit-dqn", "agentvit_cifar10_cpu": "agentvit-dqn"}
+    for recipe, name in promised.items():
+        header = (RECIPES / f"{recipe}.yaml").read_text().partition("\n\n")[0]
+        assert name in header, (recipe, name)
+
+
+def test_random_tokens_cost_half_of_a_vit_tiny_with_and_without_merging():
+    header = (RECIPES / "adavit_tiny_imagenet_cpu.yaml").read_text()
+    found = re.findall(r"'(\[{gate: random.*?}\])'", header)
+    assert len(found) == 2
+    config = ViTConfig(hidden_size=192, num_attention_heads=3, intermediate_size=768, num_labels=200)
+    vit = ViTForImageClassification(config).eval()
+    for gates in map(yaml.safe_load, found):
+        model = DynViTForImageClassification.from_vit(vit, gates=gates).eval()
+        with torch.inference_mode():
+            assert model(torch.randn(48, 3, 224, 224)).cost.mean().item() == pytest.approx(0.5, abs=0.012)

@@ -1,6 +1,7 @@
 """Claims about names of rows and README's first table: rules are called rules, and each model stands beside its rivals."""
 
 import importlib.util
+import json
 import sys
 from pathlib import Path
 
@@ -89,7 +90,7 @@ def training(gates, accuracy=0.5, seed=0, name="model", start="vit", budget=0.5,
         "commit": "abc",
         "command": f"python recipes/train.py {name} --seed {seed}",
         "settings": {
-            "model": {"model_name_or_path": start, "gates": str(gates), "budget": budget, "teacher": "base"},
+            "model": {"model_name_or_path": start, "gates": str(gates), "budget": budget},
             "data": {"min_crop_area": 0.5},
             "training": settings,
         },
@@ -174,6 +175,14 @@ def load_report():
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def test_results_that_do_not_say_what_decided_are_refused_by_name(tmp_path):
+    old = training([PATCH])
+    del old["learned"], old["split_files"]
+    (tmp_path / "old.json").write_text(json.dumps(old))
+    with pytest.raises(ValueError, match="old.json was written by an earlier version, without learned, split_files"):
+        load_report().read(tmp_path / "old.json")
 
 
 def test_the_front_renders_with_one_row_and_says_nothing_without_any():
