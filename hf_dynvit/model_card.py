@@ -34,7 +34,7 @@ def write_model_card(
     Args:
         model: the `DynViTForImageClassification` that was saved.
         results: what an evaluation wrote, {} if there was none. A key that is missing or None is left out of the card:
-            "dataset", "split", "images"; "accuracy", "accuracy_top5" (shares), "cost", "gmacs" (per image); "dense": the
+            "dataset", "split", "split_files", "images"; "accuracy", "accuracy_top5" (shares), "cost", "gmacs" (per image); "dense": the
             last four of the dense model; "throughput": [{"batch_size", "dense_images_per_second",
             "packed_images_per_second", "speedup"}]; "usage": as of `UsageMeter.per_layer`; "batch_size" and what
             `measured_on` gives.
@@ -191,7 +191,8 @@ def _measured_sentence(results):
     if results.get("dataset"):
         words.append(f"of {results['dataset']}")
     if results.get("split"):
-        words.append(f"({results['split']})")
+        files = ", ".join(results.get("split_files") or [])
+        words.append(f"({results['split']}{' = ' if files else ''}{files})")
     return f"Measured {' '.join(words)}." if words else ""
 
 

@@ -1,7 +1,7 @@
 """README's first table: each model beside the dense model, given and tuned, and beside random decisions, tuned alike."""
 
 from .report_names import cost_spread, decides, has_gates, merges, reported_on
-from .report_policies import masked, same_images, trained_alike
+from .report_policies import masked, same_images, start, trained_alike
 from .report_seeds import mean, percent
 from .report_tables import short
 
@@ -55,12 +55,9 @@ def rivals(runs, trainings):
 
 
 def given(runs, trainings, evaluations):
-    """Top-1 of the dense checkpoint before any tuning on the same images, or None.
-
-    From what was trained, then from what was trained alike, then from an evaluation.
-    """
-    alike = [results for others in sum(trained_alike(runs, trainings), []) for results in others] if trainings else []
-    for results in [*runs, *alike, *evaluations]:
+    """Top-1 of the dense checkpoint before any tuning on the same images, by whatever run there is; None without any."""
+    alike = [others for others in trainings if start(others) == start(runs)] if trainings else []
+    for results in [*runs, *(results for others in alike for results in others), *evaluations]:
         if results.get("dense") and same_images(results, runs[0]):
             return results["dense"]["accuracy"]
     return None

@@ -29,6 +29,7 @@ def test_gates_that_are_frozen_from_the_first_step_are_a_rule_in_rows_and_on_car
     (row,) = report.front_rows([[results]], [])
     assert row["decides"] == "rule: novelty + merge" and row["random, tuned"] == "–"
     assert "Decides: rule: novelty + merge." in (folder / "README.md").read_text()
+    assert "(validation = validation.parquet)" in (folder / "README.md").read_text()
     assert results["cost_min"] <= results["cost"] <= results["cost_max"] and results["cost_std"] >= 0
     assert results["split_files"] == [place.files[1].rpartition("/")[2]]
 

@@ -145,6 +145,15 @@ def test_a_model_stands_beside_dense_and_random_by_the_same_recipe():
     ]
 
 
+def test_the_checkpoint_as_given_is_known_from_whatever_was_measured_on_the_same_images():
+    given = {"dense": {"accuracy": 0.6, "cost": 1.0}}
+    others = [training(None, 0.7, name="dense", start="another", **given), training(None, 0.7, name="few", **given)]
+    others[1]["images"] = 10
+    assert front(training([PATCH]), *others)[0]["dense, as given"] == "–"
+    for other in (training([PATCH], name="other", **given), evaluation("out/model_0", **given)):
+        assert front(training([PATCH]), *others, other)[0]["dense, as given"] == "60.00"
+
+
 def test_policies_of_blocks_are_held_against_random_blocks():
     learned = training([{"gate": "block"}], 0.6) | {"learned": {"block": 0.2}}
     (row,) = front(learned, training([BLOCKS], 0.5, name="blocks"), training([RANDOM], 0.4, name="patches"))
