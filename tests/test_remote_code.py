@@ -42,6 +42,7 @@ with torch.no_grad():
         "features": features(pixel_values).last_hidden_state,
         "image_logits": classifier(**AutoImageProcessor.from_pretrained(source)(image, return_tensors="pt")).logits,
         "scores": {answer["label"]: answer["score"] for answer in classify(image, top_k=5)},
+        "answers": len(classify([image] * 14, batch_size=13)),  # more images than layers
         "classes": [type(one).__name__ for one in (config, classifier, features, classify.model)],
         "gates": config.gates,
         "budget": config.budget,
@@ -86,6 +87,7 @@ def assert_loads(source, model, folder, env):
         assert_close(results["features"], features(pixel_values).last_hidden_state, rtol=0, atol=1e-5)
     assert_close(results["logits"], expected.logits, rtol=0, atol=1e-5)
     assert_close(results["cost"], expected.cost)
+    assert results["answers"] == 14
     scores = [results["scores"][name] for name in model.config.id2label.values()]
     assert_close(torch.tensor(scores), results["image_logits"][0].softmax(-1), rtol=0, atol=1e-5)
     classifier = "DynViTForImageClassification"
