@@ -6,6 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from .options import check_options
+
 
 # How a forward decides. sample: stochastic, straight-through; act: stochastic, with log-probabilities for policy
 # gradients; threshold: deterministic; open: keep everything.
@@ -92,13 +94,22 @@ def draw(logits, bound=1.0, keep=None, valid=None):
     return keep, log_prob.sum(1), entropy.sum(1)
 
 
+def cut(threshold):
+    """The logit above which evaluation keeps: that of the threshold, whatever the temperature, as published."""
+    return math.log(threshold / (1 - threshold))
+
+
 def sample_straight_through(logits, tau, threshold, noise=1.0):
     """Gumbel-sigmoid with a hard forward and a soft backward (AdaViT, Eq. 5).
+
+    The published code has two rules: at noise 1 a sample exceeds the threshold where logit + noise > tau * cut, in
+    evaluation a unit is kept where logit > cut. They differ unless tau is 1 or the threshold 0.5. Between noise 1 and 0
+    the first turns into the second: logit + noise > (1 + noise * (tau - 1)) * cut.
 
     Args:
         logits: any shape.
         tau: temperature of the relaxation; scales the gradient only when `threshold` is 0.5.
-        threshold: keep where the relaxed sample exceeds it; the keep probability is
+        threshold: keep where the relaxed sample exceeds it; at noise 1 the keep probability is
             `sigmoid(logit - tau * log(threshold / (1 - threshold)))`.
         noise: scale of the Gumbel noise; at 0 a sample is what the threshold decides in evaluation.
 
@@ -108,8 +119,11 @@ def sample_straight_through(logits, tau, threshold, noise=1.0):
     logits = logits.float()
     # The difference of two Gumbel variables is logistic.
     uniform = torch.rand_like(logits).clamp_(1e-6, 1 - 1e-6)
-    soft = torch.sigmoid((logits + noise * torch.logit(uniform)) / tau)
-    hard = (soft > threshold).float()
+    relaxed = logits + noise * torch.logit(uniform)
+    lowered = (1 - noise) * (tau - 1) * cut(threshold)
+    soft = torch.sigmoid((relaxed + lowered) / tau)
+    # By the logit: rounding on the way to the sigmoid must not tell a sample without noise from evaluation.
+    hard = (relaxed > (1 + noise * (tau - 1)) * cut(threshold)).float()
     return hard + (soft - soft.detach())
 
 
@@ -144,14 +158,9 @@ class Gate(nn.Module):
 
     def __init__(self, in_features, units, init_bias=3.0, tau=1.0, threshold=0.5, value_width=0):
         super().__init__()
-        if not 0 < threshold < 1:
-            raise ValueError(f"threshold of a gate must be in (0, 1), got {threshold}")
-        if tau <= 0:
-            raise ValueError(f"tau of a gate must be positive, got {tau}")
+        check_options("a gate", init_bias=init_bias, tau=tau, threshold=threshold, value_width=value_width)
         self.score = Score(in_features, units, init_bias)
         self.tau, self.threshold = tau, threshold
-        if value_width < 0:
-            raise ValueError(f"value_width of a gate must be at least 0, got {value_width}")
         self.value = None
         if value_width:
             self.value = nn.Sequential(nn.Linear(in_features, value_width), nn.ReLU(), nn.Linear(value_width, 1))
@@ -171,7 +180,8 @@ class Gate(nn.Module):
             return replay
         if gating == "sample":
             return sample_straight_through(logits, self.tau, self.threshold, exploration.noise)
-        return logits > self._cut()
+        # What is not a number is kept, and so shows in the logits of the model as it does in those of a plain ViT.
+        return ~(logits <= cut(self.threshold))
 
     def act(self, tokens, replay=None, exploration=Exploration(), alive=None, valid=None):  # noqa: B008 - immutable
         """An `Action`: drawn, or `replay` scored. No gradient enters the tokens.
@@ -182,12 +192,9 @@ class Gate(nn.Module):
             valid: (B, units), units that are there to be decided, or None for all.
         """
         tokens = tokens.detach()
-        logits = self.logits(tokens, alive).float() - self._cut()
+        logits = self.logits(tokens, alive).float() - cut(self.threshold)
         drawn = draw(logits, exploration.bound, replay, valid)
         return Action(*drawn, None if self.value is None else self.value(self.pool(tokens)).float().squeeze(1))
-
-    def _cut(self):
-        return math.log(self.threshold / (1 - self.threshold))
 
     def macs(self, num_tokens, alive=None):
         """Multiply-accumulates of one image with `num_tokens` tokens, of which `alive` are still there (None: all)."""

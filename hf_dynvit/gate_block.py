@@ -1,6 +1,7 @@
 """The layer-skipping gate: a policy per layer reads one token and runs the block or passes it by."""
 
 from .gate import Exploration, Gate
+from .options import check_choice, check_options
 
 
 class BlockGate(Gate):
@@ -19,10 +20,9 @@ class BlockGate(Gate):
     POOLS = ("cls", "mean")
 
     def __init__(self, config, granularity="block", pool="cls", upfront=False, **options):
-        if granularity not in self.GRANULARITIES:
-            raise ValueError(f"granularity must be one of {sorted(self.GRANULARITIES)}, got {granularity!r}")
-        if pool not in self.POOLS:
-            raise ValueError(f"pool must be one of {self.POOLS}, got {pool!r}")
+        check_choice("a block gate", "granularity", granularity, self.GRANULARITIES)
+        check_choice("a block gate", "pool", pool, self.POOLS)
+        check_options("a block gate", upfront=upfront)
         super().__init__(config.hidden_size, self.GRANULARITIES[granularity], **options)
         self.whole, self.pooling, self.upfront = granularity == "block", pool, upfront
         self.reads_all = pool == "mean"

@@ -1,6 +1,7 @@
 """AdaViT's head gate: the [CLS] token entering a block decides which attention heads the image uses."""
 
 from .gate import Gate
+from .options import check_choice
 
 
 class HeadGate(Gate):
@@ -15,9 +16,8 @@ class HeadGate(Gate):
     DEACTIVATIONS = ("attention", "official")
 
     def __init__(self, config, deactivation="attention", **options):
+        check_choice("a head gate", "deactivation", deactivation, self.DEACTIVATIONS)
         super().__init__(config.hidden_size, config.num_attention_heads, **options)
-        if deactivation not in self.DEACTIVATIONS:
-            raise ValueError(f"deactivation must be one of {self.DEACTIVATIONS}, got {deactivation!r}")
         self.deactivation = deactivation
 
     def logits(self, tokens, alive=None):

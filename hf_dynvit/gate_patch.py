@@ -3,6 +3,7 @@
 import torch
 
 from .gate import Exploration, Gate, Score
+from .options import check_choice, check_options
 from .novelty import novelty, novelty_macs
 
 
@@ -25,17 +26,13 @@ class PatchGate(Gate):
     }
 
     def __init__(self, config, on="block", drop=False, merge=False, novelty=0.0, **options):
+        check_choice("a patch gate", "on", on, self.SLOTS)
+        check_options("a patch gate", drop=drop, merge=merge, novelty=novelty)  # novelty < 0: not open when fresh
         super().__init__(config.hidden_size, 1, **options)
-        if on not in self.SLOTS:
-            raise ValueError(f'"on" of a patch gate must be one of {sorted(self.SLOTS)}, got {on!r}')
         if drop and on != "block":
             raise ValueError(f'a patch gate drops tokens from a whole block: drop=True needs on="block", got {on!r}')
         if merge and not drop:
             raise ValueError("a patch gate merges what it drops for good: merge=True needs drop=True")
-        if novelty < 0:
-            raise ValueError(
-                f"novelty of a patch gate must be at least 0, or fresh gates would not be open: {novelty}"
-            )
         self.slots, self.drop, self.merge = self.SLOTS[on], drop, merge
         # One number, held by a module whose fresh value `_init_weights` knows.
         self.novelty = Score(1, 1, None, init_weight=novelty) if novelty else None

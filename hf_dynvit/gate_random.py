@@ -3,6 +3,7 @@
 import torch
 
 from .gate import Action, Exploration
+from .options import check_choice, check_options
 from .gate_patch import PatchGate
 
 
@@ -21,15 +22,10 @@ class RandomGate(torch.nn.Module):
 
     def __init__(self, config, unit="patch", rate=0.5, on="block", drop=False, merge=False):
         super().__init__()
-        slots = {"patch": PatchGate.SLOTS.get(on), "head": ("heads",), "sublayer": ("sublayers",)}
-        slots["block"] = slots["sublayer"]
-        if slots.get(unit) is None:
-            raise ValueError(
-                f"a random gate has unit in {sorted(slots)} and, for patches, on in {sorted(PatchGate.SLOTS)}, "
-                f"got unit {unit!r}, on {on!r}"
-            )
-        if not 0 <= rate <= 1:
-            raise ValueError(f"rate of a random gate must be in [0, 1], got {rate}")
+        check_choice("a random gate", "on", on, PatchGate.SLOTS)
+        slots = {"patch": PatchGate.SLOTS[on], "head": ("heads",), "sublayer": ("sublayers",), "block": ("sublayers",)}
+        check_choice("a random gate", "unit", unit, slots)
+        check_options("a random gate", rate=rate, drop=drop, merge=merge)
         if (drop and (unit, on) != ("patch", "block")) or (merge and not drop):
             raise ValueError("a random gate drops patches of a block for good, and merges what it drops, or neither")
         self.drop, self.merge = drop, merge

@@ -31,6 +31,24 @@ class DynViTPreTrainedModel(PreTrainedModel):
             if module.bias is not None:
                 init.constant_(module.bias, module.init_bias)
 
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        """As in transformers.
+
+        Raises:
+            ValueError: gates with weights that are not finite, which would decide, but not by what they see.
+        """
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        gates = [(name, weight) for name, weight in model.gates.named_parameters() if not weight.is_meta]
+        broken = [f"gates.{name}" for name, weight in gates if not weight.isfinite().all()]
+        if broken:
+            raise ValueError(
+                f"{len(broken)} weights of gates hold numbers that are not finite, {broken[0]} first: the checkpoint is "
+                "damaged or its training diverged"
+            )
+        return loaded
+
     def activation_checkpointing_enable(self, activation_checkpointing_kwargs=None, **options):
         """Recompute layers in the backward pass; as in transformers, without the reentrant variant.
 

@@ -18,7 +18,7 @@ FILES = {path.stem: path for path in PACKAGE.glob("*.py")}
 FLOORS = (
     (
         *("configuration_dynvit", "cost", "gate", "attention", "embed", "rows", "prepack", "packed", "masked"),
-        *("merge", "novelty", "compact", "upfront"),
+        *("merge", "novelty", "compact", "upfront", "options"),
     ),
     ("gates", "gate_*", "preset_gates"),
     ("execute",),
