@@ -11,6 +11,18 @@ AUTO_MAP = {
     "AutoModelForImageClassification": "modeling_dynvit.DynViTForImageClassification",
 }
 
+# Beyond what any ViT has: a configuration from elsewhere must not exhaust the machine before it is refused.
+MOST = {
+    "num_hidden_layers": 1000,
+    "hidden_size": 32_768,
+    "num_attention_heads": 32_768,
+    "intermediate_size": 262_144,
+    "num_channels": 4096,
+    "num_labels": 10_000_000,
+}
+MOST_PIXELS, MOST_PATCHES = 65_536, 1_048_576
+MOST_GATES = 4  # on a layer: one for each of its decisions
+
 
 @strict
 class DynViTConfig(ViTConfig):
@@ -27,8 +39,8 @@ class DynViTConfig(ViTConfig):
             masks has chosen. None: all may.
 
     Raises:
-        ValueError: a budget outside (0, 1], or a gate entry without a name or with layers that do not exist, or a mask
-            that does not fit the layers or switches off everything.
+        ValueError: sizes that are not positive or beyond any ViT's, a budget outside (0, 1], or a gate entry without a
+            name or with layers that do not exist, or a mask that does not fit the layers or switches off everything.
     """
 
     model_type = "dynvit"
@@ -40,14 +52,39 @@ class DynViTConfig(ViTConfig):
     layer_mask: list[list[bool]] | None = None
 
     def __post_init__(self, **kwargs):
+        self._check_sizes(kwargs.get("num_labels"))
         super().__post_init__(**kwargs)
         self.auto_map = {**AUTO_MAP, **(getattr(self, "auto_map", None) or {})}
         if not 0.0 < self.budget <= 1.0:
             raise ValueError(f"budget must be in (0, 1], got {self.budget}")
+        if len(self.gates or []) > MOST_GATES * self.num_hidden_layers:
+            raise ValueError(
+                f"gates must have at most {MOST_GATES} entries for each of {self.num_hidden_layers} layers, "
+                f"got {len(self.gates)}"
+            )
         for entry in self.gates or []:
             self._check_gate(entry)
         if self.layer_mask is not None:
             self._check_mask()
+
+    def _check_sizes(self, num_labels):
+        for name, most in MOST.items():
+            size, least = (num_labels or 0, 0) if name == "num_labels" else (getattr(self, name), 1)
+            if not least <= size <= most:
+                raise ValueError(f"{name} must be in {least}..{most}, got {size}")
+        sides = []
+        for name in ("image_size", "patch_size"):
+            size = getattr(self, name)
+            sides.append(size if isinstance(size, (list, tuple)) else (size, size))
+            if len(sides[-1]) != 2 or not all(1 <= side <= MOST_PIXELS for side in sides[-1]):
+                raise ValueError(f"{name} must be one number or two in 1..{MOST_PIXELS}, got {size}")
+        (height, width), (patch_height, patch_width) = sides
+        patches = (height // patch_height) * (width // patch_width)
+        if not 1 <= patches <= MOST_PATCHES:
+            raise ValueError(
+                f"image_size {self.image_size} and patch_size {self.patch_size} must give 1 to {MOST_PATCHES} patches, "
+                f"they give {patches}"
+            )
 
     def _check_mask(self):
         mask = self.layer_mask
@@ -61,7 +98,14 @@ class DynViTConfig(ViTConfig):
     def _check_gate(self, entry):
         if not isinstance(entry, dict) or not isinstance(entry.get("gate"), str):
             raise ValueError(f'each gate must be a dict with the key "gate" (its name), got {entry!r}')
-        layers = entry.get("layers", list(range(self.num_hidden_layers)))
+        if "layers" not in entry:
+            return
+        layers = entry["layers"]
+        if isinstance(layers, (list, tuple)) and len(layers) > self.num_hidden_layers:
+            raise ValueError(
+                f'"layers" of gate {entry["gate"]!r} must be distinct and in 0..{self.num_hidden_layers - 1}, '
+                f"got {len(layers)} of them"
+            )
         if not isinstance(layers, (list, tuple)) or not all(type(layer) is int for layer in layers):
             raise ValueError(f'"layers" of gate {entry["gate"]!r} must be a list of integers, got {layers!r}')
         wrong = [layer for layer in layers if not 0 <= layer < self.num_hidden_layers]

@@ -3,8 +3,8 @@
 import torch
 
 from .gate import Action, Exploration
-from .options import check_choice, check_options
 from .gate_patch import PatchGate
+from .options import check_choice, check_options
 
 
 class RandomGate(torch.nn.Module):
