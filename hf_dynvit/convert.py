@@ -10,7 +10,8 @@ def load_vit(source, **kwargs):
     """The native classifier at `source` (folder or Hub id), or `source` itself if it is one.
 
     Raises:
-        ValueError: another architecture, or a checkpoint that lacks weights of the body.
+        ValueError: another architecture, a checkpoint that lacks weights of the body, or a `device_map` that leaves some
+            on disk.
     """
     if isinstance(source, ViTForImageClassification):
         if kwargs:
@@ -28,6 +29,12 @@ def load_vit(source, **kwargs):
     missing = sorted(key for key in info["missing_keys"] if not key.startswith("classifier."))
     if missing:
         raise ValueError(f"{source} lacks {len(missing)} weights of a ViT, for example {missing[:3]}")
+    elsewhere = [name for name, weight in model.named_parameters() if weight.is_meta]
+    if elsewhere:
+        raise ValueError(
+            f"device_map {kwargs['device_map']!r} leaves {len(elsewhere)} weights off every device, for example "
+            f"{elsewhere[0]}: give one device that holds them all"
+        )
     return model
 
 

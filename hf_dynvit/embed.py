@@ -55,7 +55,7 @@ def take_patches(x, patches):
         (B, 1 + K, D), dense.
 
     Raises:
-        ValueError: another type or shape, or more patches than there are.
+        ValueError: another type or shape, or more patches than there are; on CPU, one that is given twice.
         IndexError: on CPU, a patch that does not exist; other devices check while they gather.
     """
     fits = torch.is_tensor(patches) and patches.dtype == torch.int64 and patches.ndim in (1, 2)
@@ -67,6 +67,9 @@ def take_patches(x, patches):
     if patches.device.type == "cpu" and not torch.compiler.is_compiling():
         if patches.min() < 0 or patches.max() >= x.shape[1] - 1:
             raise IndexError(f"patches must be in 0..{x.shape[1] - 2}, got {patches.min()}..{patches.max()}")
+        in_order = patches.sort(-1).values
+        if (twice := in_order[..., 1:] == in_order[..., :-1]).any():
+            raise ValueError(f"each patch must be given at most once, got {in_order[..., 1:][twice][0]} twice")
     tokens = torch.cat((patches.new_zeros(*patches.shape[:-1], 1), patches + 1), -1).to(x.device)
     return _take(x, tokens)
 

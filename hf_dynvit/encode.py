@@ -31,7 +31,7 @@ def encode(
         x (B, N, D) before the final LayerNorm, cost (B,), decisions, hidden_states, attentions.
 
     Raises:
-        ValueError: patches that are not int64 indices for this batch.
+        ValueError: patches that are not int64 indices for this batch, or, on CPU, the same patch twice.
         IndexError: on CPU, indices of patches that do not exist.
     """
     config = model.config
@@ -57,7 +57,7 @@ def encode(
     num_tokens, num_layers, alone = x.shape[1], len(model.gates), layout == "packed" and decisions is None
     compacts = alone and _compacts(model, wants_hidden)
     plans = alone and gating in ("threshold", "act")
-    used, attentions, hidden = [], [], [_snapshot(x, 0, num_layers, wants_hidden)]
+    used, asked, attentions, hidden = [], [], [], [_snapshot(x, 0, num_layers, wants_hidden)]
     for index, (layer, gates) in enumerate(zip(model.vit.layers, model.gates, strict=True)):
         replay = decisions[index] if decisions is not None else None
         how = "open" if gating == "act" and index < exploration.from_layer else gating
@@ -78,10 +78,11 @@ def encode(
             if state.alive is not before.alive:
                 x, state = compact(x, state, num_tokens)
         used.append(decision)
+        asked.append(how != "open" and (replay is not None or any(allowed)))
         attentions.append(weights)
         hidden.append(_snapshot(x, index + 1, num_layers, wants_hidden))
     merging = (full_tokens - num_tokens) * (num_tokens - 1) * config.hidden_size if merge else 0
-    spent = _cost(model, used, x, num_tokens, full_tokens, gating, merging)
+    spent = _cost(model, used, asked, x, num_tokens, full_tokens, merging)
     hidden = tuple(hidden) if wants_hidden else None
     attentions = tuple(attentions) if output_attentions else None
     return x, spent, tuple(used), hidden, attentions
@@ -125,11 +126,11 @@ def _snapshot(x, index, num_layers, wanted):
     return x if torch.is_grad_enabled() else x.clone()  # without gradients the packed layout updates in place
 
 
-def _cost(model, decisions, x, num_tokens, full_tokens, gating, merging):
-    """(B,) cost of what the layers ran, the gates that were asked, and `merging` MACs before the first layer."""
+def _cost(model, decisions, asked, x, num_tokens, full_tokens, merging):
+    """(B,) cost of what the layers ran, the gates of layers that were `asked`, and `merging` MACs before the first."""
     gate_macs, alive = merging, None
-    for index, (gates, decision) in enumerate(zip(model.gates, decisions, strict=True)):
-        if gating != "open" and any(_allowed(model.config, index)):
+    for gates, decision, counts in zip(model.gates, decisions, asked, strict=True):
+        if counts:
             gate_macs = gate_macs + sum(gate.macs(num_tokens, alive) for gate in gates.values())
         if any(gate.drop for gate in gates.values()) and decision.attention_tokens is not None:
             alive = decision.attention_tokens.detach().sum(1, dtype=torch.float32)

@@ -104,13 +104,14 @@ class DynViTForImageClassification(DynViTModel):
             source: a `ViTForImageClassification`, or a folder or Hub id of one (or of a bare `ViTModel`).
             gates: the name of a preset, a list of gate dicts as in `DynViTConfig`, or None for none.
             budget: mean cost to aim at, in (0, 1].
-            kwargs: given on to `ViTForImageClassification.from_pretrained` (num_labels, dtype, revision, ...).
+            kwargs: given on to `ViTForImageClassification.from_pretrained` (num_labels, dtype, revision, ...). The
+                model is on the device that the ViT is on, with its `device_map`; if that names several, on the first.
 
         Raises:
-            ValueError: a source that is not a ViT or lacks weights, an unknown preset, gate or option.
+            ValueError: a source that is not a ViT, lacks weights or has some on disk, an unknown preset, gate or option.
         """
         vit = load_vit(source, **kwargs)
-        model = cls(dynvit_config(vit.config, gates, budget)).to(vit.dtype)
+        model = cls(dynvit_config(vit.config, gates, budget)).to(vit.device, vit.dtype)
         model.load_state_dict({**model.state_dict(), **vit.state_dict()})
         model.set_attn_implementation(vit.config._attn_implementation)
         return model.eval()

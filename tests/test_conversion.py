@@ -80,6 +80,22 @@ def test_labels_and_dtype_of_the_checkpoint_are_kept(tiny_vit, tmp_path):
     assert model.config.model_type == "dynvit" and model.config._name_or_path == str(tmp_path)
 
 
+@pytest.mark.parametrize("gates", [None, "adavit"])
+def test_the_model_is_where_the_vit_is(tiny_vit, gates):
+    vit = tiny_vit().to("meta", torch.bfloat16)  # a device that every machine has
+    model = from_vit(vit, gates)
+    assert {(weight.device.type, weight.dtype) for weight in model.parameters()} == {("meta", torch.bfloat16)}
+
+
+def test_a_device_map_is_honoured(tiny_vit, tmp_path):
+    tiny_vit().save_pretrained(tmp_path / "vit")
+    model = from_vit(tmp_path / "vit", device_map={"": "cpu"})
+    assert model.device.type == "cpu" and model(images(2)).logits.shape == (2, 5)
+    disk = {"vit.embeddings": "cpu", "vit.layers": "disk", "vit.layernorm": "cpu", "classifier": "cpu"}
+    with pytest.raises(ValueError, match=r"leaves \d+ weights off every device, for example vit\.layers"):
+        from_vit(tmp_path / "vit", device_map=disk, offload_folder=tmp_path / "disk")
+
+
 def test_the_given_model_is_not_touched(tiny_vit):
     vit = tiny_vit()
     before = {name: tensor.clone() for name, tensor in vit.state_dict().items()}
