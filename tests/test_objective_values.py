@@ -1,0 +1,168 @@
+"""Values of the objectives that a wrong formula would change: computed by hand, or held by what must not move."""
+
+import pytest
+import torch
+from models import images
+from trainers import build_trainer
+
+from hf_dynvit import LayerDecisions
+from hf_dynvit.gate import Gate
+from hf_dynvit.objectives import usage_loss
+from hf_dynvit.reinforce import layer_returns, outcome, terminal_reward
+
+
+BLOCKS = [{"gate": "block", "value_width": 8}]
+IMAGES = 32
+
+
+# ---------------------------------------------------------------------------------------------- usage
+
+
+def bits(*rows):
+    return torch.tensor(rows, dtype=torch.bool)
+
+
+def test_usage_of_sub_layers_is_an_absolute_distance():
+    decisions = [LayerDecisions(sublayers=bits([1, 1], [1, 0]))]  # 3 of 4
+    assert usage_loss(decisions, sublayer_target=0.5).item() == pytest.approx(0.25)
+    assert usage_loss(decisions, sublayer_target=0.95).item() == pytest.approx(0.2)
+
+
+def test_usage_of_heads_is_an_absolute_distance():
+    decisions = [LayerDecisions(heads=bits([1, 1, 1, 0])), LayerDecisions(heads=bits([1, 0, 0, 0]))]  # 4 of 8
+    assert usage_loss(decisions, head_target=0.9).item() == pytest.approx(0.4)
+    assert usage_loss(decisions, head_target=0.2).item() == pytest.approx(0.3)
+
+
+def test_usage_of_tokens_is_a_squared_distance():
+    decisions = [LayerDecisions(attention_tokens=bits([1, 1, 1, 1, 0]))]  # 4 of 5
+    assert usage_loss(decisions, token_target=0.5).item() == pytest.approx(0.09)
+
+
+def test_heads_of_skipped_blocks_are_not_counted():
+    heads = bits([1, 1, 1, 1], [1, 0, 0, 0], [0, 0, 0, 0])
+    sublayers = bits([0, 0], [0, 1], [1, 0])  # the first image runs nothing: 1 of 8 heads are in use
+    loss = usage_loss([LayerDecisions(heads=heads, sublayers=sublayers)], head_target=0.5, sublayer_target=2 / 6)
+    assert loss.item() == pytest.approx(0.5 - 1 / 8, abs=1e-6)
+
+
+# ---------------------------------------------------------------------------------------------- policy
+
+
+def trainer_of(tiny_vit, folder, layers=3, gates=BLOCKS, **options):
+    """A trainer of policies whose scores are random, so that images differ in what they run."""
+    options = {"objective": "reinforce", "calibration_images": 0, "budget_ramp": 0.0, "entropy_weight": 0.0} | options
+    trainer = build_trainer(lambda **fields: tiny_vit(layers, **fields), folder, gates=gates, **options)
+    gated_ = [module for module in trainer.model.modules() if isinstance(module, Gate)]
+    for gate in gated_:
+        torch.nn.init.normal_(gate.score.weight, std=0.5)
+        torch.nn.init.zeros_(gate.score.bias)
+    return trainer
+
+
+def batch_of(model):
+    """Images whose labels the dense model gets right half of the time."""
+    pixel_values = images(IMAGES, generator=torch.Generator().manual_seed(5))
+    with torch.no_grad():
+        labels = model(pixel_values, gating="open").logits.argmax(1)
+    labels[::2] = (labels[::2] + 1) % 3
+    return {"pixel_values": pixel_values, "labels": labels}
+
+
+def returns_of(trainer, inputs, outputs):
+    """The returns-to-go (L, B) of a price that does not move, from what each layer spent."""
+    objective, args = trainer.policy, trainer.args
+    spent = objective._spent(outputs.decisions, outputs)
+    earned = outcome(outputs.logits, inputs["labels"], args.reward)
+    return layer_returns(terminal_reward(earned, spent.sum(0), args.price), spent, args.price)
+
+
+def score_gradients(trainer, loss):
+    parameters = [
+        p for module in trainer.model.modules() if isinstance(module, Gate) for p in module.score.parameters()
+    ]
+    return torch.cat([gradient.flatten() for gradient in torch.autograd.grad(loss, parameters)])
+
+
+def test_a_value_baseline_that_is_right_leaves_the_policy_nothing_to_learn(tiny_vit, tmp_path):
+    trainer = trainer_of(tiny_vit, tmp_path, baseline="value", price=0.5, price_gain=0.0)
+    inputs, gradients = batch_of(trainer.model), {}
+    for right in (True, False):
+        torch.manual_seed(0)
+        outputs = trainer.model(**inputs, gating="act")
+        returns = returns_of(trainer, inputs, outputs)
+        assert returns.std(1).min() > 0.1
+        values = returns if right else returns.roll(1, 1)
+        outputs.decisions = [d._replace(value=v) for d, v in zip(outputs.decisions, values, strict=True)]
+        gradients[right] = score_gradients(trainer, trainer.policy.loss(trainer.model, inputs, outputs)).abs().max()
+    assert gradients[True] < 1e-5 and gradients[False] > 1e-2
+
+
+def test_an_image_that_earns_what_the_greedy_policy_earns_teaches_nothing(tiny_vit, tmp_path):
+    trainer = trainer_of(tiny_vit, tmp_path, baseline="self-critical", price=0.0, price_gain=0.0)
+    model = trainer.model.train()
+    inputs = batch_of(model)
+    with torch.no_grad():
+        greedy = model(**inputs, gating="threshold").decisions
+    other = [d._replace(sublayers=d.sublayers ^ (torch.arange(IMAGES) % 3 == 0)[:, None]) for d in greedy]
+    gradients = []
+    for decisions in (greedy, other):
+        outputs = model(**inputs, decisions=decisions, gating="act")
+        assert 0.1 < outcome(outputs.logits, inputs["labels"], "correct").mean() < 0.9
+        gradients.append(score_gradients(trainer, trainer.policy.loss(model, inputs, outputs)).abs().max())
+    assert gradients[0] < 1e-6 and gradients[1] > 1e-2
+
+
+def test_entropy_is_raised(tiny_vit, tmp_path):
+    options = {"entropy_weight": 1.0, "policy_weight": 0.0, "value_weight": 0.0, "probability_bound": 1.0}
+    trainer = trainer_of(tiny_vit, tmp_path, **options)
+    inputs = batch_of(trainer.model)
+    outputs = trainer.model(**inputs, gating="act")
+    entropy = torch.stack([d.entropy for d in outputs.decisions]).sum(0).mean()
+    loss = trainer.policy.loss(trainer.model, inputs, outputs)
+    assert loss.item() == pytest.approx(-entropy.item(), abs=1e-6) and entropy > 0.1
+    # Descent on the loss moves keep probabilities towards one half.
+    gates = [module for module in trainer.model.modules() if isinstance(module, Gate)]
+    with torch.no_grad():
+        for gate in gates:
+            gate.score.weight.zero_()
+            gate.score.bias.fill_(2.0)
+    loss = trainer.policy.loss(trainer.model, inputs, trainer.model(**inputs, gating="act"))
+    for gradient in torch.autograd.grad(loss, [gate.score.bias for gate in gates]):
+        assert gradient.item() > 0.01
+
+
+def test_a_curriculum_opens_layers_from_the_last_to_the_first(tiny_vit, tmp_path):
+    trainer = trainer_of(tiny_vit, tmp_path, layers=5, curriculum=0.5)
+    firsts = [trainer.policy.exploration(progress).from_layer for progress in (0.0, 0.1, 0.25, 0.4, 0.5, 1.0)]
+    assert firsts == [4, 3, 2, 0, 0, 0]
+    trainer.args.curriculum = 0.0
+    assert trainer.policy.exploration(0.0).from_layer == 0
+
+
+def test_in_training_a_curriculum_keeps_early_layers_open_at_first(tiny_vit, tmp_path):
+    trainer = trainer_of(tiny_vit, tmp_path, layers=3, curriculum=0.5, max_steps=4, gate_learning_rate=0.0)
+    acting = []
+    original = trainer.policy.loss
+    trainer.policy.loss = lambda model, inputs, outputs: (
+        acting.append([d.log_prob is not None for d in outputs.decisions]) or original(model, inputs, outputs)
+    )
+    trainer.train()
+    assert acting == [[False, False, True], [False, True, True], [True] * 3, [True] * 3]
+
+
+@pytest.mark.parametrize(("bound", "low", "high"), [(0.75, 0.15, 0.35), (1.0, 0.0, 0.0)])
+def test_policies_that_are_sure_are_drawn_against_as_often_as_the_bound_says(tiny_vit, tmp_path, bound, low, high):
+    trainer = trainer_of(
+        tiny_vit, tmp_path, probability_bound=bound, max_steps=4, gate_learning_rate=0.0, curriculum=0.0
+    )
+    for gate in [module for module in trainer.model.modules() if isinstance(module, Gate)]:
+        torch.nn.init.zeros_(gate.score.weight)
+        torch.nn.init.constant_(gate.score.bias, 30.0)
+    kept = []
+    original = trainer.policy.loss
+    trainer.policy.loss = lambda model, inputs, outputs: (
+        kept.extend(d.sublayers.float().mean() for d in outputs.decisions) or original(model, inputs, outputs)
+    )
+    trainer.train()
+    assert low <= 1 - torch.stack(kept).mean().item() <= high
