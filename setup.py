@@ -25,6 +25,7 @@ INSTALL = [
 ]
 DEMO = ["matplotlib>=3.10", "scikit-learn>=1.7"]
 SEARCH = ["pymoo>=0.6.1"]
+RUNTIMES = ["onnx>=1.23", "onnxscript>=0.7", "onnxruntime>=1.32", "openvino>=2026.4", "nncf>=3.4"]  # to compare with
 DEV = ["ipykernel>=7", "nbclient>=0.10", "nbformat>=5.10", "pytest>=9", "ruff>=0.17,<0.18"]
 
 
@@ -57,7 +58,7 @@ setup(
     packages=["hf_dynvit"],
     python_requires=">=3.11",
     install_requires=INSTALL,
-    extras_require={"demo": DEMO, "search": SEARCH, "dev": [*DEMO, *SEARCH, *DEV]},
+    extras_require={"demo": DEMO, "search": SEARCH, "runtimes": RUNTIMES, "dev": [*DEMO, *SEARCH, *DEV]},
     cmdclass={"build_py": BuildWithTemplate},
     classifiers=[
         "Intended Audience :: Science/Research",

@@ -17,11 +17,15 @@ from transformers import HfArgumentParser, ViTConfig, ViTForImageClassification
 from .benchmark_decisions import draw_decisions
 from .benchmark_models import compare
 from .benchmark_report import models_plot, models_table, speed_plot, speed_table
+from .benchmark_runtimes import RUNTIMES, Exported, check_runtimes
 from .benchmark_speed import DTYPES, SIZES, Setting, gated, measure, random_vit
 from .convert import load_vit
 from .data_source import DataArguments
 from .environment import measured_on
 from .prepack import can_prepack
+
+
+CALIBRATION = 8  # random images; they decide the scales of int8, not its speed
 
 
 @dataclass
@@ -40,7 +44,12 @@ class BenchmarkArguments:
     draws: int = field(default=8, metadata={"help": "sets of decisions per gate set, taken in turns"})
     rounds: int | None = field(default=None, metadata={"help": "timed rounds; None: as many as fit into --seconds"})
     seconds: float = field(default=20.0, metadata={"help": "time per row, warm-up not counted"})
-    compile: bool = field(default=False, metadata={"help": "also compile the dense model (always on CUDA)"})
+    compile: bool = field(
+        default=True, metadata={"help": "also compile the dense model, as report.py demands of what it publishes"}
+    )
+    runtimes: list[str] = field(
+        default_factory=list, metadata={"help": f"to time the dense model in as well, of {list(RUNTIMES)}"}
+    )
     prepack: bool | None = field(
         default=None, metadata={"help": "run packed models with prepacked weights; None: on CPU where torch can"}
     )
@@ -55,13 +64,13 @@ class BenchmarkArguments:
 
     def __post_init__(self):
         self.device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        self.compile = self.compile or self.device.startswith("cuda")
         if self.prepack is None:
             self.prepack = self.device == "cpu" and can_prepack()
         elif self.prepack and self.device != "cpu":
             raise ValueError(f"prepack is for the CPU, the device is {self.device}")
         _check_names("sizes", self.sizes, SIZES)
         _check_names("dtypes", self.dtypes, DTYPES)
+        check_runtimes(self.runtimes)
         for name in ("draws", "rounds", "max_images"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -113,7 +122,7 @@ def _measure_speed(args):
     for vit, (kinds, target) in itertools.product(vits.values(), args.gate_sets()):
         draw_decisions(gated(vit, kinds), 8, target, generator)  # refuses costs out of reach
     jobs = list(itertools.product(vits, args.dtypes, args.batch_sizes))
-    rows = []
+    rows, exported = [], {}
     with tqdm(jobs, unit="setting") as bar:
         for size, dtype, batch in bar:
             bar.set_description(f"{size} {dtype} batch {batch}")
@@ -127,10 +136,20 @@ def _measure_speed(args):
                 args.seconds,
                 args.compile,
                 args.prepack,
+                tuple(args.runtimes),
             )
-            rows += measure(vits[size].to(args.device, DTYPES[dtype]), setting, args.seed)
+            if args.runtimes and size not in exported:
+                exported = {size: _export(vits[size], args)}  # once per model; the last one's files go
+            rows += measure(vits[size].to(args.device, DTYPES[dtype]), setting, args.seed, exported.get(size))
             _write(args, rows)  # an interrupted run keeps what it has
     return rows
+
+
+def _export(vit, args):
+    config = vit.config
+    size = (config.image_size,) * 2 if isinstance(config.image_size, int) else config.image_size
+    generator = torch.Generator().manual_seed(args.seed)
+    return Exported(vit, args.runtimes, torch.randn(CALIBRATION, config.num_channels, *size, generator=generator))
 
 
 def _compare_models(args):
@@ -148,6 +167,7 @@ def _compare_models(args):
         args.rounds,
         args.compile,
         args.prepack,
+        args.runtimes,
     ):
         rows.append(row)
         _write(args, rows)

@@ -11,10 +11,12 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import AutoImageProcessor, PreTrainedConfig, ViTConfig, ViTForImageClassification
 
-from .benchmark_speed import DTYPES, dense_calls, rounds_within, with_progress
+from .benchmark_dense import OURS, dense_calls, twin
+from .benchmark_runtimes import Exported
+from .benchmark_speed import DTYPES, rounds_within, with_progress
 from .configuration_dynvit import DynViTConfig
 from .data import ImageDataset, load_validation
-from .memory import peak_mib
+from .memory import kept_mib, peak_mib
 from .modeling_dynvit import DynViTForImageClassification
 from .prepack import is_prepacked
 from .timing import interleaved_seconds
@@ -22,6 +24,7 @@ from .timing import interleaved_seconds
 
 TIMED_BATCHES = 5  # different images, taken in turns by the rounds
 EVAL_BATCH = 32
+CALIBRATION_IMAGES = 64
 
 
 class Entrant(NamedTuple):
@@ -68,18 +71,34 @@ def dense_vit(model):
     return vit.eval()
 
 
-def compare(paths, data_args, dtypes, batch_sizes, device, seconds, rounds=None, compiled=False, prepacked=False):
+def compare(
+    paths,
+    data_args,
+    dtypes,
+    batch_sizes,
+    device,
+    seconds,
+    rounds=None,
+    compiled=False,
+    prepacked=False,
+    runtimes=(),
+):
     """Measure accuracy and cost once per dtype, speed per dtype and batch size, all models in turns in one run.
 
     Args:
         seconds: time for the rounds per model and batch size. rounds: their number instead.
+        compiled: whether the compiled model is among the dense ones.
         prepacked: whether the packed models run with prepacked weights (on CPU).
+        runtimes: of `benchmark_runtimes.RUNTIMES`, to time the dense models in as well.
 
     Yields:
         dict per model: `model`, `dtype`, `batch`, `images` (of the accuracy), `accuracy`, `cost`, `rounds`,
-        `prepacked` (whether the packed model ran so), `timed_cost` (of the timed images), `dense_ms` (kernel -> milliseconds per batch), `packed_ms`,
-        `dense_images_per_s` (fastest kernel), `packed_images_per_s`, `speedup`, `predicted` (1 / timed cost),
-        `realised` (speedup * timed cost).
+        `prepacked` (whether the packed model ran so), `timed_cost` (of the timed images), `dense_ms` (the ways of
+        `dense_calls` -> milliseconds per batch), `other_ms` (the same of runtimes), `packed_ms`, `dense_images_per_s`
+        (the fastest dense), `packed_images_per_s`, `speedup` (fastest dense / packed), `gates_speedup` (our model
+        without gates / packed, what skipping itself is worth), `predicted` (1 / timed cost), `realised` (speedup *
+        timed cost), `peak_mib` (of "dense", the least, `OURS` and "packed": MiB held at once during a forward and
+        kept from the first one on, beyond weights and inputs), `prepacked_mib` (what of it is kept).
     """
     for dtype in dtypes:
         entrants = open_models(paths, data_args, device, DTYPES[dtype])
@@ -90,9 +109,11 @@ def compare(paths, data_args, dtypes, batch_sizes, device, seconds, rounds=None,
         if max(batch_sizes) > fewest:
             raise ValueError(f"a batch size of {max(batch_sizes)} needs as many images, there are {fewest}")
         scores = evaluate(entrants)
+        exported = [Exported(one.vit, runtimes, first_images(one)) for one in entrants] if runtimes else None
         for batch in tqdm(batch_sizes, desc=f"timing {dtype}", unit="batch size"):
             torch.compiler.reset()
-            for entrant, row in zip(entrants, time_batches(entrants, batch, seconds, rounds, compiled), strict=True):
+            timed = time_batches(entrants, batch, seconds, rounds, compiled, exported)
+            for entrant, row in zip(entrants, timed, strict=True):
                 yield {"model": entrant.name, "dtype": dtype, "batch": batch, **scores[entrant.name], **row}
 
 
@@ -119,40 +140,62 @@ def evaluate(entrants):
 
 
 @torch.inference_mode()
-def time_batches(entrants, batch, seconds, rounds, compiled):
-    """The timings of `compare` for one batch size, one dict per entrant."""
-    calls, names, timed_costs = {}, [], []
+def time_batches(entrants, batch, seconds, rounds, compiled, exported=None):
+    """The timings of `compare` for one batch size, one dict per entrant; `exported`: an `Exported` for each, or None."""
+    calls, beside, dense, timed_costs, kept = {}, {}, [], [], {}
     period = min(TIMED_BATCHES, *(len(entrant.images) // batch for entrant in entrants))
     for number, entrant in enumerate(entrants):
         dtype, device = entrant.model.dtype, entrant.model.device
         images = torch.stack([entrant.images[index]["pixel_values"] for index in range(period * batch)])
         batches = images.to(device, dtype).split(batch)
-        models = dense_calls(entrant.vit, compiled) | {"packed": entrant.model}
+        models = dense_calls(entrant.vit, compiled)
+        dense.append(list(models))
+        models["packed"] = twin(entrant.model)  # which has kept nothing yet
+        costs = []
         for name, model in models.items():
             calls[number, name] = lambda index, model=model, batches=batches: model(batches[index % period])
-        names.append(list(models))
-        timed_costs.append(torch.cat([entrant.model(part).cost for part in batches]).mean().item())
-    peaks = {key: peak_mib(partial(call, 0), entrants[key[0]].model.device) for key, call in calls.items()}
-    rounds = rounds or rounds_within(calls, seconds * len(entrants))
+
+            def run_all(model=model, batches=batches, costs=costs if name == "packed" else []):
+                """Every batch once: 16-bit products on CPU compile a kernel per number of rows."""
+                costs += [getattr(model(part), "cost", None) for part in batches]
+
+            kept[number, name] = kept_mib(run_all, device)
+        found = exported[number].calls(batches) if exported else {}
+        beside |= {(number, name): call for name, call in found.items()}
+        timed_costs.append(torch.cat(costs).mean().item())
+    peaks = {key: kept[key] + peak_mib(partial(call, 0), entrants[key[0]].model.device) for key, call in calls.items()}
+    calls |= beside
+    rounds = rounds or rounds_within(calls, seconds * len(entrants), warmup=len(beside) > 0)
     rounds = math.ceil(rounds / period) * period  # each batch is timed equally often
-    took = interleaved_seconds(with_progress(calls, rounds), rounds)
+    took = interleaved_seconds(with_progress(calls, rounds, warmup=0), rounds, warmup=0)
     rows = []
     for number, cost in enumerate(timed_costs):
-        ms = {name: 1e3 * _mean_of_medians(took[number, name], period) for name in names[number]}
-        packed = ms.pop("packed")
-        dense, speedup = min(ms.values()), min(ms.values()) / packed
-        memory = {"dense": min(peaks[number, name] for name in ms), "packed": peaks[number, "packed"]}
+        ms = {name: 1e3 * _mean_of_medians(took[key, name], period) for key, name in calls if key == number}
+        packed, dense_ms = ms["packed"], {name: ms[name] for name in dense[number]}
+        fastest = min(dense_ms, key=dense_ms.get)
+        leanest = min(dense_ms, key=lambda name, number=number: peaks[number, name])
+        speedup = dense_ms[fastest] / packed
+        memory = {"dense": leanest, OURS: OURS, "packed": "packed"}
         row = {
             "rounds": rounds,
             "prepacked": is_prepacked(entrants[number].model),
             "timed_cost": cost,
-            "peak_mib": memory,
-            "dense_ms": ms,
+            "peak_mib": {name: peaks[number, key] for name, key in memory.items()},
+            "prepacked_mib": {name: kept[number, key] for name, key in memory.items()},
+            "dense_ms": dense_ms,
+            "other_ms": {name: ms[name] for key, name in beside if key == number},
             "packed_ms": packed,
         }
-        row |= {"dense_images_per_s": 1e3 * batch / dense, "packed_images_per_s": 1e3 * batch / packed}
-        rows.append(row | {"speedup": speedup, "predicted": 1 / cost, "realised": speedup * cost})
+        row |= {"dense_images_per_s": 1e3 * batch / dense_ms[fastest], "packed_images_per_s": 1e3 * batch / packed}
+        row |= {"speedup": speedup, "gates_speedup": dense_ms[OURS] / packed}
+        rows.append(row | {"predicted": 1 / cost, "realised": speedup * cost})
     return rows
+
+
+def first_images(entrant):
+    """A few images (C, ...) of the entrant, in float32 on CPU: what a runtime's quantisation is calibrated on."""
+    count = min(CALIBRATION_IMAGES, len(entrant.images))
+    return torch.stack([entrant.images[index]["pixel_values"] for index in range(count)])
 
 
 def _mean_of_medians(seconds, period):

@@ -5,6 +5,8 @@ from collections import defaultdict
 import matplotlib
 from matplotlib.figure import Figure
 
+from .benchmark_dense import OURS
+
 
 COLORS = matplotlib.color_sequences["tab10"]
 STYLES = ("-", "--", ":")
@@ -12,10 +14,11 @@ MARKERS = "os^Dv<>P*X"
 
 
 def markdown(rows):
-    """Dicts of the same keys -> a Markdown table; floats with the digits that mean something."""
-    header = list(rows[0])
-    lines = [header, ["---:" if isinstance(rows[0][name], (int, float)) else "---" for name in header]]
-    lines += [[_cell(row[name]) for name in header] for row in rows]
+    """Dicts -> a Markdown table with a column for each key; floats with the digits that mean something."""
+    header = list(dict.fromkeys(name for row in rows for name in row))
+    first = {name: value for row in reversed(rows) for name, value in row.items()}
+    lines = [header, ["---:" if isinstance(first[name], (int, float)) else "---" for name in header]]
+    lines += [[_cell(row.get(name, "")) for name in header] for row in rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
@@ -32,10 +35,13 @@ def speed_table(rows):
             "mean cost": row["cost"]
         }
         line |= {f"dense {kernel} ms": row["dense_ms"].get(kernel, "") for kernel in kernels}
+        line |= {f"{name} ms": ms for name, ms in row["other_ms"].items()}
         line |= {"packed ms": row["packed_ms"], "packed / dense": 1 / row["speedup"], "speed-up": row["speedup"]}
         line |= {"predicted": row["predicted"], "realised fraction": row["realised"]}
+        line |= {"against ours, no gates": row["gates_speedup"]}
         dense = min(row["peak_mib"][kernel] for kernel in row["dense_ms"])
-        line |= {"dense peak MiB": dense, "packed peak MiB": row["peak_mib"][row["gates"]]}
+        line |= {"dense peak MiB": dense, "ours, no gates peak MiB": row["peak_mib"][OURS]}
+        line |= {"packed peak MiB": row["peak_mib"][row["gates"]]}
         table.append(line)
     return markdown(table)
 
@@ -71,7 +77,9 @@ def models_table(rows):
         line = {name: row[name] for name in ("model", "dtype")} | {"top-1 %": f"{100 * row['accuracy']:.2f}"}
         line |= {"images": row["images"], "mean cost": row["cost"], "batch": row["batch"]}
         line |= {"dense images/s": row["dense_images_per_s"], "packed images/s": row["packed_images_per_s"]}
+        line |= {f"{name} images/s": 1e3 * row["batch"] / ms for name, ms in row["other_ms"].items()}
         line |= {"speed-up": row["speedup"], "predicted": row["predicted"], "realised fraction": row["realised"]}
+        line |= {"against ours, no gates": row["gates_speedup"]}
         line |= {f"{name} peak MiB": peak for name, peak in row["peak_mib"].items()}
         table.append(line)
     return markdown(table)
@@ -95,7 +103,7 @@ def models_plot(rows, path):
     grid = [min(costs) + (max(costs) - min(costs)) * step / 50 for step in range(51)]
     speed.plot(grid, [1 / cost for cost in grid], color="grey", linewidth=0.8, label="predicted: 1 / cost")
     accuracy.set(xlabel="mean cost (1 = dense)", ylabel="top-1 accuracy (%)")
-    speed.set(xlabel="mean cost (1 = dense)", ylabel="speed-up over the fastest dense kernel")
+    speed.set(xlabel="mean cost (1 = dense)", ylabel="speed-up over the fastest dense model")
     for panel in (accuracy, speed):
         panel.legend(fontsize="small")
     figure.savefig(path, dpi=150)

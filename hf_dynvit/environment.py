@@ -23,12 +23,13 @@ def measured_on(device, dtype, seed=None):
         seed: the seed of the run, None if nothing was drawn.
 
     Returns:
-        dict with `device` (the processor's name), `dtype` ("float32"), `threads` (CPU threads of torch), `seed`,
+        dict with `device` (the processor's name), `instructions` (what it has for products), `dtype` ("float32"), `threads` (CPU threads of torch), `seed`,
         `versions` (python, torch, ...), `commit` of the source tree ("+changes" if it differs from it, None outside
         git) and `command` (the command line, tokens blanked).
     """
     return {
         "device": device_name(device),
+        "instructions": instructions(device),
         "dtype": str(dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "seed": seed,
@@ -46,6 +47,18 @@ def device_name(device):
     if device.type == "cpu":
         return _cpu_name()
     return device.type
+
+
+def instructions(device):
+    """What a processor has for products: "AVX-512, bf16", "AVX2"; "compute capability 9.0"; None where unknown."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return "compute capability {}.{}".format(*torch.cuda.get_device_capability(device))
+    if device.type != "cpu":
+        return None
+    name = torch.backends.cpu.get_cpu_capability().replace("AVX512", "AVX-512")
+    has_bf16 = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    return name + (", bf16" if has_bf16() else "")
 
 
 def _cpu_name():

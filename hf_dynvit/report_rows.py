@@ -1,5 +1,6 @@
 """The rows of the results tables, from the JSON that trainings, evaluations, searches and benchmarks have written."""
 
+from .benchmark_dense import OURS
 from .report_names import cost_spread, decides, random_masks, reported_on
 from .report_policies import masked
 from .report_seeds import mean, percent, seeds
@@ -66,35 +67,38 @@ def search_row(results):
 
 
 def speed_row(results, row):
-    kernel = min(row["dense_ms"], key=row["dense_ms"].get)
+    fastest = min(row["dense_ms"], key=row["dense_ms"].get)
     return {
         "model": short(results["model"]),
         "cost": f"{row['timed_cost']:.3f}",
-        "dense images/s": f"{row['dense_images_per_second']:.1f} ({kernel})",
+        "dense images/s": f"{row['dense_images_per_second']:.1f} ({fastest})",
         "packed images/s": f"{row['packed_images_per_second']:.1f}",
         "prepacked": prepacked(row),
         "speed-up": f"{row['speedup']:.2f}×",
         "of the MACs' promise": f"{row['realised']:.2f}",
-        "peak MiB, dense and packed": peaks(row, "dense", "packed"),
+        "against ours, no gates": gates_share(row),
+        "peak MiB: dense; ours, no gates; packed": peaks(row, "dense", OURS, "packed"),
         "threads": results["threads"],
         **provenance(results, row["batch_size"]),
+        "device": processor(results),
     }
 
 
 def benchmark_row(row):
-    kernel = min(row["dense_ms"], key=row["dense_ms"].get)
+    fastest = min(row["dense_ms"], key=row["dense_ms"].get)
     return {
         "size": row["size"],
         "dtype": row["dtype"],
         "batch": row["batch"],
         "gates": row["gates"],
         "cost": f"{row['cost']:.3f}",
-        "dense ms": f"{row['dense_ms'][kernel]:.1f} ({kernel})",
+        "dense ms": f"{row['dense_ms'][fastest]:.1f} ({fastest})",
         "packed ms": f"{row['packed_ms']:.1f}",
         "prepacked": prepacked(row),
         "speed-up": f"{row['speedup']:.2f}×",
         "of the MACs' promise": f"{row['realised']:.2f}",
-        "peak MiB, dense and packed": peaks(row, kernel, row["gates"]),
+        "against ours, no gates": gates_share(row),
+        "peak MiB: dense; ours, no gates; packed": peaks(row, leanest(row), OURS, row["gates"]),
         "rounds": row["rounds"],
     }
 
@@ -129,16 +133,35 @@ def prepacked(row):
     return "yes" if row.get("prepacked") else "no"
 
 
-def peaks(row, dense, packed):
-    """Working memory of both; files of earlier versions have none."""
-    found = row.get("peak_mib")
-    return f"{found[dense]:.1f}, {found[packed]:.1f}" if found else "–"
+def gates_share(row):
+    """How much faster packed is than our model without gates, which is what skipping itself is worth."""
+    return f"{row['gates_speedup']:.2f}×" if "gates_speedup" in row else "–"
+
+
+def leanest(row):
+    """The dense model of a benchmark that holds least."""
+    found = row.get("peak_mib", {})
+    return min((name for name in row["dense_ms"] if name in found), key=found.get, default=None)
+
+
+def peaks(row, *names):
+    """Working memory of each, and of it the weights that are kept in another order; earlier versions did not have all."""
+    found, kept = row.get("peak_mib", {}), row.get("prepacked_mib", {})
+    if not all(name in found for name in names):
+        return "–"
+    return "; ".join(f"{found[name]:.1f}" + (f" ({kept[name]:.1f})" if kept.get(name) else "") for name in names)
+
+
+def processor(results):
+    """The device with its instructions; earlier versions did not say them."""
+    found = results.get("instructions")
+    return f"{results['device']} ({found})" if found else results["device"]
 
 
 def circumstances(results, commands):
     """A benchmark's rows share all but what their columns say."""
     return (
-        f"On {results['device']}, {results['threads']} threads, seed {results['seed']}, commit {results['commit']}, "
+        f"On {processor(results)}, {results['threads']} threads, seed {results['seed']}, commit {results['commit']}, "
         f"command {commands.refer(results['command'])}:"
     )
 

@@ -1,7 +1,8 @@
 """Measure a model: python recipes/evaluate.py --model DIR --data_files FILE --json OUT
 
 Top-1, top-5, mean cost, GMACs and usage on the validation images, then images per second of the packed model and of the
-dense one (the best of eager, SDPA and compiled), timed in turns on real images.
+dense one (the best of eager, SDPA, compiled with frozen weights, and ours without gates), timed in turns on real images;
+with --runtimes beside the dense model in ONNX Runtime and OpenVINO, fp32 and int8.
 """
 
 import json
@@ -17,7 +18,8 @@ import torch
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
-from hf_dynvit.benchmark_models import open_models, time_batches
+from hf_dynvit.benchmark_models import first_images, open_models, time_batches
+from hf_dynvit.benchmark_runtimes import RUNTIMES, Exported, check_runtimes
 from hf_dynvit.benchmark_speed import DTYPES
 from hf_dynvit.cost import dense_macs
 from hf_dynvit.data_source import DataArguments
@@ -47,7 +49,13 @@ class EvaluateArguments:
     num_workers: int = field(default=0, metadata={"help": "processes that load images"})
     seconds: float = field(default=20.0, metadata={"help": "time for the rounds of one batch size"})
     rounds: int | None = field(default=None, metadata={"help": "number of rounds instead of seconds"})
-    compile: bool = field(default=True, metadata={"help": "also compile the dense model"})
+    compile: bool = field(
+        default=True, metadata={"help": "also compile the dense model, as report.py demands of what it publishes"}
+    )
+    runtimes: list[str] = field(
+        default_factory=list, metadata={"help": f"to run the dense model in as well, of {list(RUNTIMES)}"}
+    )
+    runtime_images: int = field(default=200, metadata={"help": "images that the accuracy of runtimes is measured on"})
 
     def __post_init__(self):
         if not self.model or not self.json:
@@ -58,6 +66,9 @@ class EvaluateArguments:
             raise FileNotFoundError(f"there is no folder for {self.json!r}")
         if self.device == "auto":
             self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        check_runtimes(self.runtimes)
+        if self.runtime_images < 1:
+            raise ValueError(f"runtime_images must be at least 1, got {self.runtime_images}")
         self.batch_sizes = [size for size in self.batch_sizes if size]
         if any(size < 1 for size in (*self.batch_sizes, self.eval_batch_size)):
             raise ValueError(f"batch sizes must be at least 1, got {self.batch_sizes} and {self.eval_batch_size}")
@@ -103,9 +114,12 @@ def main(argv=None):
     }
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(args.seed)).tolist()
     entrant = entrant._replace(images=Subset(images, order))  # files are often sorted by class
+    exported = [Exported(entrant.vit, args.runtimes, first_images(entrant))] if args.runtimes else None
+    if exported:
+        results["runtimes"] = exported[0].accuracy(entrant.images, args.runtime_images)
     for batch_size in args.batch_sizes:
         torch.compiler.reset()
-        (row,) = time_batches([entrant], batch_size, args.seconds, args.rounds, args.compile)
+        (row,) = time_batches([entrant], batch_size, args.seconds, args.rounds, args.compile, exported)
         row = {
             "batch_size": batch_size,
             "dense_images_per_second": row.pop("dense_images_per_s"),
@@ -114,8 +128,8 @@ def main(argv=None):
         }
         results["throughput"].append(row)
         print(
-            f"batch {batch_size}: dense {row['dense_images_per_second']:.1f} images/s, "
-            f"packed {row['packed_images_per_second']:.1f} images/s, {row['speedup']:.2f} times as fast"
+            f"batch {batch_size}: dense {row['dense_images_per_second']:.1f} images/s "
+            f"({min(row['dense_ms'], key=row['dense_ms'].get)}), packed {row['packed_images_per_second']:.1f} images/s, {row['speedup']:.2f} times as fast"
         )
     Path(args.json).write_text(json.dumps(results, indent=2) + "\n")
     return results

@@ -13,6 +13,7 @@ from pathlib import Path
 # This folder holds an evaluate.py, which must not hide the library of that name.
 sys.path[:] = [path for path in sys.path if Path(path or ".").resolve() != Path(__file__).resolve().parent]
 
+from hf_dynvit.benchmark_dense import check_published
 from hf_dynvit.comparison import KIND
 from hf_dynvit.comparison_front import INTRODUCTION as COMPARED
 from hf_dynvit.comparison_front import front_comparison_rows
@@ -30,6 +31,7 @@ from hf_dynvit.report_rows import (
     training_row,
 )
 from hf_dynvit.report_seeds import by_seed
+from hf_dynvit.report_speed import beyond_promise, runtime_rows
 from hf_dynvit.report_tables import Commands, numbered, table
 
 
@@ -77,14 +79,17 @@ def markers(name):
 
 
 def read(path):
-    """One JSON file; raises ValueError if none of the scripts wrote it."""
+    """One JSON file; raises ValueError if none of the scripts wrote it, or its speed is against too few dense models."""
     results = json.loads(Path(path).read_text(encoding="utf-8"))
     if isinstance(results, dict) and results.get("kind") in KINDS:
         missing = [name for name in NEEDED.get(results["kind"], ()) if name not in results]
         if missing:
             raise ValueError(f"{path} was written by an earlier version, without {', '.join(missing)}: run it again")
+        if results["kind"] == "evaluation":
+            check_published(results, path)
         return results
     if isinstance(results, dict) and all("realised" in row for row in results.get("rows") or [{}]):
+        check_published(results, path)
         return {**results, "kind": "benchmark"}
     raise ValueError(
         f"{path} was written neither by train.py nor evaluate.py nor search.py nor step_time.py nor compare_agents.py "
@@ -120,6 +125,10 @@ def render(all_results):
     speeds = [speed_row(results, row) for results in evaluations for row in results["throughput"]]
     if speeds:
         parts += ["### Speed", *numbered(speeds)]
+        parts += beyond_promise(*(results["throughput"] for results in evaluations))
+    runtimes = [row for results in evaluations for row in runtime_rows(results)]
+    if runtimes:
+        parts += ["### The dense model in other runtimes", *numbered(runtimes)]
     steps = [results for results in all_results if results["kind"] == "step_time"]
     if steps:
         parts += ["### Training steps", *numbered([row for results in steps for row in step_rows(results)])]
@@ -129,6 +138,7 @@ def render(all_results):
         commands = Commands()
         parts += ["### Speed at a given cost, random decisions", circumstances(benchmark, commands)]
         parts += [table([benchmark_row(row) for row in benchmark["rows"]]), commands.listing()]
+        parts += beyond_promise(benchmark["rows"])
     return "\n\n".join(parts)
 
 

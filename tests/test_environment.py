@@ -7,7 +7,7 @@ import subprocess
 import pytest
 import torch
 
-from hf_dynvit.environment import command_line, commit, device_name, measured_on, versions
+from hf_dynvit.environment import command_line, commit, device_name, instructions, measured_on, versions
 
 
 GIT_USER = {f"GIT_{who}_{what}": "a@b.c" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
@@ -80,3 +80,9 @@ def test_the_command_can_be_typed_again_and_holds_no_token():
         "-v",
     ]
     assert command_line(words) == "python recipes/train.py 'a file.yaml' --hub_token ... --token=... -v"
+
+
+def test_the_instructions_of_the_processor_are_named(monkeypatch):
+    assert measured_on("cpu", torch.float32)["instructions"] == instructions("cpu")
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    assert instructions("cpu").startswith("AVX-512") and instructions("meta") is None

@@ -8,6 +8,7 @@ from recipe_place import END, START, dial, evaluate, report
 from transformers import AutoImageProcessor
 
 from hf_dynvit import DynViTForImageClassification
+from hf_dynvit.benchmark_dense import FROZEN, OURS
 from hf_dynvit.gate import Score
 from hf_dynvit.report_tables import command
 
@@ -43,10 +44,13 @@ def test_evaluate_measures_what_training_reported_and_report_writes_the_tables(p
     assert results["dense"]["accuracy"] == pytest.approx(trained["dense"]["accuracy"])
     assert [row["batch_size"] for row in results["throughput"]] == [1, 4]
     for row in results["throughput"]:
-        assert set(row["dense_ms"]) == {"eager", "sdpa"}
+        assert set(row["dense_ms"]) == {"eager", "sdpa", OURS}
         assert row["dense_images_per_second"] == pytest.approx(1e3 * row["batch_size"] / min(row["dense_ms"].values()))
         assert row["speedup"] == pytest.approx(row["packed_images_per_second"] / row["dense_images_per_second"])
 
+    for row in results["throughput"]:
+        row["dense_ms"][FROZEN] = 1e9  # as if it had been compiled, without which nothing is published
+    out.write_text(json.dumps(results))
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n{START}\nold\n{END}\nafter\n")
     front = tmp_path / "FRONT.md"
@@ -116,20 +120,30 @@ def test_the_report_takes_the_benchmark_and_nothing_else(tmp_path):
     row = {"size": "tiny", "dtype": "float32", "batch": 8, "gates": "patch", "cost": 0.5, "rounds": 9}
     row |= {
         "prepacked": True,
-        "dense_ms": {"eager": 30.0, "sdpa": 20.0},
+        "dense_ms": {"eager": 30.0, "sdpa": 25.0, FROZEN: 20.0, OURS: 24.0},
         "packed_ms": 12.5,
         "speedup": 1.6,
+        "gates_speedup": 1.92,
         "realised": 0.8,
     }
-    row |= {"peak_mib": {"eager": 40.0, "sdpa": 30.25, "patch": 20.0}}
-    made = {"device": "A CPU", "threads": 2, "seed": 0, "commit": "abc", "command": "python benchmark", "rows": [row]}
+    row |= {"peak_mib": {"eager": 40.0, "sdpa": 30.25, FROZEN: 52.0, OURS: 44.0, "patch": 36.0}}
+    row |= {"prepacked_mib": {"eager": 0.0, "sdpa": 0.0, FROZEN: 22.0, OURS: 21.0, "patch": 21.0}}
+    made = {
+        "device": "A CPU",
+        "instructions": "AVX2",
+        "threads": 2,
+        "seed": 0,
+        "commit": "abc",
+        "command": "python benchmark",
+        "rows": [row],
+    }
     (tmp_path / "speed.json").write_text(json.dumps(made))
     report.main(["--readme", str(readme), str(tmp_path / "speed.json")])
     assert (
-        "| tiny | float32 | 8 | patch | 0.500 | 20.0 (sdpa) | 12.5 | yes | 1.60× | 0.80 | 30.2, 20.0 | 9 |"
-        in readme.read_text()
+        "| tiny | float32 | 8 | patch | 0.500 | 20.0 (frozen compile) | 12.5 | yes | 1.60× | 0.80 | 1.92× "
+        "| 30.2; 44.0 (21.0); 36.0 (21.0) | 9 |" in readme.read_text()
     )
-    assert "A CPU, 2 threads, seed 0, commit abc, command [1]:" in readme.read_text()
+    assert "A CPU (AVX2), 2 threads, seed 0, commit abc, command [1]:" in readme.read_text()
     assert "1. `python benchmark`" in readme.read_text() and " old " not in readme.read_text()
     (tmp_path / "other.json").write_text(json.dumps({"rows": [{"accuracy": 1}]}))
     with pytest.raises(ValueError, match="was written neither"):

@@ -1,0 +1,96 @@
+"""What a packed model is held against: the dense ViT in the fastest of the ways that PyTorch and this package have.
+
+Eager, SDPA, compiled with frozen weights (CUDA: tuned as far as the compiler goes), and this package's own model without
+gates, with prepacked weights on CPU: what our products alone are worth is no gain of skipping.
+"""
+
+import copy
+
+import torch
+
+from .modeling_dynvit import DynViTForImageClassification
+from .prepack import can_prepack
+
+
+KERNELS = ("eager", "sdpa")
+FROZEN, TUNED = "frozen compile", "compile max-autotune"  # on CPU, on CUDA
+OURS = "ours, no gates"
+GRAPHS = 64  # models of one class that may be compiled beside each other; torch gives up silently after 8
+
+
+def dense_calls(vit, compiled):
+    """Name of a way to run `vit` -> a callable that takes images and shares its weights; compiles at its first call.
+
+    Args:
+        vit: a `ViTForImageClassification` in evaluation mode.
+        compiled: whether the compiled model is among them. A published number needs it.
+
+    Returns:
+        dict: `KERNELS`, `FROZEN` or `TUNED`, and `OURS`.
+    """
+    calls = {}
+    for kernel in KERNELS:
+        calls[kernel] = twin(vit)
+        calls[kernel].set_attn_implementation(kernel)
+    if compiled:
+        calls[TUNED if vit.device.type == "cuda" else FROZEN] = Compiled(calls["sdpa"])
+    calls[OURS] = without_gates(vit)
+    return calls
+
+
+def without_gates(vit):
+    """Our model of `vit` with no gates and the same weights, prepacked on CPU."""
+    model = DynViTForImageClassification.from_vit(vit)
+    shared = twin(vit)
+    model.vit, model.classifier = shared.vit, shared.classifier
+    if vit.device.type == "cpu" and can_prepack():
+        model.prepack()
+    return model
+
+
+def twin(module):
+    """A copy that shares the weights."""
+    return copy.deepcopy(module, memo={id(weight): weight for weight in module.parameters()})
+
+
+class Compiled:
+    """A dense model compiled once for each shape of images; on CPU its weights become constants of the program.
+
+    torch freezes where the setting is on and no gradient is recorded *while it compiles*: the setting is on for that time
+    alone, so that nothing else freezes.
+    """
+
+    def __init__(self, vit):
+        self.frozen = vit.device.type != "cuda"
+        self.model = torch.compile(vit, dynamic=False, mode=None if self.frozen else "max-autotune")
+        self.shapes = set()
+
+    def __call__(self, images):
+        if images.shape in self.shapes:
+            return self.model(images)
+        if torch.is_grad_enabled():
+            raise RuntimeError("weights are frozen only where no gradient is recorded: call it in torch.no_grad()")
+        with torch._inductor.config.patch(freezing=self.frozen), torch._dynamo.config.patch(recompile_limit=GRAPHS):
+            out = self.model(images)
+        self.shapes.add(images.shape)
+        return out
+
+
+def check_published(results, source):
+    """Refuse a JSON of evaluate.py or the benchmark whose speed was not measured against all of the dense ways.
+
+    Args:
+        results: its contents. source: its name, for the error.
+
+    Raises:
+        ValueError: a timing without one of them.
+    """
+    for row in [*results.get("throughput", []), *results.get("rows", [])]:
+        timed = set(row.get("dense_ms", {}))
+        missing = [name for name in (*KERNELS, OURS) if name not in timed]
+        missing += [] if timed & {FROZEN, TUNED} else [FROZEN]
+        if missing:
+            raise ValueError(
+                f"the speed in {source} is against {sorted(timed)} alone and lacks {missing}: "
+                "measure anew, without --no-compile"
+            )

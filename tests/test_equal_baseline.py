@@ -1,0 +1,105 @@
+"""The dense model is the fastest there is: compiled with frozen weights, and ours without gates; nothing less is published."""
+
+import json
+
+import pytest
+import torch
+from image_files import save_checkpoint, write_parquet
+from models import gated as random_gated
+from models import images
+from recipe_place import END, START, report
+
+from hf_dynvit.benchmark import BenchmarkArguments
+from hf_dynvit.benchmark_decisions import gate_entries
+from hf_dynvit.benchmark_dense import FROZEN, OURS, Compiled, check_published, dense_calls
+from hf_dynvit.benchmark_models import open_models, time_batches
+from hf_dynvit.benchmark_speed import Setting, measure
+from hf_dynvit.data_source import DataArguments
+from hf_dynvit.prepack import is_prepacked
+
+
+COMPILED = "ignore::DeprecationWarning"  # of the compiler's own imports
+
+
+@pytest.fixture
+def fresh_compiler():
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+@pytest.mark.filterwarnings(COMPILED)
+def test_the_compiled_dense_model_has_its_weights_frozen_and_leaves_the_setting_off(tiny_vit, fresh_compiler):
+    vit, x = tiny_vit(1), images(2)
+    frozen = Compiled(vit)
+    with torch.inference_mode():
+        before = frozen(x).logits.clone()
+        torch.testing.assert_close(before, vit(x).logits, atol=1e-5, rtol=0)
+        vit.classifier.bias.add_(1.0)
+        assert torch.equal(frozen(x).logits, before)  # a constant of the program
+        assert not torch._inductor.config.freezing
+    with pytest.raises(RuntimeError, match="frozen only where no gradient"):
+        Compiled(vit)(x)
+
+
+def test_ours_without_gates_is_the_dense_model_prepacked(tiny_vit):
+    vit, x = tiny_vit(2), images(2)
+    ours = dense_calls(vit, compiled=False)[OURS]
+    assert is_prepacked(ours) and not any(len(gates) for gates in ours.gates)
+    assert ours.classifier.weight is vit.classifier.weight
+    with torch.no_grad():
+        torch.testing.assert_close(ours(x).logits, vit(x).logits, atol=1e-5, rtol=0)
+
+
+@pytest.mark.filterwarnings(COMPILED)
+def test_speed_is_against_the_fastest_dense_and_against_ours_without_gates(tiny_vit, fresh_compiler):
+    setting = Setting("small", "float32", 2, [("patch", 0.7)], 2, 2, 1.0, compiled=True, prepacked=True)
+    for row in measure(tiny_vit(2), setting, seed=0):
+        assert set(row["dense_ms"]) == {"eager", "sdpa", FROZEN, OURS}
+        assert row["speedup"] == min(row["dense_ms"].values()) / row["packed_ms"]
+        assert row["gates_speedup"] == row["dense_ms"][OURS] / row["packed_ms"]
+        assert row["realised"] == row["speedup"] * row["cost"]
+        check_published({"rows": [row]}, "speed.json")
+
+
+def test_working_memory_counts_the_prepacked_weights(tiny_vit, tmp_path):
+    vit = tiny_vit(2, hidden_size=256, intermediate_size=1024, num_labels=3)
+    folder = save_checkpoint(tmp_path / "gated", random_gated(vit, gate_entries("patch+sublayer", 2)))
+    entrants = open_models([folder], DataArguments(data_files=write_parquet(tmp_path)))
+    entrants[0].model.prepack()
+    with torch.no_grad():
+        entrants[0].model(images(4))  # has kept its copies long before it is timed
+    (row,) = time_batches(entrants, 4, 1.0, 1, compiled=False)
+    weights = (
+        sum(layer.weight.nbytes for layer in vit.vit.layers.modules() if isinstance(layer, torch.nn.Linear)) / 2**20
+    )
+    assert set(row["peak_mib"]) == set(row["prepacked_mib"]) == {"dense", OURS, "packed"}
+    assert row["prepacked_mib"][OURS] == pytest.approx(weights, rel=0.05)
+    assert 0 < row["prepacked_mib"]["packed"] <= 1.05 * weights
+    assert row["prepacked_mib"]["dense"] == 0 and row["peak_mib"]["dense"] < row["peak_mib"][OURS]
+    assert all(row["peak_mib"][name] > row["prepacked_mib"][name] for name in row["peak_mib"])
+
+
+def timing(*names):
+    return {"dense_ms": dict.fromkeys(names, 1.0)}
+
+
+@pytest.mark.parametrize(
+    "names, missing",
+    [(("eager", "sdpa"), OURS), (("eager", "sdpa", OURS), FROZEN), (("eager", FROZEN, OURS), "sdpa")],
+)
+def test_a_speed_against_less_than_all_dense_models_is_not_published(names, missing, tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text(f"{START}{END}")
+    for results in (
+        {"kind": "evaluation", "throughput": [timing(*names)]},
+        {"rows": [{"realised": 1.0, **timing(*names)}]},
+    ):
+        (tmp_path / "made.json").write_text(json.dumps(results))
+        with pytest.raises(ValueError, match=rf"made.json is against .*lacks .*{missing}.*measure anew"):
+            report.main(["--readme", str(readme), str(tmp_path / "made.json")])
+    assert readme.read_text() == f"{START}{END}"
+
+
+def test_the_dense_model_is_compiled_unless_it_is_told_not_to():
+    assert BenchmarkArguments().compile
