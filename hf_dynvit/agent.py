@@ -12,7 +12,6 @@ from pathlib import Path
 
 import torch
 from transformers import TrainerCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from .agent_base import Moment
 from .agents import build_agent
@@ -171,11 +170,9 @@ class PatchAgent(TrainerCallback):
         self.agent.load_state_dict(saved["agent"])
         self._logged = (self.kept.clone(), self.images)
 
-    def on_save(self, args, state, control, **kwargs):
-        if args.should_save and not args.save_only_model:
-            folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
-            folder.mkdir(parents=True, exist_ok=True)
-            torch.save(self.state_dict(), folder / FILE)
+    def save(self, folder):
+        """Write the agent's state into a checkpoint."""
+        torch.save(self.state_dict(), Path(folder) / FILE)
 
 
 def _on_cpu(value):

@@ -51,8 +51,9 @@ class PolicyObjective(TrainerCallback):
             self.layer_weights = self._layer_weights(self.trainer.accelerator.unwrap_model(self.trainer.model))
 
     def price(self, cost):
-        """What a cost of 1 takes from the reward, given the costs (B,) of the batch."""
-        distance = cost.detach().mean() - self.trainer.schedule.budget()
+        """What a cost of 1 takes from the reward, given the costs (B,) of the batch; the same in all processes."""
+        mean = self.trainer.accelerator.reduce(cost.detach().mean(), "mean")
+        distance = mean - self.trainer.schedule.budget()
         return self.args.price + self.args.price_gain * distance
 
     def exploration(self, progress):

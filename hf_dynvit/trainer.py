@@ -7,15 +7,18 @@ from transformers import Trainer, default_data_collator
 from .agent import PatchAgent
 from .agent_evaluation import ChosenEvaluation
 from .calibrate import calibrate
+from .checkpoints import check_checkpoint, newest_complete
 from .gate import Gate
 from .metrics import compute_metrics as default_metrics
 from .objectives import budget_loss, distillation_loss, usage_loss
 from .parameter_groups import learning, parameter_groups
 from .policy import PolicyObjective
+from .processes import draw_alike, draw_apart, prepare_processes, refuse_sharding
 from .reach import check_budgets
 from .schedule import GateSchedule
 from .tuning import PackedTuning
 from .usage import UsageMeter
+from .weight_digest import sign_weights
 
 
 class DynViTTrainer(Trainer):
@@ -29,8 +32,11 @@ class DynViTTrainer(Trainer):
             prepared as for evaluation. None: no calibration.
         kwargs: as for `Trainer`; `compute_metrics` defaults to top-1, top-5 and mean cost.
 
+    On several devices each process holds the whole model (DistributedDataParallel); sharding is refused.
+
     Raises:
-        ValueError: an empty dataset, or an agent that does not fit the model; from `train`, a budget out of reach.
+        ValueError: an empty dataset, an agent that does not fit the model, or a model that would be sharded; from
+            `train`, a budget out of reach, or a checkpoint that is damaged.
         FloatingPointError: a loss that is not finite; the last checkpoint is kept.
     """
 
@@ -41,7 +47,11 @@ class DynViTTrainer(Trainer):
                 raise ValueError(f"{name} is empty")
         kwargs.setdefault("compute_metrics", default_metrics)
         kwargs.setdefault("data_collator", default_data_collator)
+        if args is not None and model is not None:
+            prepare_processes(model, args)
         super().__init__(model=model, args=args, **kwargs)
+        refuse_sharding(self)
+        draw_apart(self.args)
         self.teacher = None if teacher is None else teacher.to(self.args.device).eval()
         self.calibration_dataset = calibration_dataset
         self.train_usage, self.eval_usage = UsageMeter(), UsageMeter()
@@ -118,7 +128,7 @@ class DynViTTrainer(Trainer):
         )
         batches = [self._prepare_input(batch["pixel_values"]) for batch in loader]
         layout, model.layout = model._layout, None
-        with self.compute_loss_context_manager():
+        with self.compute_loss_context_manager(), draw_alike(self.args):
             shift, cost = calibrate(model, batches, model.config.budget)
         model.layout = layout
         self.log({"calibration_shift": round(shift, 4), "calibration_cost": round(cost, 4)})
@@ -129,7 +139,8 @@ class DynViTTrainer(Trainer):
             return 0
         return min(self.args.calibration_images, len(self.calibration_dataset or ()))
 
-    def train(self, *args, **kwargs):
+    def train(self, resume_from_checkpoint=None, *args, **kwargs):
+        resume_from_checkpoint = self._checkpoint(resume_from_checkpoint)
         if self.args.follows_budget() or self._calibration_count():
             self.schedule.full_cost = check_budgets(self.model, [self.model.config.budget, *self.args.tuning_budgets])
         model, layout = self.model, self.model._layout
@@ -137,10 +148,9 @@ class DynViTTrainer(Trainer):
             model.layout = "packed"  # what was drawn is for good, so skipping pays in training too
         try:
             with learning(model, self.args.train_body):
-                resumed = args[0] if args else kwargs.get("resume_from_checkpoint")
-                if self.args.calibrate_first and not resumed:
+                if self.args.calibrate_first and not resume_from_checkpoint:
                     self.calibrate()
-                result = super().train(*args, **kwargs)
+                result = super().train(resume_from_checkpoint, *args, **kwargs)
         finally:
             model.layout = layout
         self.calibrate()
@@ -185,16 +195,47 @@ class DynViTTrainer(Trainer):
             logs |= self.eval_usage.flat("eval_")
         super().log(logs, start_time)
 
+    # ------------------------------------------------------------------------------------------ checkpoints
+
+    def _checkpoint(self, resume):
+        """The folder that `train` is asked to resume from, checked; None to start."""
+        if resume is None or resume is False:
+            return None
+        if resume is not True:
+            check_checkpoint(resume, self.args)
+            return resume
+        folder, passed_over = newest_complete(self.args)
+        if folder is None:
+            raise ValueError(
+                f"there is no complete checkpoint in {self.args.output_dir!r} to resume from; {passed_over or 'none at all'}"
+            )
+        return str(folder)
+
+    def _run_epoch(self, *args, **kwargs):
+        """A run that is resumed where it ended trains no step more."""
+        if self.state.global_step >= self.state.max_steps:
+            self._load_rng_state(kwargs.get("resume_from_checkpoint"))
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
+
+    def _save(self, output_dir=None, state_dict=None):
+        super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            sign_weights(self.args.output_dir if output_dir is None else output_dir)
+
+    def _save_optimizer_and_scheduler(self, output_dir):
+        """And the agent's state: before older checkpoints are deleted."""
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.agent is not None and self.args.should_save:
+            self.agent.save(output_dir)
+
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         if self.agent is not None:
             self.agent.load(resume_from_checkpoint)
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            return super()._load_from_checkpoint(resume_from_checkpoint, model)
         self._reload(resume_from_checkpoint, model)
 
     def _load_best_model(self):
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            return super()._load_best_model()
         self._reload(self.state.best_model_checkpoint)
 
     def _reload(self, folder, model=None):

@@ -161,6 +161,10 @@ class DynViTTrainingArguments(TrainingArguments):
                 "gates would never learn"
             )
 
+    def __getstate__(self):
+        """Without tokens: what is pickled is training_args.bin, beside the weights of each checkpoint."""
+        return {name: None if name.endswith("_token") else value for name, value in self.__dict__.items()}
+
     def prediction_teaches(self):
         """Whether losses of the prediction reach anything that learns: the body, or gates that are straight-through."""
         return self.train_body or self.objective != "reinforce"

@@ -4,7 +4,6 @@ Loads a dense checkpoint, puts gates on it (or none: the dense baseline by the s
 validation split, and writes model, card, pictures and results.json to output_dir.
 """
 
-import json
 import os
 import sys
 import time
@@ -18,12 +17,13 @@ sys.path[:] = [path for path in sys.path if Path(path or ".").resolve() != Path(
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "8192")
 
 from transformers import AutoConfig, set_seed
-from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
+from hf_dynvit.checkpoints import check_checkpoint, checkpoints, newest_complete
 from hf_dynvit.data import SetEpoch, load_image_data
 from hf_dynvit.data_source import DataArguments
 from hf_dynvit.export import burn_in
+from hf_dynvit.json_files import write_json
 from hf_dynvit.model_source import ModelArguments, load_base, load_model, load_teacher, naming
 from hf_dynvit.presets import preset_arguments, preset_of
 from hf_dynvit.publish import describe, push
@@ -31,6 +31,7 @@ from hf_dynvit.settings import parse_settings
 from hf_dynvit.trainer import DynViTTrainer
 from hf_dynvit.training_args import DynViTTrainingArguments
 from hf_dynvit.training_results import collect, given_results
+from hf_dynvit.weight_digest import sign_weights
 
 
 logger = logging.get_logger("hf_dynvit.recipes")
@@ -88,7 +89,7 @@ def main(argv=None):
         results["checkpoint" if kept else "dense"] = given_results(model_args, args, data, results["gmacs_dense"])
     if trainer.is_world_process_zero():
         folder = Path(args.output_dir)
-        (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+        write_json(folder / "results.json", results)
         describe(
             trainer.accelerator.unwrap_model(trainer.model),
             data.validation,
@@ -133,20 +134,40 @@ def last_value(words, key):
 
 def find_checkpoint(args):
     """The checkpoint to resume from, None to start; refuses an output_dir that already holds a run."""
-    folder = Path(args.output_dir)
-    last = get_last_checkpoint(folder) if folder.is_dir() else None
-    resume = args.resume_from_checkpoint
-    if resume is None or str(resume).lower() == "false":
-        if last or (folder / "results.json").exists() or (folder / "model.safetensors").exists():
-            raise ValueError(
-                f"output_dir {str(folder)!r} already holds a run ({last and Path(last).name or 'finished'}): give "
-                "another output_dir, or go on with --resume_from_checkpoint true"
-            )
-        return None
-    checkpoint = last if str(resume).lower() == "true" else resume
-    if checkpoint is None or not Path(checkpoint).is_dir():
-        raise FileNotFoundError(f"there is no checkpoint to resume from: {checkpoint or folder}")
-    return checkpoint
+    folder, resume = Path(args.output_dir), args.resume_from_checkpoint
+    wanted = str(resume).lower()
+    if wanted not in ("none", "false", "true"):
+        if not Path(resume).is_dir():
+            raise FileNotFoundError(f"there is no checkpoint to resume from: {resume}")
+        check_checkpoint(resume, args)
+        return resume
+    found, passed_over = newest_complete(args) if wanted == "true" or checkpoints(folder) else (None, {})
+    if wanted == "true" and found:
+        return str(found)
+    held = what_it_holds(folder, found, passed_over)
+    if wanted == "true":
+        raise FileNotFoundError(f"there is no checkpoint to resume from in {str(folder)!r}{held and f': it {held}'}")
+    if held:
+        raise ValueError(f"output_dir {str(folder)!r} {held}; or give another output_dir")
+    return None
+
+
+def what_it_holds(folder, checkpoint, passed_over):
+    """What an output_dir holds of an earlier run, and how to go on with it; "" if nothing."""
+    if checkpoint:
+        return f"already holds a run ({checkpoint.name}): go on with --resume_from_checkpoint true"
+    results, weights = folder / "results.json", folder / "model.safetensors"
+    measure = f"measure it with recipes/evaluate.py --model {folder}"
+    if results.exists() and weights.exists():
+        return f"already holds a run (finished): {measure}"
+    if weights.exists():
+        return f"already holds a run (its model, without results.json, before which it was ended): {measure}"
+    if results.exists():
+        return f"already holds a run (its results.json, without a model: read {results})"
+    if passed_over:
+        wrong = ", ".join(f"{name}: {what}" for name, what in passed_over.items())
+        return f"already holds a run without a complete checkpoint ({wrong}): delete the folder"
+    return ""
 
 
 def save_plain(trainer, folder):
@@ -156,6 +177,7 @@ def save_plain(trainer, folder):
     model = trainer.accelerator.unwrap_model(trainer.model)
     model.config.layer_mask = [[True, True]] * model.config.num_hidden_layers
     burn_in(model).save_pretrained(folder)
+    sign_weights(folder)
     model.config.layer_mask = None
 
 

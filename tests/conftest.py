@@ -42,27 +42,28 @@ def seeded():
     torch.set_num_threads(threads)
 
 
-@pytest.fixture
-def tiny_vit():
-    """Builds a `ViTForImageClassification` in evaluation mode: 16 patches of 8 pixels, 4 heads, 2 layers.
+def build_tiny_vit(num_hidden_layers=2, **fields):
+    """A `ViTForImageClassification` in evaluation mode: 16 patches of 8 pixels, 4 heads, 2 layers.
 
     Any field of `ViTConfig` can be given. The weights are large enough for a dropped unit to show in the logits.
     """
+    fields = {
+        "image_size": 32,
+        "patch_size": 8,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_attention_heads": 4,
+        "num_labels": 5,
+        "initializer_range": 0.2,
+        **fields,
+    }
+    return ViTForImageClassification(ViTConfig(num_hidden_layers=num_hidden_layers, **fields)).eval()
 
-    def build(num_hidden_layers=2, **fields):
-        fields = {
-            "image_size": 32,
-            "patch_size": 8,
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "num_attention_heads": 4,
-            "num_labels": 5,
-            "initializer_range": 0.2,
-            **fields,
-        }
-        return ViTForImageClassification(ViTConfig(num_hidden_layers=num_hidden_layers, **fields)).eval()
 
-    return build
+@pytest.fixture
+def tiny_vit():
+    """`build_tiny_vit`."""
+    return build_tiny_vit
 
 
 @pytest.fixture

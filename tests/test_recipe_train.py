@@ -34,7 +34,7 @@ def test_a_run_leaves_model_card_pictures_and_results(place, trained):
 
 def test_a_folder_that_holds_a_run_is_refused(place, trained):
     before = (place.folder / "trained" / "results.json").read_bytes()
-    with pytest.raises(ValueError, match="already holds a run \\(finished\\).*--resume_from_checkpoint true"):
+    with pytest.raises(ValueError, match="already holds a run \\(finished\\).*evaluate.py.*another output_dir"):
         place.train("trained")
     assert (place.folder / "trained" / "results.json").read_bytes() == before
     with pytest.raises(FileNotFoundError, match="no checkpoint to resume from"):

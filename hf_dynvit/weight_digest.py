@@ -1,0 +1,73 @@
+"""A digest of saved weights, in their own file, and its check: a flipped bit is found before anything is loaded.
+
+It stands in the metadata of model.safetensors, so that it goes wherever the file goes, and a later `save_pretrained`,
+which writes another file, takes the old digest away with the old weights.
+"""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+
+KEY = "sha256"
+READ_AT_ONCE = 1 << 24  # bytes
+
+
+def sign_weights(folder):
+    """Write the digest of each safetensors file in `folder` into its metadata."""
+    for file in sorted(Path(folder).glob("*.safetensors")):
+        with open(file, "rb") as source:
+            header = _header(source, file)
+            metadata = header.get("__metadata__") or {}
+            header["__metadata__"] = {**metadata, KEY: _digest(header, source)}
+            text = json.dumps(header, separators=(",", ":")).encode()
+            text += b" " * (-len(text) % 8)  # tensors stay aligned
+            partial = file.with_name(f"{file.name}.partial")
+            with open(partial, "wb") as target:
+                target.write(len(text).to_bytes(8, "little") + text)
+                source.seek(0)
+                _header(source, file)
+                while part := source.read(READ_AT_ONCE):
+                    target.write(part)
+        os.replace(partial, file)
+
+
+def check_weights(folder):
+    """Compare the safetensors files in `folder` with their digests; a file without one, or a Hub id, passes.
+
+    Raises:
+        ValueError: weights that are not those that were written, or a file that cannot be read; it is named.
+    """
+    if not Path(folder).is_dir():
+        return
+    for file in sorted(Path(folder).glob("*.safetensors")):
+        with open(file, "rb") as source:
+            header = _header(source, file)
+            wanted = (header.get("__metadata__") or {}).get(KEY)
+            if wanted is not None and _digest(header, source) != wanted:
+                raise ValueError(f"{file} is damaged: its weights are not those that were saved (sha256 differs)")
+
+
+def _header(source, file):
+    """The header of an open safetensors file, which then stands at the first tensor."""
+    size = int.from_bytes(source.read(8), "little")
+    try:
+        if not 0 < size <= os.path.getsize(file) - 8:
+            raise ValueError(f"a header of {size} bytes in a file of {os.path.getsize(file)}")
+        header = json.loads(source.read(size))
+        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        if os.path.getsize(file) != 8 + size + max(ends, default=0):
+            raise ValueError("it does not end where its tensors do")
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{file} is damaged or half written: {error}") from error
+    return header
+
+
+def _digest(header, source):
+    """sha256 of the names, shapes, types and places of the tensors, and of all their bytes."""
+    tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
+    digest = hashlib.sha256(json.dumps(tensors, sort_keys=True).encode())
+    while part := source.read(READ_AT_ONCE):
+        digest.update(part)
+    return digest.hexdigest()
