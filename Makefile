@@ -1,9 +1,12 @@
-# Each target sets up what it needs: a virtual environment in .venv with the versions of constraints.txt.
+# Each target sets up what it needs: a virtual environment in .venv with the versions of constraints*.txt.
 # `make demo`, `make test`, `make quality`, `make clean`; PYTHON=python3.12 picks another interpreter.
 
 PYTHON ?= python3
 BIN := .venv/bin
-STAMP := .venv/.installed
+DEMO := .venv/.installed
+DEV := .venv/.installed-dev
+# Python files are compiled when they are first imported: few of those that are installed ever are.
+INSTALL = $(BIN)/python -m pip install --no-compile
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test quality clean
@@ -15,22 +18,29 @@ $(BIN)/python:
 	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.version_info >= (3, 11) or sys.exit(f"Python 3.11 or newer is needed, $(PYTHON) is {v}: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv .venv
 
-# Done once, and again when what it reads has changed.
-$(STAMP): setup.py constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install --upgrade-strategy only-if-needed -c constraints.txt -e '.[dev]'
+# Done once, and again when what it reads has changed. With complete pins pip has nothing to resolve; torch alone brings
+# its own dependencies, which differ by platform (CUDA's libraries).
+$(DEMO): setup.py constraints.txt | $(BIN)/python
+	$(INSTALL) -c constraints.txt setuptools torch
+	$(INSTALL) --no-deps -r constraints.txt
+	$(INSTALL) --no-deps --no-build-isolation -e .
 	@touch $@
 
-demo: $(STAMP)
+$(DEV): $(DEMO) constraints-dev.txt
+	$(INSTALL) --no-deps -r constraints-dev.txt
+	@touch $@
+
+demo: $(DEMO)
 	$(BIN)/python recipes/demo.py
 
-test: $(STAMP)
+test: $(DEV)
 	$(BIN)/python -m pytest
 
-quality: $(STAMP)
+quality: $(DEV)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 
 # Leaves outputs/ (your models) and the downloaded packages of .venv alone.
 clean:
-	rm -rf build dist hf_dynvit.egg-info .pytest_cache .ruff_cache $(STAMP)
+	rm -rf build dist hf_dynvit.egg-info .pytest_cache .ruff_cache $(DEMO) $(DEV)
 	find . -path ./.venv -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
