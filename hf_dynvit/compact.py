@@ -20,6 +20,8 @@ def compact(x, state, num_tokens):
     Returns:
         x (B, K, D) and the state in its places; [CLS] stays first and the order of tokens as it was.
     """
+    if not len(x):
+        return x, state
     alive = state.alive > 0.5
     counts = alive.sum(1)
     longest = int(counts.max())

@@ -6,7 +6,11 @@ Letters: B images, N tokens ([CLS] first), D channels.
 """
 
 import torch
+from torch import nn
 from torch.nn import functional as F
+from transformers.models.vit.modeling_vit import ViTEmbeddings, ViTPatchEmbeddings
+
+from .prepack import is_plain
 
 
 def embed(embeddings, pixel_values, interpolate_pos_encoding):
@@ -18,7 +22,7 @@ def embed(embeddings, pixel_values, interpolate_pos_encoding):
     """
     patch_embeddings = embeddings.patch_embeddings
     pixel_values = pixel_values.to(patch_embeddings.projection.weight.dtype)
-    if not _is_faster_as_product(patch_embeddings, pixel_values):
+    if not is_plain(embeddings, ViTEmbeddings) or not _is_faster_as_product(patch_embeddings, pixel_values):
         return embeddings(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding)
     tokens = patch_tokens(patch_embeddings, pixel_values)
     tokens = torch.cat((embeddings.cls_token.expand(len(tokens), -1, -1), tokens), 1)
@@ -37,6 +41,8 @@ def patch_tokens(patch_embeddings, pixel_values):
 
 
 def _is_faster_as_product(patch_embeddings, pixel_values):
+    if not (is_plain(patch_embeddings, ViTPatchEmbeddings) and is_plain(patch_embeddings.projection, nn.Conv2d)):
+        return False
     if pixel_values.device.type != "cpu" or torch.compiler.is_compiling():
         return False
     expected = (patch_embeddings.num_channels, *patch_embeddings.image_size)

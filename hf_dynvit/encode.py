@@ -10,6 +10,7 @@ from .cost import cost
 from .embed import embed, merge_patches, take_patches
 from .execute import NO_EXPLORATION, NOTHING_DROPPED, run_layer
 from .gate import GATINGS
+from .rows import spread_nan
 from .upfront import decide_ahead, read_entry
 
 
@@ -54,6 +55,8 @@ def encode(
         state = state._replace(size=size)
     elif patches is not None:
         x = take_patches(x, patches)
+    if layout == "packed":
+        x = spread_nan(x)
     num_tokens, num_layers, alone = x.shape[1], len(model.gates), layout == "packed" and decisions is None
     compacts = alone and _compacts(model, wants_hidden)
     plans = alone and gating in ("threshold", "act")
@@ -67,7 +70,7 @@ def encode(
         if plans and state.entry is not None and state.ahead is None:
             state = decide_ahead(state, _gates_ahead(model, index, gating, exploration), gating, exploration)
         before = state
-        options = (layer, gates, x, how, layout, replay, exploration, state, allowed)
+        options = (layer, gates, x, how, layout, replay, exploration, state, allowed, output_attentions)
         if layer.gradient_checkpointing and model.training:
             # Gates sample from the global generator, which checkpointing restores for the second forward.
             x, decision, state, weights = layer._gradient_checkpointing_func(run_layer, *options)
@@ -123,7 +126,7 @@ def _snapshot(x, index, num_layers, wanted):
     """The token stream as it is now, if hidden state `index` is wanted: all are (`True`), or the list has it."""
     if not wanted or (wanted is not True and index not in {i % (num_layers + 1) for i in wanted}):
         return None
-    return x if torch.is_grad_enabled() else x.clone()  # without gradients the packed layout updates in place
+    return x
 
 
 def _cost(model, decisions, asked, x, num_tokens, full_tokens, merging):

@@ -3,15 +3,22 @@
 Masking is the meaning (masked.py); packing is the speed: the packed layout gathers the rows that a sub-layer uses into
 one (T, D) matrix and computes on that alone (packed.py). A row that is not used passes by unchanged.
 
+The host's own `forward` of a layer runs where no gate decides, if anybody has hooks on the layer or its attention or has
+put another class in their place. A layer that its gates run in part is never called: such hooks do not fire there, those
+on its linear layers, norms and MLP do, on the rows that are computed.
+
 Letters: B images, N tokens ([CLS] first), D channels, H heads, d channels of a head, T packed rows.
 """
 
 import torch
+from torch import nn
+from transformers.models.vit.modeling_vit import ViTAttention, ViTLayer
 
 from .gate import Exploration, LayerDecisions, TokenState
 from .masked import masked_attention_sublayer, masked_mlp_sublayer
 from .merge import merge
 from .packed import packed_attention_sublayer, packed_block, packed_mlp_sublayer
+from .prepack import is_plain
 
 
 LAYOUTS = ("packed", "masked")
@@ -29,19 +36,21 @@ def run_layer(
     exploration=NO_EXPLORATION,
     state=NOTHING_DROPPED,
     allowed=(True, True),
+    wants_weights=False,
 ):
-    """Run one host layer under the decisions of its gates.
+    """Run one host layer under the decisions of its gates; nothing is written into x.
 
     Args:
         layer: the host's `ViTLayer`.
         gates: `ModuleDict`, first slot of a gate -> gate.
-        x: (B, N, D); the packed layout updates it in place where no gradient is recorded.
+        x: (B, N, D).
         gating: one of `GATINGS`.
         layout: one of `LAYOUTS`.
         replay: `LayerDecisions` to use instead of the gates' own, which are evaluated all the same; its `None`s too.
         exploration: how stochastic decisions are drawn.
         state: what earlier layers have dropped for good, which is not applied to what is replayed, and merged.
         allowed: whether attention and MLP may run at all, whatever the gates say; not applied to what is replayed.
+        wants_weights: whether the attention weights are needed, which a layer that is called keeps to itself.
 
     Returns:
         x (B, N, D), the `LayerDecisions` used, the new state, and the attention weights (B, H, N, N) if the attention
@@ -53,6 +62,9 @@ def run_layer(
     packed, alive = layout == "packed", state.alive if replay is None else None
     if replay is None and not any(allowed):
         return x, LayerDecisions(alive, alive, sublayers=_none(x)), state, None
+    if not wants_weights and _runs_whole(gates, gating, replay, state, allowed) and _is_watched(layer):
+        # Not through the host's own checkpointing, which would be a second one.
+        return nn.Module.__call__(layer, x), LayerDecisions(), state, None
     actions = []
     ahead = _ahead(gates, state)
 
@@ -118,6 +130,20 @@ def run_layer(
     return x, _with_policy(decisions, actions), state, weights
 
 
+def _is_watched(layer):
+    """Whether somebody needs the host's `forward` to be called: hooks, or a class of their own."""
+    return not (is_plain(layer, ViTLayer) and is_plain(layer.attention, ViTAttention))
+
+
+def _runs_whole(gates, gating, replay, state, allowed):
+    """Whether nothing is decided here and nothing was before: the layer is the host's, for all tokens of all images."""
+    if state.size is not None:
+        return False
+    if replay is not None:
+        return (not gates or gating == "open") and not replay.keeps() and replay.into is None
+    return (not gates or gating == "open") and state.alive is None and all(allowed)
+
+
 def _one_decision(gates, replay):
     """Whether attention and MLP are given the same tokens."""
     if "mlp_tokens" in gates:
@@ -146,7 +172,12 @@ def _skips_whole_images(gates, replay, state):
         or state.size is not None
     ):
         return False
-    return replay is None or set(replay.keeps()) == {"sublayers"}
+    if replay is None:
+        return True
+    if set(replay.keeps()) != {"sublayers"} or replay.into is not None:
+        return False
+    attention, mlp = (replay.sublayers > 0.5).unbind(1)
+    return torch.equal(attention, mlp)
 
 
 def _run_images(layer, x, images):
@@ -157,7 +188,7 @@ def _run_images(layer, x, images):
     part = packed_block(layer, part, None, None, None, None)
     if len(images) == len(x):
         return part
-    return x.index_copy(0, images, part) if torch.is_grad_enabled() else x.index_copy_(0, images, part)
+    return x.index_copy(0, images, part)
 
 
 def _with_policy(decisions, actions):

@@ -24,18 +24,26 @@ def masked_attention_sublayer(layer, x, normed, tokens, use, heads, size):
     if size is not None:
         mask = _weighted_keys(host, normed, tokens, size)
     elif tokens is not None:
-        mask = create_bidirectional_mask(host.config, normed, tokens > 0.5)  # keys; the rows are multiplied below
+        mask = create_bidirectional_mask(host.config, normed, _keys(tokens))  # the rows are multiplied below
     q, k, v = (
         projection(normed).unflatten(-1, (-1, host.head_dim)).transpose(1, 2)  # (B, H, N, d)
         for projection in (host.q_proj, host.k_proj, host.v_proj)
     )
     function = ALL_ATTENTION_FUNCTIONS.get_interface(host.config._attn_implementation, eager_attention_forward)
+    if x.shape[0] == 0:  # the others do not take a batch of no images
+        function = eager_attention_forward
     dropout = host.attention_dropout if host.training else 0.0
     out, weights = function(host, q, k, v, mask, dropout=dropout, scaling=host.scaling)  # (B, N, H, d)
     if heads is not None:
         out = out * heads[:, None, :, None].to(out.dtype)
     out = layer.dropout(host.o_proj(out.flatten(2)))
     return x + _times(out, tokens, use), weights
+
+
+def _keys(tokens):
+    """Bool (B, N): the tokens (B, N) that are attended to; of an image that uses none all, for a softmax over something."""
+    keep = tokens if tokens.dtype == torch.bool else tokens > 0.5
+    return keep | ~keep.any(1, keepdim=True)
 
 
 def _weighted_keys(host, normed, tokens, size):
@@ -47,7 +55,7 @@ def _weighted_keys(host, normed, tokens, size):
         )
     bias = size.log()
     if tokens is not None:
-        bias = bias.masked_fill(tokens.detach() <= 0.5 if tokens.dtype != torch.bool else ~tokens, -torch.inf)
+        bias = bias.masked_fill(~_keys(tokens), -torch.inf)
     dtype = torch.get_autocast_dtype(normed.device.type) if torch.is_autocast_enabled(normed.device.type) else None
     return bias[:, None, None].to(dtype or normed.dtype)
 

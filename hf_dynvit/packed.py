@@ -1,14 +1,19 @@
 """The packed layout of a layer: gather the rows that are used, compute on those alone, put the result back.
 
+Products are joined, and activations fused into them, only where the host's modules are exactly its own and without
+hooks; all others are called, on the packed rows.
+
 Letters: B images, N tokens, D channels, H heads, d channels of a head, T packed rows.
 """
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 from transformers.activations import GELUActivation
+from transformers.models.vit.modeling_vit import ViTMLP
 
 from .attention import packed_attention
-from .prepack import PrepackedLinear
+from .prepack import PrepackedLinear, are_joinable, is_plain
 from .rows import add_rows, chunks, put_rows, take_rows, take_values, used_rows
 
 
@@ -65,9 +70,9 @@ def spread_heads(heads, like):
 
 
 def _prepacked(layer, x):
-    """Whether the layer's products run prepacked, which need no rounded number of rows."""
+    """Whether the layer's products run prepacked, for which oneDNN compiles a kernel per number of rows too."""
     query = layer.attention.q_proj
-    return isinstance(query, PrepackedLinear) and query.serves(x)
+    return type(query) is PrepackedLinear and query.serves(x)
 
 
 def _attend(layer, h, used, heads, size):
@@ -78,10 +83,9 @@ def _attend(layer, h, used, heads, size):
         heads = None if heads.all() else heads
     q, k, v = _project(host, h, used)  # (T, H, d)
     bias = None if size is None else take_values(size, used).log()
-    dropout = host.attention_dropout if layer.training else 0.0
+    dropout = host.attention_dropout if host.training else 0.0
     out = packed_attention(q, k, v, used.lengths, heads, dropout, bias=bias)
-    out = host.o_proj(used.pad(out.flatten(1)))
-    return layer.dropout(out) if layer.training else out
+    return _drop(layer, host.o_proj(used.pad(out.flatten(1))))
 
 
 def _mlp(layer, h, used, hide):
@@ -89,19 +93,34 @@ def _mlp(layer, h, used, hide):
     if hide is not None:
         h = h * used.spread(spread_heads(hide if used.images is None else hide[used.images], h))
     mlp = layer.mlp
-    if isinstance(mlp.fc1, PrepackedLinear) and mlp.fc1.serves(h) and isinstance(mlp.activation_fn, GELUActivation):
-        return mlp.fc2(mlp.fc1(h, "gelu"))
-    parts = [mlp(part) for part in chunks(h, mlp.fc1.out_features)]
-    out = parts[0] if len(parts) == 1 else torch.cat(parts)
-    return layer.dropout(out) if layer.training else out
+    if not _is_plain_mlp(mlp):
+        out = mlp(h)
+    elif type(mlp.fc1) is PrepackedLinear and mlp.fc1.serves(h) and is_plain(mlp.activation_fn, GELUActivation):
+        out = mlp.fc2(mlp.fc1(h, "gelu"))
+    else:
+        parts = [mlp(part) for part in chunks(h, mlp.fc1.out_features)]
+        out = parts[0] if len(parts) == 1 else torch.cat(parts)
+    return _drop(layer, out)
+
+
+def _drop(layer, out):
+    """Dropout of out (T + padding, D); at one image even a call that does nothing takes its time."""
+    dropout = layer.dropout
+    return dropout(out) if dropout.training or not is_plain(dropout, nn.Dropout) else out
+
+
+def _is_plain_mlp(mlp):
+    """Whether the MLP may run in parts: nobody has put anything else in its place, or looks at what goes through it."""
+    return is_plain(mlp, ViTMLP) and all(is_plain(linear, nn.Linear, PrepackedLinear) for linear in (mlp.fc1, mlp.fc2))
 
 
 def _project(host, h, used):
     """q, k, v (T, H, d) of the rows h (T + padding, D), all heads: one product for all beats one for each that is on."""
     linears = (host.q_proj, host.k_proj, host.v_proj)
-    if isinstance(host.q_proj, PrepackedLinear) and host.q_proj.serves(h):
+    joinable = are_joinable(linears)
+    if joinable and type(host.q_proj) is PrepackedLinear and host.q_proj.serves(h):
         joint = host.q_proj.joint(linears[1:], h)
-    elif h.shape[1] <= FUSE_UP_TO and h.dtype.itemsize == 2 and h.device.type == "cpu":
+    elif joinable and h.shape[1] <= FUSE_UP_TO and h.dtype.itemsize == 2 and h.device.type == "cpu":
         bias = None if host.q_proj.bias is None else torch.cat([linear.bias for linear in linears])
         joint = F.linear(h, torch.cat([linear.weight for linear in linears]), bias)
     else:

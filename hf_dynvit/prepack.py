@@ -4,6 +4,7 @@ torch.compile does the same for models that it may freeze; this needs no compile
 """
 
 from functools import cache
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -11,33 +12,87 @@ from torch import nn
 
 PRODUCT = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 WORTH = 2**20  # multiply-accumulates; the call itself costs more than the plain one, which pays from about here on
+SAMPLES = 4, 8  # rows and columns of a weight that each forward compares: few places in memory, a microsecond
+
+
+class Reordered(NamedTuple):
+    """The weights of one or several layers, reordered, and what tells whether they are still those.
+
+    Attributes:
+        weight: the reordered weight, of all layers in one.
+        stamps: address and version of each plain weight.
+        samples: a few elements of each plain weight where it lies, which also keeps the address from being used again.
+        values: what these elements were.
+    """
+
+    weight: torch.Tensor
+    stamps: list
+    samples: list
+    values: list
+
+    @classmethod
+    def of(cls, weights):
+        """weights: list of (out, in), of equal `in`."""
+        with torch.no_grad():
+            joined = torch.cat(weights) if len(weights) > 1 else weights[0]
+            samples = [_sample(weight) for weight in weights]
+            values = [sample.clone() for sample in samples]
+            reordered = torch.ops.mkldnn._reorder_linear_weight(joined.detach())
+        return cls(reordered, _stamps(weights), samples, values)
+
+    def is_of(self, weights):
+        """Whether `weights` are what was reordered: not all changes raise a version, fused optimizers' do not."""
+        return self.stamps == _stamps(weights) and all(map(torch.equal, self.samples, self.values))
+
+
+def _stamps(weights):
+    return [(weight.data_ptr(), 0 if weight.is_inference() else weight._version) for weight in weights]
+
+
+def _sample(weight):
+    rows = max(1, len(weight) // SAMPLES[0])
+    return weight.detach()[rows // 2 :: rows, : SAMPLES[1]]
 
 
 class PrepackedLinear(nn.Linear):
-    """An `nn.Linear` that keeps a reordered copy of its weight for forwards on CPU without gradient.
+    """An `nn.Linear` that keeps a reordered copy of its weight for evaluation on CPU without gradient.
 
-    The copy is renewed when the weight is exchanged or changed in place; a change behind autograd's back
-    (`weight.data`) goes unnoticed until `prepack` is called again.
+    The copy lives as long as nothing says that the weight may change. It is dropped when the layer trains, moves or
+    computes with gradient, and renewed when the weight is exchanged, changed in place, or differs in one of the few
+    elements that each forward compares: what fused optimizers and merged adapters do behind autograd's back is seen, a
+    change of single elements of `weight.data` is not.
     """
 
-    _kept = None  # number of joined layers -> (what their parameters were, reordered weight, bias)
+    _kept = None  # number of joined layers -> Reordered
 
     def forward(self, x, activation="none"):
         """x (..., in) -> (..., out); activation: "none" or "gelu" (the exact one), of the output."""
         if not self.serves(x):
             out = super().forward(x)
             return nn.functional.gelu(out) if activation == "gelu" else out
-        return PRODUCT(x, *self._reordered(self), activation, [], "none")
+        return PRODUCT(x, self._reordered(self), self._parameters["bias"], activation, [], "none")
 
     def joint(self, others, x):
-        """x (..., in) through this layer and others in one product: (..., sum of outs); only where it `serves`."""
-        return PRODUCT(x, *self._reordered(self, *others), "none", [], "none")
+        """x (..., in) through this layer and others in one product: (..., sum of outs).
+
+        Only where this layer `serves` and all `are_joinable`.
+        """
+        linears = (self, *others)
+        bias = None if self.bias is None else torch.cat([linear.bias for linear in linears])
+        return PRODUCT(x, self._reordered(*linears), bias, "none", [], "none")
 
     def serves(self, x):
         """Whether the reordered weight can be used for x."""
-        weight = self._parameters["weight"]  # at one image Module.__getattr__ would cost what the product does
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return False  # a graph holds plain products
+        if torch.is_grad_enabled():
+            self.drop()  # an update of the weight may follow
+            return False
+        # At one image Module.__getattr__ would cost what the product does; a computed weight is no parameter.
+        weight = self._parameters.get("weight")
         return (
-            not torch.is_grad_enabled()
+            weight is not None
+            and not self.training
             and x.dtype == weight.dtype
             and _has_products(x.dtype)
             and x.numel() * weight.shape[0] >= WORTH
@@ -45,19 +100,62 @@ class PrepackedLinear(nn.Linear):
             and not torch.is_autocast_enabled("cpu")
         )
 
+    def drop(self):
+        """Forget the reordered copies; the next forward that can use them makes them anew."""
+        if self._kept:
+            self._kept = {}
+
+    def train(self, mode=True):
+        if mode:
+            self.drop()
+        return super().train(mode)
+
+    def _apply(self, *args, **kwargs):
+        self.drop()
+        return super()._apply(*args, **kwargs)
+
+    def _load_from_state_dict(self, *args, **kwargs):
+        self.drop()
+        return super()._load_from_state_dict(*args, **kwargs)
+
     def _reordered(self, *linears):
-        parameters = [p for linear in linears for p in linear._parameters.values() if p is not None]
-        now = [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in parameters]
-        kept = self._kept.get(len(linears))
-        if kept is None or kept[0] != now:
-            with torch.no_grad():
-                weight = torch.cat([linear.weight for linear in linears]) if len(linears) > 1 else self.weight
-                bias = None if self.bias is None else torch.cat([linear.bias for linear in linears])
-                kept = self._kept[len(linears)] = now, torch.ops.mkldnn._reorder_linear_weight(weight.detach()), bias
-        return kept[1:]
+        weights = [linear._parameters["weight"] for linear in linears]
+        kept = self._kept.get(len(weights))
+        if kept is None or not kept.is_of(weights):
+            kept = self._kept[len(weights)] = Reordered.of(weights)
+        return kept.weight
 
     def __getstate__(self):
         return self.__dict__ | {"_kept": {}}
+
+
+def is_plain(module, *types):
+    """Whether `module` is of exactly one of these types, and nothing but its weights says what it computes.
+
+    Then its product may be joined with others; what has hooks, an adapter, a parametrization or another `forward` is
+    called.
+    """
+    own = module.__dict__
+    return (
+        type(module) in types
+        and not (own["_forward_hooks"] or own["_forward_pre_hooks"] or own["_backward_hooks"])
+        and not own["_backward_pre_hooks"]
+        and "forward" not in own
+    )
+
+
+def are_joinable(linears):
+    """Whether these layers are plain linear ones whose weights and biases can be one."""
+    dtypes, biased = set(), set()
+    for linear in linears:
+        if not is_plain(linear, PrepackedLinear, nn.Linear):
+            return False
+        weight, bias = linear._parameters["weight"], linear._parameters["bias"]
+        if type(weight) is not nn.Parameter:
+            return False
+        dtypes.add(weight.dtype)
+        biased.add(bias is None)
+    return len(dtypes) == len(biased) == 1
 
 
 @cache

@@ -62,8 +62,10 @@ class DynViTPreTrainedModel(PreTrainedModel):
     def prepack(self):
         """For inference on CPU: keep the layers' weights also in the order that its products want. Returns the model.
 
-        The result is the same and faster, most in float32, at the price of these weights' memory once more. Training
-        goes on to work, and changed weights are seen; after changing `weight.data` directly, call it again.
+        The result is the same and faster, most in float32, at the price of these weights' memory once more. The
+        copies are for evaluation without gradient alone: they are dropped when the model trains, moves or computes with
+        gradient, and renewed when weights change; after changing single elements of `weight.data`, call it again.
+        Compiled and exported graphs hold the plain products.
 
         Raises:
             ValueError: a model that is not on CPU, or a torch without oneDNN.

@@ -94,22 +94,30 @@ def take_values(values, used):
 
 
 def put_rows(x, used, rows):
-    """x (B, N, D) with rows (T + padding, D) in the places of those in use; in place where no gradient is recorded."""
+    """A new (B, N, D): x with rows (T + padding, D) in the places of those in use.
+
+    Hooks and gates may hold x, so it stays as it is; the copy costs less than a hundredth of a layer.
+    """
     if used.index is None:
         return rows.view_as(x)
-    flat, rows = x.flatten(0, 1), rows[: used.total]
-    return (flat.index_copy if torch.is_grad_enabled() else flat.index_copy_)(0, used.index, rows).view_as(x)
+    return x.flatten(0, 1).index_copy(0, used.index, rows[: used.total]).view_as(x)
 
 
 def add_rows(x, used, out):
-    """x (B, N, D) with out (T + padding, D) added to the rows in use; in place where no gradient is recorded."""
+    """A new (B, N, D): x with out (T + padding, D) added to the rows in use."""
     out = out[: used.total].to(x.dtype)  # under autocast the stream stays wider than the products
-    inplace = not torch.is_grad_enabled()
     if used.index is None:
-        out = out.view_as(x)
-        return x.add_(out) if inplace else x + out
-    flat = x.flatten(0, 1)
-    return (flat.index_add_ if inplace else flat.index_add)(0, used.index, out).view_as(x)
+        return x + out.view_as(x)
+    return x.flatten(0, 1).index_add(0, used.index, out).view_as(x)
+
+
+def spread_nan(x):
+    """x (B, N, D), all NaN for an image with a NaN or an infinity in any token.
+
+    Attention would spread it over the image, as it does in the masked layout; a gate that drops the token would hide it.
+    """
+    total = x.detach().sum((1, 2), dtype=torch.float32)
+    return x + (total * 0).to(x.dtype)[:, None, None]
 
 
 def chunks(h, width):

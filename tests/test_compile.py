@@ -5,6 +5,8 @@ import torch
 from models import GATE_SETS, gated, images
 from torch.testing import assert_close
 
+from hf_dynvit.prepack import can_prepack
+
 
 @pytest.fixture
 def fresh_compiler():
@@ -65,3 +67,24 @@ def test_the_masked_layout_exports_for_any_batch(tiny_vit):
         logits, cost = program.module()(pixel_values)
     assert_close(logits, expected.logits, rtol=0, atol=1e-5)
     assert_close(cost, expected.cost)
+
+
+@pytest.mark.skipif(not can_prepack(), reason="this torch has no oneDNN")
+@pytest.mark.parametrize("used", [False, True])  # before, so that there are copies
+def test_prepacked_models_compile_whole_and_export(tiny_vit, fresh_compiler, monkeypatch, used):
+    monkeypatch.setattr("hf_dynvit.prepack.WORTH", 0)
+    model = gated(tiny_vit(1), GATE_SETS["all"]).prepack()
+    pixel_values = images(3)
+    with torch.no_grad():
+        if used:
+            model(pixel_values)
+        compiled = torch.compile(model, fullgraph=True, backend="eager")
+        logits = compiled(pixel_values).logits
+        expected = model(pixel_values)
+        assert_close(logits, expected.logits, rtol=0, atol=1e-4)
+        for strict in (False, True):
+            program = torch.export.export(LogitsAndCost(model), (pixel_values,), strict=strict)
+            logits, cost = program.module()(pixel_values)
+            assert_close(logits, expected.logits, rtol=0, atol=1e-4)
+            assert_close(cost, expected.cost)
+            assert "mkldnn" not in program.graph_module.code

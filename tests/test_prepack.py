@@ -138,7 +138,7 @@ def test_copies_and_files_hold_parameters_alone(vit):
 
 
 def test_small_products_stay_plain(monkeypatch):
-    layer = torch.nn.Linear(8, 4)
+    layer = torch.nn.Linear(8, 4).eval()
     prepack(layer)
     monkeypatch.setattr("hf_dynvit.prepack.WORTH", 3 * 8 * 4)
     with torch.no_grad():
