@@ -112,6 +112,8 @@ class SubsetPolicy(Agent):
 
     def _reward(self, logits, labels):
         """What a prediction is worth, (B,); the difference of two is what the loss falls by with reward "loss"."""
+        if self.options.reward == "loss" and labels.ndim == 2:  # multi-label
+            return -F.binary_cross_entropy_with_logits(logits.detach().float(), labels, reduction="none").mean(1)
         if self.options.reward == "loss":
             return -F.cross_entropy(logits.detach().float(), labels, reduction="none")
         return outcome(logits, labels, self.options.reward)

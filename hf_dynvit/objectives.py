@@ -47,8 +47,22 @@ def _active(decision):
     return (decision.sublayers > 0.5).any(1).float()
 
 
-def distillation_loss(logits, teacher_logits, temperature=1.0):
-    """KL(teacher || student) of (B, C) logits softened by `temperature`, times its square (Hinton et al., 2015)."""
+def is_multi_label(config):
+    """Whether a model's classes are there or not independently of each other; None becomes known with its first loss."""
+    return config.problem_type == "multi_label_classification"
+
+
+def distillation_loss(logits, teacher_logits, temperature=1.0, multi_label=False):
+    """KL(teacher || student) of (B, C) logits softened by `temperature`, times its square (Hinton et al., 2015).
+
+    Args:
+        multi_label: each logit is a decision of its own: the mean KL of C distributions over two outcomes.
+    """
+    if multi_label:
+        student, teacher = ((z / temperature).float() for z in (logits, teacher_logits))
+        yes = teacher.sigmoid() * (F.logsigmoid(teacher) - F.logsigmoid(student))
+        no = (-teacher).sigmoid() * (F.logsigmoid(-teacher) - F.logsigmoid(-student))
+        return (yes + no).mean() * temperature**2
     student = F.log_softmax(logits.float() / temperature, -1)
     teacher = F.log_softmax(teacher_logits.float() / temperature, -1)
     return F.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2

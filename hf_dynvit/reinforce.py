@@ -23,7 +23,18 @@ def depth_weights(num_layers):
 
 
 def outcome(logits, labels, reward):
-    """What the prediction earns, (B,): 1 or 0 for `"correct"` and `"blockdrop"`, the label's probability otherwise."""
+    """What the prediction earns, (B,): 1 or 0 for `"correct"` and `"blockdrop"`, the label's probability otherwise.
+
+    Args:
+        labels: (B,) class indices, or (B, C) of 1 and 0 for multi-label problems: the share of labels that are right,
+            the mean probability of what they are, and for `"blockdrop"` whether all are right.
+    """
+    if labels.ndim == 2:
+        said, true = logits.detach().float(), labels > 0.5
+        if reward == "probability":
+            return torch.where(true, said, -said).sigmoid().mean(1)
+        right = ((said > 0) == true).float()
+        return right.amin(1) if reward == "blockdrop" else right.mean(1)
     if reward == "probability":
         return logits.detach().float().softmax(-1).gather(1, labels[:, None]).squeeze(1)
     return (logits.detach().argmax(-1) == labels).float()
@@ -50,16 +61,20 @@ def layer_returns(rewards, layer_spent, price, kind="to-go", discount=1.0):
         kind: `"to-go"`: the reward without the cost of earlier layers, which the decision cannot change;
             `"terminal"`: the reward, discounted by the layers still to come;
             `"dynavit"`: the latter, normalised over the layers of each image. A labelled reproduction: it keeps the
-            sign of the reward alone, for it is a fixed vector over layers times the reward (public code).
+            sign of the reward alone, for it is a fixed vector over layers times the reward (public code); it needs two
+            layers at least.
     """
     layers = len(layer_spent)
+    if kind == "dynavit":
+        if layers < 2:
+            raise ValueError("returns 'dynavit' compare the layers of an image: they need two that decide, not one")
+        rewards = rewards + 1e-5  # of the public code: a reward of exactly 0 would have no sign
     if kind == "to-go":
         before = layer_spent.cumsum(0) - layer_spent
         return rewards + price * before
     later = torch.arange(layers - 1, -1, -1, device=rewards.device)
     returns = rewards * (discount**later)[:, None]
     if kind == "dynavit":
-        returns = returns + 1e-5  # of the public code: a reward of exactly 0 has no deviation to divide by
         returns = (returns - returns.mean(0)) / returns.std(0).clamp(min=1e-8)
     return returns
 
