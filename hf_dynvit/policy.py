@@ -2,6 +2,7 @@
 
 import torch
 from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
 
 from .cost import dense_macs, layer_costs, layer_shares
 from .gate import Exploration, Gate
@@ -15,14 +16,16 @@ from .reinforce import (
     terminal_reward,
     value_loss,
 )
+from .running import RunningMoments
 
 
-class PolicyObjective(TrainerCallback):
+class PolicyObjective(TrainerCallback, ExportableState):
     """Teaches whatever gates acted: blocks, sub-layers, heads, patches.
 
     With `price_gain` the price follows the cost of the batch, so that the budget stays the one dial: `price +
     price_gain * (mean cost - budget)` is the derivative of a squared distance from the budget, as the gradient
-    objective has it.
+    objective has it. A batch of one image says neither what its advantage nor what its cost is to be compared with: there
+    running means take the place of the batch's, and of the value baseline (running.py).
 
     Raises:
         ValueError: nothing would learn, or a value baseline without value networks.
@@ -30,7 +33,7 @@ class PolicyObjective(TrainerCallback):
 
     def __init__(self, trainer):
         self.trainer, self.args = trainer, trainer.args
-        self.layer_weights = None
+        self.layer_weights = self.running = None
         self._check([module for module in trainer.model.modules() if isinstance(module, Gate)])
         self.reset()
 
@@ -46,14 +49,31 @@ class PolicyObjective(TrainerCallback):
     def reset(self):
         self.logged = {}
 
+    def state(self):
+        return {"args": {}, "attributes": {"running": None if self.running is None else self.running.state()}}
+
     def on_train_begin(self, args, state, control, model=None, **kwargs):
-        if args.objective == "reinforce":
-            self.layer_weights = self._layer_weights(self.trainer.accelerator.unwrap_model(self.trainer.model))
+        if args.objective != "reinforce":
+            return
+        self.layer_weights = self._layer_weights(self.trainer.accelerator.unwrap_model(self.trainer.model))
+        self.running = None
+        saved = state.stateful_callbacks.get(type(self).__name__) if state.global_step else None
+        saved = saved["attributes"]["running"] if isinstance(saved, dict) else None
+        if saved is not None:
+            self.moments().load(saved)
+
+    def moments(self):
+        """The `RunningMoments` of this training."""
+        if self.running is None:
+            self.running = RunningMoments(self.trainer.model.config.num_hidden_layers, self.args.device)
+        return self.running
 
     def price(self, cost):
         """What a cost of 1 takes from the reward, given the costs (B,) of the batch; the same in all processes."""
-        mean = self.trainer.accelerator.reduce(cost.detach().mean(), "mean")
-        distance = mean - self.trainer.schedule.budget()
+        budget = self.trainer.schedule.budget()
+        # With its own cost in its price, an image would be drawn to half of the budget.
+        distance = self.moments().distance(budget) if len(cost) == 1 else cost.detach().mean() - budget
+        distance = self.trainer.accelerator.reduce(torch.as_tensor(distance, device=cost.device), "mean")
         return self.args.price + self.args.price_gain * distance
 
     def exploration(self, progress):
@@ -87,7 +107,14 @@ class PolicyObjective(TrainerCallback):
             values = torch.stack(values)
             baseline = values.detach()
             total = total + args.value_weight * value_loss(values, returns)
-        advantage = advantages(returns, baseline, normalise=args.returns != "dynavit")
+        normalise = args.returns != "dynavit"
+        # A running mean of what is left of a value network's error would lag behind the network.
+        compared = returns - baseline if args.baseline == "self-critical" else returns
+        if normalise and len(earned) == 1:
+            advantage = self.moments().normalised(compared, deciding)
+        else:
+            advantage = advantages(returns, baseline, normalise)
+        self.moments().update(compared, outputs.cost.detach(), deciding)
         total = total + args.policy_weight * policy_loss(log_probs, advantage)
         self._log(reward=rewards.mean(), entropy=entropy.detach(), earned=earned.mean(), price=torch.as_tensor(price))
         return total
