@@ -9,9 +9,10 @@ from .gate import Gate
 
 logger = logging.get_logger("hf_dynvit.calibrate")
 WORTH_A_WARNING = 0.02  # a cost that far from the budget is another one
+WIDEST = 16.0  # no shift of thresholds goes further: gates that are still open or closed there decide alike for all
 
 
-def calibrate(model, batches, budget, tolerance=0.002, widest=16.0, steps=12):
+def calibrate(model, batches, budget, tolerance=0.002, widest=WIDEST, steps=12):
     """Add one number to the logits of all learned gates, so that the mean thresholded cost meets the budget.
 
     Sampling and thresholding, augmented and plain images, training and the end of it use differently much; this

@@ -6,21 +6,30 @@ from .gate import Gate
 
 
 def parameter_groups(model, args, decaying):
-    """Body with weight decay, body without, gates; groups that would be empty are left out.
+    """Body with weight decay, body without, gates alike; groups that would be empty are left out.
 
     Args:
         model: only its parameters that require a gradient are in a group.
-        args: `DynViTTrainingArguments`; gates learn at `gate_learning_rate`, without weight decay.
-        decaying: names of the parameters that weight decay is for, where they are of the body.
+        args: `DynViTTrainingArguments`; gates learn at `gate_learning_rate` with `gate_weight_decay`, each of which is
+            the body's where it is None; where both are, gates are in the body's groups, as the `Trainer` has them.
+        decaying: names of the parameters that weight decay is for.
     """
     gates = {id(p) for module in model.modules() if isinstance(module, Gate) for p in module.parameters()}
+    if args.gate_learning_rate is None and args.gate_weight_decay is None:
+        gates = set()
+    rate = {} if args.gate_learning_rate is None else {"lr": args.gate_learning_rate}
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    body, decaying = [(name, p) for name, p in named if id(p) not in gates], set(decaying)
-    groups = [
-        {"params": [p for name, p in body if name in decaying], "weight_decay": args.weight_decay},
-        {"params": [p for name, p in body if name not in decaying], "weight_decay": 0.0},
-        {"params": [p for _, p in named if id(p) in gates], "weight_decay": 0.0, "lr": args.gate_learning_rate},
-    ]
+    body, own = ([(name, p) for name, p in named if (id(p) in gates) is of_gates] for of_gates in (False, True))
+    groups = []
+    for part, decay, options in (
+        (body, args.weight_decay, {}),
+        (own, args.weight_decay if args.gate_weight_decay is None else args.gate_weight_decay, rate),
+    ):
+        decays = set(decaying) if decay or part is body else set()
+        groups += [
+            {"params": [p for name, p in part if name in decays], "weight_decay": decay, **options},
+            {"params": [p for name, p in part if name not in decays], "weight_decay": 0.0, **options},
+        ]
     return [group for group in groups if group["params"]]
 
 

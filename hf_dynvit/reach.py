@@ -24,7 +24,7 @@ def check_budgets(model, budgets):
     Raises:
         ValueError: a budget out of reach; it names the reach.
     """
-    if not _learned(model) or any(isinstance(module, RandomGate) for module in model.modules()):
+    if not _learned(model) or _draws(model):
         return 1.0
     least, most = cost_range(model)
     for budget in budgets:
@@ -59,6 +59,15 @@ def cost_range(model):
         model.layout = layout
         model.train(was_training)
     return tuple(costs)
+
+
+def steady_range(model):
+    """`cost_range`, without limits where gates draw at random, which would be drawn from for it."""
+    return (-float("inf"), float("inf")) if _draws(model) else cost_range(model)
+
+
+def _draws(model):
+    return any(isinstance(module, RandomGate) for module in model.modules())
 
 
 def _learned(model):

@@ -3,22 +3,27 @@
 import torch
 from torch.utils.data import DataLoader, Subset
 from transformers import Trainer, default_data_collator
+from transformers.utils import logging
 
 from .agent import PatchAgent
 from .agent_evaluation import ChosenEvaluation
-from .calibrate import calibrate
+from .calibrate import WORTH_A_WARNING, calibrate
 from .checkpoints import check_checkpoint, newest_complete
-from .gate import Gate
 from .metrics import compute_metrics as default_metrics
-from .objectives import budget_loss, distillation_loss, usage_loss
+from .objectives import budget_loss, distillation_loss, is_multi_label, usage_loss
 from .parameter_groups import learning, parameter_groups
 from .policy import PolicyObjective
 from .processes import draw_alike, draw_apart, prepare_processes, refuse_sharding
 from .reach import check_budgets
 from .schedule import GateSchedule
+from .task_loss import TaskLoss
+from .trainer_checks import check_arguments, check_trainer, compares, learns
 from .tuning import PackedTuning
 from .usage import UsageMeter
 from .weight_digest import sign_weights
+
+
+logger = logging.get_logger("hf_dynvit.trainer")
 
 
 class DynViTTrainer(Trainer):
@@ -29,31 +34,48 @@ class DynViTTrainer(Trainer):
         args: `DynViTTrainingArguments`.
         teacher: a dense classifier to distil from, or None.
         calibration_dataset: images on which the cost is brought to the budget (labels are not used): a part of train,
-            prepared as for evaluation. None: no calibration.
-        kwargs: as for `Trainer`; `compute_metrics` defaults to top-1, top-5 and mean cost.
+            prepared as for evaluation. None: no calibration; with `calibrate_first`, images of `train_dataset`.
+        kwargs: as for `Trainer`, without `model_init`; `compute_metrics` defaults to top-1, top-5 and mean cost, of
+            predictions (logits, cost). `compute_loss_func` and `label_smoothing_factor` are about the prediction's
+            loss; those of gates and teacher are added.
+
+    With `load_best_model_at_end`, an evaluation counts only if its cost is the budget, within 0.02: the best model is the
+    best at that cost.
 
     On several devices each process holds the whole model (DistributedDataParallel); sharding is refused.
 
     Raises:
-        ValueError: an empty dataset, an agent that does not fit the model, or a model that would be sharded; from
-            `train`, a budget out of reach, or a checkpoint that is damaged.
+        ValueError: an empty dataset, arguments that cannot do here what they say (trainer_checks.py), an agent that does
+            not fit the model, or a model that would be sharded; from `train`, a budget out of reach, or a checkpoint
+            that is damaged.
         FloatingPointError: a loss that is not finite; the last checkpoint is kept.
     """
 
     def __init__(self, model=None, args=None, teacher=None, calibration_dataset=None, **kwargs):
-        for name in ("train_dataset", "eval_dataset"):
-            dataset = kwargs.get(name)
+        for name, dataset in {**kwargs, "calibration_dataset": calibration_dataset}.items():
+            if not name.endswith("_dataset"):
+                continue
             if dataset is not None and hasattr(dataset, "__len__") and len(dataset) == 0:
                 raise ValueError(f"{name} is empty")
+        if kwargs.get("model_init") is not None:
+            raise ValueError(
+                "model_init makes the model anew when training begins, and schedule, policies and agent belong to one "
+                "model: give model, and build a trainer for each trial"
+            )
         kwargs.setdefault("compute_metrics", default_metrics)
         kwargs.setdefault("data_collator", default_data_collator)
+        check_arguments(args)
         if args is not None and model is not None:
             prepare_processes(model, args)
         super().__init__(model=model, args=args, **kwargs)
         refuse_sharding(self)
+        check_trainer(self)
         draw_apart(self.args)
         self.teacher = None if teacher is None else teacher.to(self.args.device).eval()
         self.calibration_dataset = calibration_dataset
+        if self.args.calibrate_first and calibration_dataset is None and learns(self.model):
+            self.calibration_dataset = self._images_of_train()
+        self.task_loss = TaskLoss(self)
         self.train_usage, self.eval_usage = UsageMeter(), UsageMeter()
         self._train_costs, self.step_costs = [], []
         self.schedule = GateSchedule(self)
@@ -68,24 +90,27 @@ class DynViTTrainer(Trainer):
     # ------------------------------------------------------------------------------------------ objective
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        given, labels = self.task_loss.inputs(inputs), inputs.get("labels")
         if not model.training:
-            outputs = self.chosen.forward(model, inputs) if self.chosen.running else model(**inputs)
+            outputs = self.chosen.forward(model, given) if self.chosen.running else model(**given)
+            outputs.loss = self.task_loss(outputs, labels, num_items_in_batch)
             self.eval_usage.update(outputs.decisions)
             return (outputs.loss, outputs) if return_outputs else outputs.loss
         patches, merges = None, False
         if self.agent is not None:
             patches, merges = self.agent.choose(inputs["pixel_values"]), self.agent.agent.merges
         options = {"gating": self.schedule.gating(), "exploration": self.schedule.exploration()}
-        outputs = model(**inputs, **options, patches=patches, merge_patches=merges)
-        teaches = self.args.prediction_teaches()
+        outputs = model(**given, **options, patches=patches, merge_patches=merges)
+        outputs.loss = self.task_loss(outputs, labels, num_items_in_batch)
+        teaches, share = self.args.prediction_teaches(), self.task_loss.share()
         loss = self.args.label_weight * outputs.loss if teaches else 0.0
         if self.teacher is not None and self.args.distillation_weight and teaches:
             with torch.no_grad():
                 target = self.teacher(inputs["pixel_values"]).logits
-            loss = loss + self.args.distillation_weight * distillation_loss(
-                outputs.logits, target, self.args.distillation_temperature
+            loss = loss + share * self.args.distillation_weight * distillation_loss(
+                outputs.logits, target, self.args.distillation_temperature, is_multi_label(self.model.config)
             )
-        loss = loss + self._gate_loss(model, inputs, outputs)
+        loss = loss + share * self._gate_loss(model, inputs, outputs)
         if not torch.is_tensor(loss) or not loss.requires_grad:
             raise ValueError(
                 "nothing learns: the body is not trained and no gate decided in training "
@@ -119,7 +144,7 @@ class DynViTTrainer(Trainer):
         """Shift the gates until the mean cost on `calibration_dataset` is the budget; returns (shift, cost) or None."""
         model = self.accelerator.unwrap_model(self.model)
         count = self._calibration_count()
-        if not count or not any(isinstance(m, Gate) for m in model.modules()):
+        if not count or not learns(model):
             return None
         loader = DataLoader(
             Subset(self.calibration_dataset, range(count)),
@@ -135,13 +160,32 @@ class DynViTTrainer(Trainer):
         return shift, cost
 
     def _calibration_count(self):
-        if self.args.objective == "usage":
+        if not self.args.follows_budget():
             return 0
         return min(self.args.calibration_images, len(self.calibration_dataset or ()))
 
+    def _images_of_train(self):
+        """Images of `train_dataset` to calibrate on, drawn at random: data are often sorted by class."""
+        train, count = self.train_dataset, self.args.calibration_images
+        if train is None:  # a trainer that evaluates; `train` refuses
+            return None
+        if not hasattr(train, "__len__"):
+            raise ValueError(
+                "calibrate_first needs images to calibrate on: give calibration_dataset, for a train_dataset without "
+                "length cannot be drawn from"
+            )
+        logger.warning(
+            f"no calibration_dataset is given: calibrate_first takes {min(count, len(train))} images of train_dataset, "
+            "prepared as they are for training"
+        )
+        order = torch.randperm(len(train), generator=torch.Generator().manual_seed(self.args.seed))
+        return Subset(train, order[:count].tolist())
+
     def train(self, resume_from_checkpoint=None, *args, **kwargs):
         resume_from_checkpoint = self._checkpoint(resume_from_checkpoint)
-        if self.args.follows_budget() or self._calibration_count():
+        if self.args.calibrate_first and learns(self.model) and self.calibration_dataset is None:
+            raise ValueError("calibrate_first needs images to calibrate on: give calibration_dataset or train_dataset")
+        if self.args.follows_budget():
             self.schedule.full_cost = check_budgets(self.model, [self.model.config.budget, *self.args.tuning_budgets])
         model, layout = self.model, self.model._layout
         if self.args.objective == "reinforce":
@@ -149,22 +193,27 @@ class DynViTTrainer(Trainer):
         try:
             with learning(model, self.args.train_body):
                 if self.args.calibrate_first and not resume_from_checkpoint:
+                    if self.args.bf16_full_eval or self.args.fp16_full_eval:  # not there before the Trainer trains
+                        model.to(self.args.device)
                     self.calibrate()
                 result = super().train(resume_from_checkpoint, *args, **kwargs)
         finally:
             model.layout = layout
+        if learns(model) and self.args.load_best_model_at_end and self.state.best_model_checkpoint is None:
+            logger.warning("load_best_model_at_end: no evaluation found the cost at the budget; the last weights stay")
         self.calibrate()
         return result
 
     # ------------------------------------------------------------------------------------------ Trainer's parts
 
     def create_optimizer(self, model=None):
-        """Gates learn at their own rate, without weight decay."""
-        if self.optimizer is None:
-            model = self.model if model is None else model
-            groups = parameter_groups(model, self.args, self.get_decay_parameter_names(model))
-            cls, options = self.get_optimizer_cls_and_kwargs(self.args, model)
-            self.optimizer = cls(groups, **options)
+        """As the `Trainer`'s, gates in groups of their own (parameter_groups.py)."""
+        model = self.model if model is None else model
+        if self.optimizer is not None or not learns(model):
+            return super().create_optimizer(model)
+        groups = parameter_groups(model, self.args, self.get_decay_parameter_names(model))
+        cls, options = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(self.args, model)
+        self.optimizer = cls(groups, **options)
         return self.optimizer
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
@@ -229,6 +278,23 @@ class DynViTTrainer(Trainer):
         super()._save_optimizer_and_scheduler(output_dir)
         if self.agent is not None and self.args.should_save:
             self.agent.save(output_dir)
+
+    def _determine_best_metric(self, metrics, trial):
+        """As the `Trainer`'s; an evaluation at another cost than the budget is never the best."""
+        if learns(self.model) and compares(self.args):
+            costs = [value for name, value in metrics.items() if name.endswith("_cost") and "_chosen_" not in name]
+            if not costs:
+                raise ValueError("to compare checkpoints at one cost, compute_metrics must give the mean 'cost'")
+            if max(abs(cost - self.model.config.budget) for cost in costs) > WORTH_A_WARNING:
+                return False
+        return super()._determine_best_metric(metrics, trial)
+
+    def _load_callback_state(self):
+        """Ours take their state back when training begins: they cannot be built anew, as the `Trainer` would."""
+        saved, names = self.state.stateful_callbacks, ("PackedTuning", "PolicyObjective")
+        own = {name: saved.pop(name) for name in names if name in saved}
+        super()._load_callback_state()
+        self.state.stateful_callbacks |= own
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         if self.agent is not None:

@@ -19,7 +19,8 @@ class DynViTTrainingArguments(TrainingArguments):
     """`TrainingArguments`, and how gates are taught. Fractions are of the whole training.
 
     Raises:
-        ValueError: an unknown objective or agent, or a fraction outside [0, 1].
+        ValueError: an unknown objective or agent, a fraction outside [0, 1], or a budget to start from or to tune to
+            where the objective follows none.
     """
 
     objective: str = field(
@@ -32,7 +33,12 @@ class DynViTTrainingArguments(TrainingArguments):
     cost_weight: float = field(default=20.0, metadata={"help": "weight of the squared distance from the budget"})
     usage_weight: float = field(default=2.0, metadata={"help": "weight of AdaViT's usage loss"})
     usage_target: float = field(default=0.5, metadata={"help": "share of tokens, heads and sub-layers to use"})
-    gate_learning_rate: float = field(default=1e-2, metadata={"help": "peak learning rate of the gates"})
+    gate_learning_rate: float | None = field(
+        default=1e-2, metadata={"help": "peak learning rate of the gates; None: that of the body"}
+    )
+    gate_weight_decay: float | None = field(
+        default=0.0, metadata={"help": "weight decay of the gates' weights; None: that of the body"}
+    )
     gate_warmup: float = field(default=0.0, metadata={"help": "fraction of training in which all gates stay open"})
     gate_noise_end: float = field(
         default=0.0,
@@ -153,6 +159,7 @@ class DynViTTrainingArguments(TrainingArguments):
                 f"tuning_budgets must be in (0, 1] and tuning_gain at least 0, got {self.tuning_budgets} "
                 f"and {self.tuning_gain}"
             )
+        self._check_budgets()
         if not self.train_body:
             self.freeze_gates_at = 1.0
         if self.gate_warmup and self.gate_warmup >= self.freeze_gates_at:
@@ -164,6 +171,19 @@ class DynViTTrainingArguments(TrainingArguments):
     def __getstate__(self):
         """Without tokens: what is pickled is training_args.bin, beside the weights of each checkpoint."""
         return {name: None if name.endswith("_token") else value for name, value in self.__dict__.items()}
+
+    def _check_budgets(self):
+        given = [name for name in ("calibrate_first", "tuning_budgets") if getattr(self, name)]
+        if given and not self.follows_budget():
+            raise ValueError(
+                f"{' and '.join(given)} cannot be given with an objective that follows no budget: objective "
+                f"{self.objective!r}, price_gain {self.price_gain}"
+            )
+        if self.calibrate_first and self.calibration_images < 1:
+            raise ValueError(
+                f"calibrate_first needs calibration_images of at least 1, got {self.calibration_images}: gates would "
+                "stay where they are, and no budget_ramp would lead them"
+            )
 
     def prediction_teaches(self):
         """Whether losses of the prediction reach anything that learns: the body, or gates that are straight-through."""

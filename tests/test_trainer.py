@@ -170,22 +170,6 @@ def test_a_resumed_run_ends_with_the_same_weights(make_trainer, tmp_path, saved_
     assert_same(weights(straight.model), weights(resumed.model))
 
 
-def test_the_best_model_is_really_loaded(make_trainer, tmp_path):
-    trainer = make_trainer(
-        tmp_path,
-        save_strategy="steps",
-        eval_strategy="steps",
-        save_steps=2,
-        eval_steps=2,
-        load_best_model_at_end=True,
-        metric_for_best_model="eval_loss",
-        calibration_images=0,
-    )
-    trainer.train()
-    best = DynViTForImageClassification.from_pretrained(trainer.state.best_model_checkpoint)
-    assert_same(weights(trainer.model), weights(best))
-
-
 def test_a_loss_that_is_not_finite_stops_training_and_keeps_the_checkpoint(make_trainer, tmp_path):
     trainer = make_trainer(tmp_path, bad=slice(0, 64, 9), count=64, save_strategy="steps", save_steps=1)
     with pytest.raises(FloatingPointError, match="loss is nan at step"):

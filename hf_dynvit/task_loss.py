@@ -1,0 +1,36 @@
+"""The loss of the prediction alone, as the ordinary `Trainer` computes it: the model's, smoothed, or the user's own."""
+
+
+class TaskLoss:
+    """Honours `label_smoothing_factor`, `compute_loss_func` and `average_tokens_across_devices` of a `Trainer`.
+
+    Attributes:
+        replaces: whether it takes the place of the model's own loss, which is then not computed.
+    """
+
+    def __init__(self, trainer):
+        self.trainer = trainer
+        self.replaces = trainer.label_smoother is not None or trainer.compute_loss_func is not None
+
+    def inputs(self, inputs):
+        """What the model is given: without labels where it need not compute its loss."""
+        return {name: value for name, value in inputs.items() if name != "labels"} if self.replaces else inputs
+
+    def __call__(self, outputs, labels, num_items_in_batch):
+        """The loss of `outputs`, which are the model's on `inputs`; None without labels and a function of one's own."""
+        trainer = self.trainer
+        if trainer.compute_loss_func is not None:
+            loss = trainer.compute_loss_func(outputs, labels, num_items_in_batch=num_items_in_batch)
+            if trainer.args.average_tokens_across_devices and num_items_in_batch is not None:
+                loss = loss * (trainer.accelerator.num_processes if trainer.args.n_gpu <= 1 else trainer.args.n_gpu)
+            return loss
+        if trainer.label_smoother is not None and labels is not None:
+            return trainer.label_smoother(outputs, labels, num_items_in_batch=num_items_in_batch)
+        return outputs.loss
+
+    def share(self):
+        """What losses beside it are multiplied by where the `Trainer` leaves accumulated gradients to the task's."""
+        trainer = self.trainer
+        scaled = trainer.loss_is_scaled_for_ga
+        scaled = trainer.compute_loss_func is not None if scaled is None else scaled
+        return 1 / getattr(trainer, "current_gradient_accumulation_steps", 1) if scaled else 1.0

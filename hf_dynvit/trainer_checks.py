@@ -1,0 +1,115 @@
+"""What a `DynViTTrainer` refuses of the ordinary `Trainer`'s arguments, and of its own with a model, each with its reason.
+
+All that is not named here means what it means in transformers; tests/test_trainer_arguments.py lists every argument.
+"""
+
+from transformers.trainer_optimizer import is_optimizer_factory
+from transformers.utils import logging
+
+from .gate import Gate
+from .presets import preset_arguments, preset_of
+from .training_args import DynViTTrainingArguments
+
+
+logger = logging.get_logger("hf_dynvit.trainer")
+# These group or update the parameters themselves, and would give gates the rate of the body.
+OWN_GROUPS = ("galore_", "apollo_", "lomo", "adalomo")
+
+
+def learns(model):
+    """Whether the model has gates that learn."""
+    return any(isinstance(module, Gate) for module in model.modules())
+
+
+def compares(args):
+    """The argument that has the Trainer compare checkpoints, or None."""
+    if args.load_best_model_at_end:
+        return "load_best_model_at_end"
+    return "save_strategy 'best'" if args.save_strategy == "best" else None
+
+
+def check_arguments(args):
+    """Refuse arguments of the `Trainer` that cannot do here what they say.
+
+    Raises:
+        ValueError: it names the argument and says why.
+    """
+    if not isinstance(args, DynViTTrainingArguments):
+        raise ValueError(f"args must be DynViTTrainingArguments, got {type(args).__name__}")
+    if args.use_liger_kernel:
+        raise ValueError("use_liger_kernel is for language models: there are no such kernels for a ViT")
+    if args.neftune_noise_alpha is not None:
+        raise ValueError("neftune_noise_alpha adds noise to the embeddings of text: a ViT has none")
+    if args.train_sampling_strategy == "group_by_length":
+        raise ValueError("train_sampling_strategy 'group_by_length' is for text: all images are equally long")
+    if args.label_names not in (None, ["labels"]):
+        raise ValueError(
+            f"label_names must be ['labels'], which the losses of gates and agents read: {args.label_names}"
+        )
+    if (args.activation_checkpointing_kwargs or {}).get("use_reentrant"):
+        raise ValueError(
+            "activation_checkpointing_kwargs use_reentrant=True would lose the gradients that reach gates through the "
+            "cost: leave it out"
+        )
+
+
+def check_trainer(trainer):
+    """Refuse what does not fit the trainer's model; warn where gates are not taught as their preset wants it.
+
+    Raises:
+        ValueError: it names the argument and says why.
+    """
+    args, config = trainer.args, trainer.model.config
+    if config.problem_type == "regression" or (config.problem_type is None and config.num_labels == 1):
+        raise ValueError(
+            f"this is a regression (num_labels {config.num_labels}, problem_type {config.problem_type!r}): rewards and "
+            'metrics are those of classes; for one label that is there or not: problem_type "multi_label_classification"'
+        )
+    steered = [name for name, there in (("gates", learns(trainer.model)), ("an agent", args.agent != "none")) if there]
+    if steered:
+        _check_steered(args, " and ".join(steered))
+    if learns(trainer.model):
+        _check_gates(args, trainer.optimizer_cls_and_kwargs)
+        if trainer.train_dataset is not None:
+            _warn_of_another_objective(args, config)
+
+
+def _check_steered(args, what):
+    if args.torch_compile:
+        raise ValueError(
+            f"torch_compile cannot be given with {what}: what changes from step to step would be compiled anew each "
+            "time; compile the trained model"
+        )
+    if args.auto_find_batch_size:
+        raise ValueError(
+            f"auto_find_batch_size cannot be given with {what}: it begins again with what the failed attempt has left "
+            "of them; give per_device_train_batch_size"
+        )
+
+
+def _check_gates(args, optimizer_cls_and_kwargs):
+    if str(args.optim.value).startswith(OWN_GROUPS) and optimizer_cls_and_kwargs is None:
+        raise ValueError(
+            f"optim {args.optim.value!r} groups the parameters itself, and gates have a group of their own: take another"
+        )
+    if optimizer_cls_and_kwargs is not None and is_optimizer_factory(optimizer_cls_and_kwargs[0]):
+        raise ValueError(
+            "optimizer_cls_and_kwargs with a factory groups the parameters itself, and gates have a group of their own: "
+            "give a class, or optimizers"
+        )
+    if compares(args) and not args.follows_budget():
+        raise ValueError(
+            f"{compares(args)} would compare checkpoints at different costs: objective {args.objective!r} holds the cost at no "
+            "budget"
+        )
+
+
+def _warn_of_another_objective(args, config):
+    preset = preset_of(config)
+    wanted = preset_arguments(preset).get("objective", args.objective)
+    if wanted != args.objective:
+        logger.warning(
+            f"the gates are those of preset {preset!r}, which are taught with objective {wanted!r}, not "
+            f"{args.objective!r}: DynViTTrainingArguments(..., **preset_arguments({preset!r})) says how "
+            "(hf_dynvit.presets)"
+        )

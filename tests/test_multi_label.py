@@ -1,0 +1,124 @@
+"""Problems with several labels per image train, are rewarded and measured; regressions are refused before any work."""
+
+import numpy as np
+import pytest
+import torch
+from models import images
+from trainers import weights
+from transformers import EvalPrediction
+
+from hf_dynvit import DynViTForImageClassification, DynViTTrainer, DynViTTrainingArguments
+from hf_dynvit.metrics import compute_metrics, multi_label_metrics
+from hf_dynvit.objectives import distillation_loss
+from hf_dynvit.reinforce import outcome
+
+
+BLOCKS = [{"gate": "block", "layers": [0, 1], "value_width": 8}]
+
+
+class Labelled(torch.utils.data.Dataset):
+    """Seeded noise; a label is there where a channel of the image is brighter than most."""
+
+    def __init__(self, count=32):
+        self.pixels = images(count, generator=torch.Generator().manual_seed(0))
+        self.labels = (self.pixels.mean((2, 3)) > 0).float()  # (count, 3)
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, index):
+        return {"pixel_values": self.pixels[index], "labels": self.labels[index]}
+
+
+def trainer_of(tiny_vit, folder, gates=BLOCKS, problem_type="multi_label_classification", teacher=None, **options):
+    torch.manual_seed(0)
+    vit = tiny_vit(num_labels=options.pop("num_labels", 3), problem_type=problem_type)
+    model = DynViTForImageClassification.from_vit(vit, gates=gates)
+    options = {
+        "max_steps": 4,
+        "per_device_train_batch_size": 3,  # as many as there are labels
+        "use_cpu": True,
+        "report_to": "none",
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        "calibration_images": 0,
+        **options,
+    }
+    args = DynViTTrainingArguments(str(folder), **options)
+    return DynViTTrainer(model, args, teacher, train_dataset=Labelled(), eval_dataset=Labelled())
+
+
+@pytest.mark.parametrize("problem_type", ["multi_label_classification", None])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"objective": "reinforce", "reward": "correct"},
+        {"objective": "reinforce", "reward": "probability", "baseline": "self-critical"},
+        {"objective": "reinforce", "reward": "blockdrop", "baseline": "none"},
+        {"gates": None, "agent": "agentvit-plus", "agent_options": {"learn_every": 1}},
+        {"gates": None, "agent": "agentvit-plus", "agent_options": {"learn_every": 1, "reward": "probability"}},
+    ],
+    ids=str,
+)
+def test_several_labels_train_and_are_measured(tiny_vit, tmp_path, options, problem_type):
+    trainer = trainer_of(tiny_vit, tmp_path, **options, problem_type=problem_type)
+    before = weights(trainer.model)
+    trainer.train()
+    assert any(not torch.equal(before[name], value) for name, value in weights(trainer.model).items())
+    metrics = trainer.evaluate()
+    assert {"eval_accuracy", "eval_f1_micro", "eval_mean_average_precision", "eval_cost"} <= metrics.keys()
+
+
+def test_rewards_are_per_image():
+    logits = torch.tensor([[2.0, -1.0, 0.5], [1.0, 1.0, 1.0], [-1.0, -1.0, -1.0]])
+    labels = torch.tensor([[1.0, 0.0, 1.0], [1.0, 0.0, 0.0], [1.0, 1.0, 1.0]])
+    torch.testing.assert_close(outcome(logits, labels, "correct"), torch.tensor([1.0, 1 / 3, 0.0]))
+    assert outcome(logits, labels, "blockdrop").tolist() == [1.0, 0.0, 0.0]
+    probability = torch.where(labels > 0, logits.sigmoid(), 1 - logits.sigmoid()).mean(1)
+    torch.testing.assert_close(outcome(logits, labels, "probability"), probability)
+
+
+def test_metrics_are_the_textbooks():
+    logits = np.array([[0.9, -1.0], [0.8, 2.0], [-0.7, -0.5], [0.6, -2.0]])
+    labels = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0], [1.0, 0.0]])
+    found = multi_label_metrics(logits, labels)
+    assert found["accuracy"] == 0.5  # the first and the last
+    assert found["f1_micro"] == pytest.approx(2 * 3 / (2 * 3 + 1 + 2))  # right, one too many, two missed
+    # 0.9 yes, 0.8 no, 0.6 yes, -0.7 yes: 1, 2/3, 3/4; 2.0 yes, -0.5 yes: 1, 1.
+    assert found["mean_average_precision"] == pytest.approx(((1 + 2 / 3 + 3 / 4) / 3 + 1) / 2)
+    none = multi_label_metrics(-np.ones((2, 3)), np.zeros((2, 3)))
+    assert none == {"accuracy": 1.0, "f1_micro": 1.0, "mean_average_precision": 0.0}
+    assert compute_metrics(EvalPrediction((logits, np.ones(4)), labels)) == {**found, "cost": 1.0}
+
+
+def test_distillation_of_several_labels_is_the_divergence_of_each(tiny_vit, tmp_path):
+    logits, teacher = (
+        torch.randn(4, 3, generator=torch.Generator().manual_seed(0)),
+        torch.tensor([[2.0, -1.0, 0.0]] * 4),
+    )
+    two = [torch.stack((z, -z), -1) / 2 for z in (logits, teacher)]  # a softmax over two
+    wanted = torch.stack([distillation_loss(two[0][:, c], two[1][:, c]) for c in range(3)]).mean()
+    torch.testing.assert_close(distillation_loss(logits, teacher, multi_label=True), wanted)
+    assert distillation_loss(teacher, teacher, 2.0, multi_label=True).abs() < 1e-6
+    torch.manual_seed(1)
+    given = tiny_vit(num_labels=3)
+    trainer = trainer_of(
+        tiny_vit, tmp_path, gates=None, teacher=given, label_weight=0.0, learning_rate=1e-3, max_steps=60
+    )
+    pixels = trainer.train_dataset.pixels
+
+    def distance():
+        with torch.no_grad():
+            return (trainer.model.eval()(pixels).logits.sigmoid() - given(pixels).logits.sigmoid()).abs().mean()
+
+    before = distance()
+    trainer.train()
+    assert distance() < 0.5 * before
+
+
+def test_regressions_are_refused(tiny_vit, tmp_path):
+    for options in ({"problem_type": "regression"}, {"problem_type": None, "num_labels": 1}):
+        with pytest.raises(ValueError, match="this is a regression"):
+            trainer_of(tiny_vit, tmp_path, **options)
+    trainer_of(tiny_vit, tmp_path, num_labels=1)
