@@ -17,12 +17,16 @@ def _adavit(layers, config):
 
 
 def _adavit_official(layers, config):
-    """Placement, temperature and thresholds of the published code; heads deactivate fully."""
+    """Placement, temperature and thresholds of the published code; heads deactivate fully.
+
+    Its gates start at a logit of 0, where few tokens are drawn, and half of the heads and sub-layers. Here they start
+    just above their thresholds (logit 0.405 and 0): open in evaluation, and drawn nearly as rarely.
+    """
     shared = {"tau": 5.0}
     return [
-        {"gate": "patch", "on": "block", "layers": layers, "threshold": 0.6, **shared},
-        {"gate": "head", "deactivation": "official", "layers": layers[1:], **shared},
-        {"gate": "sublayer", "layers": layers[1:], **shared},
+        {"gate": "patch", "on": "block", "layers": layers, "threshold": 0.6, "init_bias": 0.41, **shared},
+        {"gate": "head", "deactivation": "official", "layers": layers[1:], "init_bias": 0.01, **shared},
+        {"gate": "sublayer", "layers": layers[1:], "init_bias": 0.01, **shared},
     ]
 
 

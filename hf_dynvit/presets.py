@@ -1,12 +1,47 @@
-"""How the gates of each preset are taught: defaults for `DynViTTrainingArguments`, which anything given overrides."""
+"""How the gates of each preset are taught: defaults for `DynViTTrainingArguments`, which anything given overrides.
+
+`adavit-official` and `layerskip-dynavit` are the published code's own way. What they do not reproduce:
+
+1. Data, augmentation, learning rates of the body, schedule and gradient clipping are the recipe's. One optimiser holds
+   all; its cosine goes to 0, where the public code of layer skipping ends at 1e-5.
+2. `adavit-official`: token gates begin at a logit of 0.41, just above the threshold, and the others at 0.01, with weights
+   of 0 (published: all at 0, weights of deviation 0.02): nothing is skipped in evaluation before anything is learned. In
+   training 16.6 % of the tokens are kept at first (published: 11.6 %), and half of heads and sub-layers, as published.
+3. `adavit-official`: a head that is off is masked after the attention and at the MLP's input; the published code masks
+   queries, keys, values, projection and MLP. What is computed is the same, the straight-through gradient is not.
+4. `adavit-official`: DropPath and EMA of the weights are left out.
+5. `layerskip-dynavit`: evaluation takes the likelier action, where the public code draws, and gradients are accumulated,
+   where it throws all but the last away. Clipping, where it is on, is of body and policies together.
+"""
 
 from .preset_gates import PRESET_GATES, preset_gates
 
 
+# Nothing of ours beside the published loss: no ramp, frozen phase, tuning, calibration or teacher.
+_AS_PUBLISHED = {
+    "budget_ramp": 0.0,
+    "calibrate_first": False,
+    "calibration_images": 0,
+    "freeze_gates_at": 1.0,
+    "gate_warmup": 0.0,
+    "distillation_weight": 0.0,
+    "label_weight": 1.0,
+    "train_body": True,
+}
+FAITHFUL = ("adavit-official", "layerskip-dynavit")
+
 PRESET_ARGUMENTS = {
     # The gates have an order from the start: they are not led to the budget, and learn slowly, so as not to lose it.
     "adavit": {"objective": "cost", "calibrate_first": True, "gate_learning_rate": 1e-3},
-    "adavit-official": {"objective": "usage", "usage_target": 0.5, "usage_weight": 2.0, "gate_noise_end": 1.0},
+    "adavit-official": {
+        **_AS_PUBLISHED,
+        "objective": "usage",
+        "usage_target": 0.5,
+        "usage_weight": 2.0,
+        "gate_noise_end": 1.0,
+        "gate_learning_rate": None,  # the body's, and its weight decay
+        "gate_weight_decay": None,
+    },
     "layerskip": {
         "objective": "reinforce",
         "reward": "correct",
@@ -24,6 +59,7 @@ PRESET_ARGUMENTS = {
     # The public code as it is, its defects included: `returns="dynavit"` normalises over the layers of one image,
     # which leaves the sign of the reward alone; no entropy, bound or curriculum; the price never changes.
     "layerskip-dynavit": {
+        **_AS_PUBLISHED,
         "objective": "reinforce",
         "reward": "correct",
         "returns": "dynavit",
@@ -36,15 +72,24 @@ PRESET_ARGUMENTS = {
         "entropy_weight": 0.0,
         "probability_bound": 1.0,
         "curriculum": 0.0,
+        "policy_weight": 1.0,
         "gate_learning_rate": 1e-4,
-        "calibration_images": 0,
+        "gate_weight_decay": 5e-5,
     },
 }
 
 
 def preset_of(config):
-    """The name of the preset that made the gates of a `DynViTConfig`, None if none did."""
-    return next((name for name in PRESET_GATES if preset_gates(name, config) == config.gates), None)
+    """The name of the preset that made the gates of a `DynViTConfig`, None if none did.
+
+    Where they began (`init_bias`) does not count: it is gone once they have learned, and has changed in the past.
+    """
+    gates = _without_start(config.gates or [])
+    return next((name for name in PRESET_GATES if _without_start(preset_gates(name, config)) == gates), None)
+
+
+def _without_start(gates):
+    return [{key: value for key, value in entry.items() if key != "init_bias"} for entry in gates]
 
 
 def preset_arguments(name):

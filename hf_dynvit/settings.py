@@ -9,13 +9,14 @@ import yaml
 from transformers import HfArgumentParser
 
 
-def parse_settings(argv, *dataclass_types, defaults=None):
+def parse_settings(argv, *dataclass_types, defaults=None, set_aside=None):
     """Parse `[FILE.yaml] [--key value | --key=value ...]`; the command line wins over the file.
 
     Args:
         argv: the words after the program's name.
         dataclass_types: the dataclasses whose fields are the keys.
         defaults: function from the key-value words given so far to a dict of defaults for keys that they lack.
+        set_aside: function from the file's words and the command line's to keys that do not count in the file.
 
     Returns:
         One instance of each dataclass.
@@ -27,10 +28,13 @@ def parse_settings(argv, *dataclass_types, defaults=None):
     argv = list(argv)
     words = []
     if argv and not argv[0].startswith("-"):
-        words = yaml_words(argv.pop(0), _keys(dataclass_types))
-    if defaults is not None:
-        words = [f"--{key}={value}" for key, value in defaults(words + argv).items()] + words
+        file, keys = argv.pop(0), _keys(dataclass_types)
+        words = yaml_words(file, keys)
+        if set_aside is not None:
+            words = yaml_words(file, keys, set_aside(words, argv))
     parser = _Parser(dataclass_types, allow_abbrev=False)
+    if defaults is not None:
+        parser.set_defaults(**defaults(words + argv))
     *parsed, unknown = parser.parse_args_into_dataclasses(
         args=words + argv, return_remaining_strings=True, look_for_args_file=False
     )
@@ -49,8 +53,8 @@ class _Parser(HfArgumentParser):
         raise ValueError(f"{message} (--help lists all keys)")
 
 
-def yaml_words(path, known):
-    """The content of a YAML file as command-line words; what is null is left at its default."""
+def yaml_words(path, known, without=()):
+    """The content of a YAML file as command-line words; what is null, or a key of `without`, is left at its default."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no settings file {str(path)!r}")
     content = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
@@ -60,7 +64,7 @@ def yaml_words(path, known):
     for key, value in content.items():
         if key not in known:
             raise ValueError(_unknown(str(key), path, known))
-        if value is None:
+        if value is None or key in without:
             continue
         if isinstance(value, list) and not any(isinstance(item, (dict, list)) for item in value):
             words += [f"--{key}", *map(str, value)]

@@ -4,6 +4,7 @@ Loads a dense checkpoint, puts gates on it (or none: the dense baseline by the s
 validation split, and writes model, card, pictures and results.json to output_dir.
 """
 
+import dataclasses
 import os
 import sys
 import time
@@ -16,7 +17,7 @@ sys.path[:] = [path for path in sys.path if Path(path or ".").resolve() != Path(
 # Packed training meets a new number of rows in every step, and 16-bit products on CPU compile a kernel for each.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "8192")
 
-from transformers import AutoConfig, set_seed
+from transformers import AutoConfig, TrainingArguments, set_seed
 from transformers.utils import logging
 
 from hf_dynvit.checkpoints import check_checkpoint, checkpoints, newest_complete
@@ -25,7 +26,7 @@ from hf_dynvit.data_source import DataArguments
 from hf_dynvit.export import burn_in
 from hf_dynvit.json_files import write_json
 from hf_dynvit.model_source import ModelArguments, load_base, load_model, load_teacher, naming
-from hf_dynvit.presets import preset_arguments, preset_of
+from hf_dynvit.presets import FAITHFUL, preset_arguments, preset_of
 from hf_dynvit.publish import describe, push
 from hf_dynvit.settings import parse_settings
 from hf_dynvit.trainer import DynViTTrainer
@@ -45,6 +46,7 @@ def main(argv=None):
         DataArguments,
         DynViTTrainingArguments,
         defaults=preset_defaults,
+        set_aside=faithful_set_aside,
     )
     push_at_end, args.push_to_hub = args.push_to_hub, False  # once, at the end, with the card
     args.resume_from_checkpoint = find_checkpoint(args)
@@ -110,15 +112,46 @@ def main(argv=None):
 
 def preset_defaults(words):
     """How the preset that the words name (`--gates NAME`), or that made the gates that are kept, wants them taught."""
-    gates, path = last_value(words, "gates") or ModelArguments.gates, last_value(words, "model_name_or_path")
+    preset = named_preset(words)
     # Nothing is led from open gates to the budget where gates have learned already, or start from a mask.
-    there = {"budget_ramp": 0.0, "curriculum": 0.0}
+    there = last_value(words, "gates") == "keep" or last_value(words, "start_mask")
+    return {**preset_arguments(preset), **({"budget_ramp": 0.0, "curriculum": 0.0} if there else {})}
+
+
+def named_preset(words):
+    """The preset that the words name, or that made the gates that are kept; whatever `gates` is where none did."""
+    gates, path = last_value(words, "gates") or ModelArguments.gates, last_value(words, "model_name_or_path")
     if gates != "keep" or not path:
-        return {**preset_arguments(gates), **(there if last_value(words, "start_mask") else {})}
+        return gates
     with naming("model_name_or_path", path):
         config = AutoConfig.from_pretrained(path)
-    taught = preset_arguments(preset_of(config)) if config.model_type == "dynvit" else {}
-    return {**taught, **there}
+    return preset_of(config) if config.model_type == "dynvit" else None
+
+
+def faithful_set_aside(file_words, argv):
+    """Keys of a recipe file that do not count: how its own gates are taught, where the command line names other ones.
+
+    So it is where a preset shall do what its publication did, whichever the recipe; other presets take what the file
+    says. What the command line says counts always.
+    """
+    gates = last_value(argv, "gates")
+    if not gates or gates == last_value(file_words, "gates") or named_preset(file_words + argv) not in FAITHFUL:
+        return set()
+    given = {word.partition("=")[0].removeprefix("--") for word in file_words if word.startswith("--")}
+    left = given & teaching_keys()
+    if left:
+        logger.warning(
+            f"gates {gates!r} are taught as published: of the recipe file, {', '.join(sorted(left))} are left aside; what "
+            "the command line says counts"
+        )
+    return left
+
+
+def teaching_keys():
+    """The training arguments that say how gates are taught: all of ours but those of agents."""
+    ours = {field.name for field in dataclasses.fields(DynViTTrainingArguments)}
+    ours -= {field.name for field in dataclasses.fields(TrainingArguments)}
+    return {name for name in ours if not name.startswith("agent") and name != "n_patch_desired"}
 
 
 def last_value(words, key):
