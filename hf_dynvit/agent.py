@@ -88,6 +88,7 @@ class PatchAgent(TrainerCallback):
             "kept": self.keep_map().sum().item(),
             "seconds": self.seconds,
             "options": asdict(self.agent.options),
+            **self.agent.report(self.batches),
         }
 
     def _moment(self):
@@ -110,6 +111,10 @@ class PatchAgent(TrainerCallback):
         with self.trainer.accelerator.autocast():
             yield
         self.seconds += time.perf_counter() - started
+
+    def on_train_begin(self, args, state, control, train_dataloader=None, **kwargs):
+        if hasattr(train_dataloader, "__len__"):
+            self.agent.begin(state.max_steps * args.gradient_accumulation_steps, len(train_dataloader))
 
     def on_epoch_begin(self, args, state, control, **kwargs):
         # Not when an epoch is resumed half way.

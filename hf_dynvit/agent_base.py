@@ -63,6 +63,13 @@ class Agent:
         """
         raise NotImplementedError
 
+    def begin(self, batches, per_epoch):
+        """Called before training with how many batches it will have, and how many an epoch."""
+
+    def report(self, batches):
+        """What results say of the agent after `batches` batches, JSON-ready."""
+        return {}
+
     def choice_macs(self):
         """MACs per image of a choice with `explore=False`, beyond the model's own forward."""
         return 0

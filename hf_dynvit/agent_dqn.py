@@ -5,6 +5,8 @@ Ours; all but the learning rule is the published agent's.
 Letters: n patches, R rows drawn from the replay memory.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch.nn import functional as F
 
@@ -15,9 +17,18 @@ from .agent_published import AgentViTAgent
 class DQNAgent(AgentViTAgent):
     """Q-learning by the book, one Q value for each patch and action: (R, n, 2), drop and keep.
 
-    Each patch is a branch of its own (factored actions): a patch is kept where keeping has the higher batch mean, the
-    target takes the better action of the next state, and only the actions taken learn.
+    The value of a choice is the sum of the Q values of its actions (value decomposition, Sunehag et al., 2018): what the
+    other patches did is explained by their own values, instead of being noise in those of each patch. So the best choice
+    takes the better action of each patch, by the batch mean, and only the actions taken learn.
     """
+
+    @dataclass
+    class Options(AgentViTAgent.Options):
+        """Those of the published agent; `gamma` is 0: what is kept has no part in which images come next, and the next
+        state is that of the same images. The discounted values of the target network would add their errors alone.
+        """
+
+        gamma: float = 0.0
 
     outputs_per_patch = 2
     remembers_actions = True
@@ -32,6 +43,7 @@ class DQNAgent(AgentViTAgent):
         return gain >= gain.max().clamp(max=0.0)  # the ViT runs on one patch at least
 
     def learning_loss(self, batch):
-        wanted = q_target(batch.reward, self._q(self.target, batch.next_state).amax(-1), self.options.gamma)
-        taken = self._q(self.network, batch.state).gather(-1, batch.keep.long().unsqueeze(-1)).squeeze(-1)
-        return F.smooth_l1_loss(taken, wanted)
+        """SmoothL1 of the value of what was kept against reward + gamma * value of the best next choice."""
+        best = self._q(self.target, batch.next_state).amax(-1).sum(1, keepdim=True)  # (R, 1)
+        taken = self._q(self.network, batch.state).gather(-1, batch.keep.long().unsqueeze(-1)).squeeze(-1)  # (R, n)
+        return F.smooth_l1_loss(taken.sum(1, keepdim=True), q_target(batch.reward, best, self.options.gamma))

@@ -13,6 +13,27 @@ def epsilon_at(batch, start=1.0, end=0.01, decay=20000):
     return end + (start - end) * math.exp(-batch / decay)
 
 
+def mean_epsilon(batches, start=1.0, end=0.01, decay=20000):
+    """Mean of `epsilon_at` over the first `batches` batches: the share of them whose choice is expected to be random."""
+    ratio = math.exp(-1 / decay)
+    share = 1.0 if ratio == 1.0 or not batches else (1 - ratio**batches) / (1 - ratio) / max(1, batches)
+    return end + (start - end) * share
+
+
+def learning_steps(batches, per_epoch, every, silent_epochs, sample):
+    """How often an agent learns in `batches` batches, if every `every`-th batch of an epoch is rewarded.
+
+    Args:
+        per_epoch: batches of an epoch. silent_epochs: at the start, whose rewards are thrown away.
+        sample: rewards in memory from which on it learns.
+    """
+    epochs, last = divmod(batches, per_epoch)
+    rewards = max(0, epochs - silent_epochs) * (per_epoch // every)
+    if epochs >= silent_epochs:
+        rewards += last // every
+    return max(0, rewards - sample + 1)
+
+
 def kept_count(progress, desired, patches, return_fraction):
     """Patches to keep: `desired`, then over the last `return_fraction` of training linearly up to all of them.
 

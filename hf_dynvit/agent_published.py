@@ -13,11 +13,23 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from torch.nn import functional as F
+from transformers.utils import logging
 
 from .agent_base import Agent, build_seeded, linear_macs, load_optimizer_tensors, optimizer_tensors
-from .agent_math import above_mean, agentvit_reward, epsilon_at, polyak, q_target
+from .agent_math import (
+    above_mean,
+    agentvit_reward,
+    epsilon_at,
+    learning_steps,
+    mean_epsilon,
+    polyak,
+    q_target,
+)
 from .agent_replay import Replay, Transition
 from .agent_signal import attention_signal, attention_signal_macs
+
+
+logger = logging.get_logger(__name__)
 
 
 class QNetwork(nn.Sequential):
@@ -153,6 +165,25 @@ class AgentViTAgent(Agent):
         """SmoothL1 of all outputs against reward + gamma * target network: one reward for every patch, kept or not."""
         wanted = q_target(batch.reward, self._q(self.target, batch.next_state), self.options.gamma)
         return F.smooth_l1_loss(self._q(self.network, batch.state), wanted)
+
+    # ------------------------------------------------------------------------------------------ a whole training
+
+    def begin(self, batches, per_epoch):
+        options = self.options
+        schedule = options.learn_every, options.silent_epochs, options.sample
+        if not learning_steps(batches, per_epoch, *schedule):
+            logger.warning(
+                f"the agent will learn nothing in {batches} batches, {per_epoch} an epoch: it is rewarded on every "
+                f"{options.learn_every}th batch of an epoch (learn_every), from epoch {options.silent_epochs + 1} on "
+                f"(silent_epochs), and learns from its {options.sample}th reward on (sample). Lower these options, "
+                "or train longer"
+            )
+
+    def report(self, batches):
+        """`epsilon`: mean probability of a random choice so far; `learn_steps` of the Q-network."""
+        options = self.options
+        epsilon = mean_epsilon(batches, options.epsilon_start, options.epsilon_end, options.epsilon_decay)
+        return {"epsilon": epsilon, "learn_steps": self.learn_steps}
 
     def choice_macs(self):
         return attention_signal_macs(self.model.config, self.patches) + linear_macs(self.network)
