@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 import torch
 
 from .benchmark_speed import DTYPES
+from .reinforce import REWARDS
 from .search import OBJECTIVES
 from .search_space import GRANULARITIES
 
@@ -20,6 +21,9 @@ NOT_OF_SCORES = (
     "generations",
     "method",
     "objectives",
+    "price",  # these three are in the reward that they make
+    "penalty",
+    "reward",
 )
 
 
@@ -43,8 +47,29 @@ class SearchArguments:
     method: str = field(default="auto", metadata={"help": f"one of {METHODS}; auto: exhaustive up to 6 bits"})
     population: int = field(default=24, metadata={"help": "masks per generation"})
     generations: int = field(default=12, metadata={"help": "generations of NSGA-II"})
-    images: int = field(default=1000, metadata={"help": "held-out images, half to choose on, half to report on"})
-    price: float = field(default=1.0, metadata={"help": "what a cost of 1 takes from the reward"})
+    images: int = field(default=1000, metadata={"help": "images, half to choose on, half to report on"})
+    search_split: str | None = field(
+        default=None,
+        metadata={
+            "help": "the split that is halved to choose and to report on, e.g. validation, for checkpoints that have "
+            "seen all of train; none: the part of train that validation_fraction holds out"
+        },
+    )
+    reward: str = field(
+        default="auto",
+        metadata={
+            "help": f"one of {('auto', *REWARDS)}; auto: what the policy was trained with, by the results.json beside "
+            "it, else 'correct'"
+        },
+    )
+    price: float | None = field(
+        default=None,
+        metadata={"help": "what a cost of 1 takes from the reward; none: that of the policy's training, else 1"},
+    )
+    penalty: float | None = field(
+        default=None,
+        metadata={"help": "of a wrong prediction, reward 'blockdrop'; none: that of the policy's training, else 1"},
+    )
     min_accuracy: float | None = field(
         default=None, metadata={"help": "pick the cheapest mask of at least this accuracy, instead of the knee"}
     )
@@ -61,6 +86,7 @@ class SearchArguments:
         if not self.model or not self.output:
             raise ValueError(f"--model and --output are needed, got {self.model!r} and {self.output!r}")
         choices = {"objectives": OBJECTIVES, "granularity": GRANULARITIES, "method": METHODS, "dtype": DTYPES}
+        choices["reward"] = ("auto", *REWARDS)
         for name, known in {**choices, "policy": ("act", "process")}.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {sorted(known)}, got {getattr(self, name)!r}")

@@ -15,7 +15,8 @@ from tqdm.auto import tqdm
 def run_nsga2(scores, keys, population, generations, seed, start):
     """All distinct masks that were scored, in order; arguments as in `search.nsga2`, keys as in `OBJECTIVES`."""
     problem = _MaskProblem(scores, keys)
-    with tqdm(total=generations, desc="generations") as progress:
+    with tqdm(total=population * generations, desc="masks") as progress:  # at most: masks come again
+        problem.progress = progress
         algorithm = NSGA2(
             pop_size=population,
             sampling=_Start(start),
@@ -33,14 +34,18 @@ def run_nsga2(scores, keys, population, generations, seed, start):
 class _MaskProblem(Problem):
     def __init__(self, scores, keys):
         super().__init__(n_var=len(scores.space), n_obj=2, xl=0, xu=1, vtype=bool)
-        self.scores, self.keys, self.seen = scores, keys, {}
+        self.scores, self.keys, self.seen, self.progress = scores, keys, {}, None
 
     def _evaluate(self, X, out, *args, **kwargs):
         found = []
         for bits in X:
             bits = tuple(bool(on) for on in bits)
             self.seen[bits] = True
+            before = self.scores.evaluated
             found.append([sign * self.scores(bits)[name] for name, sign in self.keys])
+            if self.scores.evaluated > before and self.scores.evaluated % 8 == 0:
+                self.scores.save()  # a generation may take long
+            self.progress.update()
         out["F"] = np.array(found)
 
 
@@ -69,13 +74,12 @@ class _KeepSomething(Repair):
 
 
 class _Advance(Callback):
-    """Moves the progress bar and saves what has been scored, after each generation."""
+    """Shows the generation and saves what has been scored, after each."""
 
     def __init__(self, progress, scores):
         super().__init__()
         self.progress, self.scores = progress, scores
 
     def notify(self, algorithm):
-        self.progress.update()
-        self.progress.set_postfix(masks=len(self.scores.cache))
+        self.progress.set_postfix(generation=algorithm.n_gen, scored=len(self.scores.cache))
         self.scores.save()

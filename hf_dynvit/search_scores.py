@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 
 from .cost import layer_shares
-from .reinforce import outcome, terminal_reward
+from .reinforce import depth_weights, outcome, terminal_reward
+from .search_identity import differences
 
 
 class MaskScores:
@@ -19,11 +20,18 @@ class MaskScores:
         space: a `MaskSpace`.
         batches: list of (pixel_values, labels), on the device of the model.
         price: of cost, in the reward.
-        latencies: (L,) share of each layer in the measured time, or None: latency is not scored.
+        latencies: (L,) share of each layer in the measured time, or a function that measures them, or None: latency is
+            not scored. Those of the file, if it exists, are taken instead: one search has one measurement.
         file: where the cache is kept, or None. It is read if it exists.
-        identity: what the scores depend on besides the mask; a file of another identity is refused.
+        identity: what the scores depend on besides the mask, JSON-ready; a file of another identity is refused.
         autocast: dtype of products, or None.
         gating: `"threshold"`: the policy acts; `"open"`: everything that the mask allows runs.
+        reward, penalty: as in `reinforce.terminal_reward`.
+        cost_weights: of the reward's cost: `"uniform"`: the cost of the whole model; `"depth"` or `"latency"`: weighted
+            shares of what each layer runs, as in training.
+
+    Raises:
+        ValueError: no images, or a file that is damaged or of another identity.
     """
 
     def __init__(
@@ -37,21 +45,40 @@ class MaskScores:
         identity=None,
         autocast=None,
         gating="threshold",
+        reward="correct",
+        penalty=1.0,
+        cost_weights="uniform",
     ):
         if not batches:
             raise ValueError("there are no images to score masks on")
-        self.model, self.space, self.batches, self.price = model.eval(), space, batches, price
-        self.latencies, self.autocast, self.gating = latencies, autocast, gating
-        self.file, self.identity = None if file is None else Path(file), identity
+        self.model, self.space, self.batches = model.eval(), space, batches
+        self.reward, self.price, self.penalty = reward, price, penalty
+        self.autocast, self.gating = autocast, gating
+        self.file, self.identity = None if file is None else Path(file), json.loads(json.dumps(identity))
         self.cache, self.evaluated = {}, 0
-        if self.file is not None and self.file.exists():
+        measured = self._load() if self.file is not None and self.file.exists() else None
+        if latencies is not None and measured is not None:
+            latencies = torch.tensor(measured)
+        self.latencies = latencies() if callable(latencies) else latencies
+        if cost_weights == "latency" and self.latencies is None:
+            raise ValueError("cost_weights 'latency' need latencies, got None")
+        known = {"uniform": None, "depth": depth_weights(space.num_layers), "latency": self.latencies}
+        self.cost_weights = known[cost_weights]
+
+    def _load(self):
+        """Take over the scores of the file; returns the latencies that they were made with, or None."""
+        try:
             stored = json.loads(self.file.read_text())
-            if stored["identity"] != identity:
-                raise ValueError(
-                    f"{self.file} holds scores of another search ({stored['identity']}), not of {identity}: give "
-                    "another output, or the same settings"
-                )
-            self.cache = stored["scores"]
+            identity, scores = stored["identity"], stored["scores"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{self.file} is damaged ({error!r}): remove it, or give another output") from error
+        if identity != self.identity:
+            raise ValueError(
+                f"{self.file} holds scores of another search ({'; '.join(differences(identity, self.identity))}): give "
+                "another output, or what it was made with"
+            )
+        self.cache = scores
+        return stored.get("latencies")
 
     def __call__(self, bits):
         """dict of `accuracy`, `error`, `cost`, `reward`, `layers` (share left in the network), and `latency`."""
@@ -67,7 +94,10 @@ class MaskScores:
             return
         self.file.parent.mkdir(parents=True, exist_ok=True)
         draft = self.file.with_suffix(".partial")
-        draft.write_text(json.dumps({"identity": self.identity, "scores": self.cache}, indent=1))
+        content = {"identity": self.identity, "scores": self.cache}
+        if self.latencies is not None:
+            content["latencies"] = self.latencies.tolist()
+        draft.write_text(json.dumps(content, indent=1))
         draft.replace(self.file)
 
     @torch.no_grad()
@@ -92,12 +122,14 @@ class MaskScores:
         device = pixel_values.device
         with torch.autocast(device.type, self.autocast or torch.bfloat16, enabled=self.autocast is not None):
             out = self.model(pixel_values, gating=self.gating)
-        correct = outcome(out.logits, labels, "correct")
-        yield correct
+        yield outcome(out.logits, labels, "correct")
         yield out.cost
-        yield terminal_reward(correct, out.cost, self.price)
+        num_tokens = self.model.vit.embeddings.position_embeddings.shape[1]
+        shares = None
+        if self.latencies is not None or self.cost_weights is not None:
+            shares = layer_shares(self.model.config, out.decisions, len(labels), num_tokens, device)  # (L, B)
+        spent = out.cost if self.cost_weights is None else (self.cost_weights.to(device)[:, None] * shares).sum(0)
+        earned = outcome(out.logits, labels, self.reward)
+        yield terminal_reward(earned, spent, self.price, self.reward, self.penalty)
         if self.latencies is not None:
-            config = self.model.config
-            num_tokens = self.model.vit.embeddings.position_embeddings.shape[1]
-            shares = layer_shares(config, out.decisions, len(labels), num_tokens, device)
             yield (self.latencies.to(device)[:, None] * shares).sum(0)

@@ -36,6 +36,7 @@ def collect(model_args, data_args, trainer, data, metrics, seconds):
         **{name: metrics[f"eval_{name}"] for name in ("cost", "cost_std", "cost_min", "cost_max")},
         "gmacs": metrics["eval_cost"] * dense / 1e9,
         "gmacs_dense": dense / 1e9,
+        "price": final_price(trainer.state.log_history, trainer.policy.logged.get("price", [])),
         "usage": trainer.eval_usage.per_layer(),  # on the main process's share of the images
         "train_seconds": seconds,
         "agent": None if trainer.agent is None else trainer.agent.report(),
@@ -49,6 +50,17 @@ def collect(model_args, data_args, trainer, data, metrics, seconds):
         **measured_on(args.device, dtype, args.seed),
         "settings": {"model": asdict(model_args), "data": asdict(data_args), "training": args.to_sanitized_dict()},
     }
+
+
+def final_price(log_history, unlogged=()):
+    """Mean price of cost in the last quarter of what a policy's training has logged of it; None without a policy.
+
+    Args:
+        unlogged: prices of single steps, scalar tensors; they count where the training was too short to log any.
+    """
+    prices = [entry["price"] for entry in log_history if "price" in entry] or [price.item() for price in unlogged]
+    last = prices[-max(1, len(prices) // 4) :]
+    return sum(last) / len(last) if last else None
 
 
 def chosen_results(args, metrics, dense):

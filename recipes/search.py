@@ -1,13 +1,14 @@
 """Search for what a model can do without: python recipes/search.py --model DIR --output DIR2 --data_files train=FILE ...
 
 Masks over blocks or sub-layers, by NSGA-II or exhaustively, of a plain ViT or of a model with gates. Chooses on one half
-of a held-out part of train, reports on the other. Writes front.json, front.csv, front.png, scores.json (with which an
+of a held-out part of train, or of --search_split, and reports on the other. Writes front.json, front.csv, front.png, scores.json (with which an
 interrupted search goes on where it was, by the same command) and the picked mask as a model in picked/.
 """
 
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 
@@ -20,12 +21,14 @@ from transformers import AutoConfig, AutoImageProcessor
 
 from hf_dynvit import DynViTForImageClassification
 from hf_dynvit.benchmark_speed import DTYPES
-from hf_dynvit.data import load_image_data
+from hf_dynvit.data import load_image_data, load_validation
 from hf_dynvit.data_source import DataArguments
 from hf_dynvit.environment import measured_on
 from hf_dynvit.latency import layer_latencies
 from hf_dynvit.search import exhaustive, nsga2, pick
 from hf_dynvit.search_arguments import NOT_OF_SCORES, SearchArguments
+from hf_dynvit.search_identity import images_fingerprint, model_fingerprint
+from hf_dynvit.search_origin import images_from, reward_of, split_of, training_of
 from hf_dynvit.search_results import save_picked, write_front
 from hf_dynvit.search_scores import MaskScores
 from hf_dynvit.search_space import MaskSpace
@@ -35,9 +38,10 @@ from hf_dynvit.settings import parse_settings
 def main(argv=None):
     """Search; returns the content of front.json."""
     args, data_args = parse_settings(sys.argv[1:] if argv is None else argv, SearchArguments, DataArguments)
-    if not data_args.validation_fraction:
+    if split_of(args, data_args) is None and not data_args.validation_fraction:
         raise ValueError(
-            "give validation_fraction, the part of train that is held out: no mask is chosen on validation"
+            "give validation_fraction, the part of train that is held out: no mask is chosen on validation, unless "
+            "--search_split names it, to be halved"
         )
     folder = Path(args.output)
     config = AutoConfig.from_pretrained(args.model)
@@ -50,9 +54,18 @@ def main(argv=None):
     load = DynViTForImageClassification.from_pretrained if gated else DynViTForImageClassification.from_vit
     model = load(args.model).eval().to(args.device)
     processor = AutoImageProcessor.from_pretrained(args.model)
-    data = load_image_data(data_args, processor, model.config, seed=args.seed)
-    choose, report = halves(data.selection, args)
-    scores = make_scores(model, space, choose, args, file=folder / "scores.json")
+    trained = training_of(args.model)
+    reward = reward_of(args, trained if args.policy == "act" and gated and config.gates else None)
+    split, origin = images_from(args, data_args, trained)
+    choose, report = halves(load_images(args, data_args, processor, model.config), args)
+    identity = {
+        **{name: value for name, value in asdict(args).items() if name not in NOT_OF_SCORES},
+        "reward": reward._asdict() | {"source": None},  # the same values from elsewhere give the same scores
+        "data": asdict(data_args),
+        "weights": model_fingerprint(model),
+        "pixels": images_fingerprint(choose),
+    }
+    scores = make_scores(model, space, choose, args, reward, file=folder / "scores.json", identity=identity)
     start = [] if args.max_cost is None else [cheapest(scores, args.max_cost)]
 
     started = time.perf_counter()
@@ -62,7 +75,7 @@ def main(argv=None):
     else:
         points = nsga2(scores, args.objectives, args.population, args.generations, args.seed, start)
     seconds = time.perf_counter() - started
-    fresh = make_scores(model, space, report, args)
+    fresh = make_scores(model, space, report, args, reward, latencies=scores.latencies)
     for point in points:
         point["reported"] = fresh([bit == "1" for bit in point["bits"]])
     picked = pick(points, args.objectives, args.min_accuracy, args.max_cost)
@@ -78,7 +91,10 @@ def main(argv=None):
         "images_to_choose_on": sum(len(labels) for _, labels in choose),
         "images_reported_on": sum(len(labels) for _, labels in report),
         "dataset": data_args.name(),
-        "split": f"held out of {data_args.train_split}",
+        "split": split,
+        "images_from": origin,
+        "reward": reward._asdict(),
+        "latencies": None if scores.latencies is None else scores.latencies.tolist(),
         "unmasked": unmasked,
         "picked": picked,
         "front": points,
@@ -94,7 +110,16 @@ def main(argv=None):
         f"accuracy {picked['reported']['accuracy']:.4f} (unmasked {unmasked['accuracy']:.4f}) at cost "
         f"{picked['reported']['cost']:.3f} (unmasked {unmasked['cost']:.3f}), {picked['layers']:.0%} of layers left"
     )
+    print(f"chosen on {results['images_to_choose_on']} images, reported on {results['images_reported_on']}: {origin}")
     return results
+
+
+def load_images(args, data_args, processor, config):
+    """The `ImageDataset` that is halved: what is held out of train, or the whole split that the arguments name."""
+    split = split_of(args, data_args)
+    if split is None:
+        return load_image_data(data_args, processor, config, seed=args.seed).selection
+    return load_validation(replace(data_args, validation_split=split), processor, config, args.seed)
 
 
 def halves(images, args):
@@ -121,20 +146,23 @@ def cheapest(scores, max_cost):
     return bits
 
 
-def make_scores(model, space, batches, args, file=None):
-    """`MaskScores` as the arguments want them."""
-    latencies = layer_latencies(model, batches[0][0]) if args.objectives == "error+latency" else None
-    identity = {name: value for name, value in asdict(args).items() if name not in NOT_OF_SCORES}
+def make_scores(model, space, batches, args, reward, latencies=None, file=None, identity=None):
+    """`MaskScores` as the arguments want them; latencies that are not given are measured where they are needed."""
+    if latencies is None and "latency" in (args.objectives.partition("+")[2], reward.cost_weights):
+        latencies = partial(layer_latencies, model, batches[0][0])
     return MaskScores(
         model,
         space,
         batches,
-        price=args.price,
+        price=reward.price,
         latencies=latencies,
         file=file,
-        identity=identity | {"latency": latencies is not None},
+        identity=None if identity is None else identity | {"latency": latencies is not None},
         autocast=None if args.dtype == "float32" else DTYPES[args.dtype],
         gating="threshold" if args.policy == "act" else "open",
+        reward=reward.kind,
+        penalty=reward.penalty,
+        cost_weights=reward.cost_weights,
     )
 
 

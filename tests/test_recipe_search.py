@@ -1,11 +1,13 @@
 """The recipe search.py: masks are found, written and picked, and the models under them go on."""
 
 import json
+import shutil
 
 import pytest
 import torch
+from image_files import write_parquet
 from recipe_place import evaluate, search
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageClassification, ViTForImageClassification
 
 from hf_dynvit import DynViTForImageClassification
@@ -50,6 +52,108 @@ def test_the_joint_search_scores_the_reward_of_the_policy(place, skipping, tmp_p
     results = find(place, tmp_path, skipping[1], "--objectives", "reward+layers", "--price", "0.3")
     for point in results["front"]:
         assert point["reward"] == pytest.approx(point["accuracy"] - 0.3 * point["cost"], abs=1e-5)
+
+
+def test_the_joint_search_pays_what_the_policy_was_paid_in_training(place, skipping, tmp_path):
+    trained, folder = skipping
+    assert trained["price"] is not None and trained["price"] != 0.0  # it followed the budget
+    words = ["--objectives", "reward+layers"]
+    results = find(place, tmp_path / "a", folder, *words)
+    assert results["reward"]["price"] == trained["price"] and results["reward"]["kind"] == "correct"
+    assert results["reward"]["source"] == "reward: training, price: training, penalty: training"
+    for point in results["front"]:
+        assert point["reward"] == pytest.approx(point["accuracy"] - trained["price"] * point["cost"], abs=1e-5)
+
+    # The same weights, as if blocks had been weighted by depth and wrong predictions punished.
+    shutil.copytree(folder, tmp_path / "model")
+    training = {**trained["settings"]["training"], "reward": "blockdrop", "penalty": 0.5, "cost_weights": "depth"}
+    settings = {**trained["settings"], "training": training}
+    (tmp_path / "model" / "results.json").write_text(json.dumps({**trained, "settings": settings}))
+    results = find(place, tmp_path / "b", tmp_path / "model", *words)
+    assert [results["reward"][name] for name in ("kind", "penalty", "cost_weights")] == ["blockdrop", 0.5, "depth"]
+    assert all(point["reward"] >= -0.5 * point["error"] - 1e-6 for point in results["front"])
+    assert find(place, tmp_path / "c", tmp_path / "model", *words, "--reward", "probability")["reward"]["price"] == 1.0
+
+
+def test_scores_of_other_images_weights_or_options_are_refused_by_name(place, tmp_path):
+    model, data, out = tmp_path / "model", tmp_path / "data", tmp_path / "out"
+    shutil.copytree(place.vit, model)
+    data.mkdir()
+    words = ["--trust_label_order", "true", "--data_files", write_parquet(data)[0]]
+    first = find(place, out, model, *words)
+    assert find(place, out, model, *words)["front"] == first["front"]
+    with pytest.raises(ValueError, match="another search .*data.validation_fraction 0.5 there, 0.4 now"):
+        find(place, out, model, *words, "--validation_fraction", "0.4")
+    with pytest.raises(ValueError, match="another search .*data.data_files"):
+        find(place, out, model)
+    with pytest.raises(ValueError, match="another search .*reward.price 1.0 there, 0.5 now"):
+        find(place, out, model, *words, "--price", "0.5")
+    write_parquet(data, grey=range(24))  # other images in a file of that name
+    with pytest.raises(ValueError, match="another search .*pixels"):
+        find(place, out, model, *words)
+    write_parquet(data)
+    weights = load_file(model / "model.safetensors")
+    weights["classifier.bias"] += 1e-3  # trained again, into the same folder
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"another search \(weights '\w+' there, '\w+' now\)"):
+        find(place, out, model, *words)
+
+
+def test_one_search_has_one_measurement_of_latencies(place, tmp_path, monkeypatch):
+    measured = []
+
+    def measure(model, pixel_values):
+        measured.append(torch.tensor([[0.25, 0.75], [0.5, 0.5]][len(measured)]))
+        return measured[-1]
+
+    monkeypatch.setattr(search, "layer_latencies", measure)
+    words = ["--objectives", "error+latency"]
+    first = find(place, tmp_path, place.vit, *words)
+    again = find(place, tmp_path, place.vit, *words)
+    assert len(measured) == 1 and again["front"] == first["front"] and again["unmasked"] == first["unmasked"]
+    assert first["latencies"] == [0.25, 0.75] and json.loads((tmp_path / "scores.json").read_text())["latencies"]
+    for point in first["front"]:
+        wanted = sum(share for share, bit in zip([0.25, 0.75], point["bits"], strict=True) if bit == "1")
+        assert point["latency"] == point["reported"]["latency"] == pytest.approx(wanted)
+
+
+def test_sub_layers_of_a_deep_policy_are_searched_by_nsga2_with_progress(place, tmp_path, capsys):
+    torch.manual_seed(0)
+    model = DynViTForImageClassification.from_vit(place.deep_vit, gates="layerskip")
+    for gate in [gate for gates in model.gates for gate in gates.values()]:
+        torch.nn.init.normal_(gate.score.weight)
+    model.save_pretrained(tmp_path / "model")
+    shutil.copy(f"{place.deep_vit}/preprocessor_config.json", tmp_path / "model")
+    words = ["--granularity", "sublayer", "--objectives", "reward+layers", "--always_keep", "0"]
+    results = find(place, tmp_path, tmp_path / "model", *words, "--population", "6", "--generations", "3")
+    assert (results["method"], results["space"]) == ("nsga2", "22 bits, sublayer")
+    stored = json.loads((tmp_path / "scores.json").read_text())["scores"]
+    assert 6 < results["masks_scored"] == len(stored) <= 18
+    assert any(bits[::2] != bits[1::2] for bits in stored)  # attention without its MLP, and the other way round
+    progress = capsys.readouterr().err
+    assert "masks:" in progress and "/18 [" in progress and "generation=3" in progress
+
+
+def test_a_split_that_the_checkpoint_has_not_seen_can_be_halved(place, skipping, tmp_path, capsys):
+    data = ["--data_files", *place.files, "--images", "12"]
+    trained = find(place, tmp_path / "a", skipping[1], *data)
+    assert trained["split"] == "held out of train" and trained["dataset"] == place.folder.name
+    # In the YAML of `place` nothing is held out.
+    assert "trained on all of them: its training held out a fraction of 0.0 by seed 1" in trained["images_from"]
+    assert trained["images_from"] in capsys.readouterr().out
+    words = [*data, "--validation_fraction", "0", "--search_split", "validation"]
+    results = find(place, tmp_path / "b", skipping[1], *words)
+    assert results["split"] == "halves of validation" and "none are of train" in results["images_from"]
+    assert (results["images_to_choose_on"], results["images_reported_on"]) == (6, 6)
+    assert json.loads((tmp_path / "b" / "front.json").read_text())["images_from"] == results["images_from"]
+    rows = evaluate.open_models([str(skipping[1])], evaluate.DataArguments(data_files=place.files))[0].images
+    model = DynViTForImageClassification.from_pretrained(skipping[1]).eval()
+    with torch.no_grad():
+        right = [model(row["pixel_values"][None]).logits.argmax().item() == row["labels"] for row in rows]
+    chosen_on = json.loads((tmp_path / "b" / "scores.json").read_text())["scores"]["11"]
+    assert 6 * (chosen_on["accuracy"] + results["unmasked"]["accuracy"]) == pytest.approx(
+        sum(right)
+    )  # each image once
 
 
 def test_a_plain_vit_can_be_searched_and_burnt_in(place, tmp_path):
@@ -155,6 +259,8 @@ def test_a_cost_that_no_mask_has_is_refused_before_the_search(place, skipping, t
         (["--always_keep", "0", "1"], "nothing to search"),
         (["--validation_fraction", "0"], "no mask is chosen on validation"),
         (["--images", "1"], "images must be at least 2"),
+        (["--reward", "smile"], "reward must be one of .*'smile'"),
+        (["--search_split", "test", "--validation_fraction", "0"], "there is no split 'test'"),
     ],
 )
 def test_bad_searches_are_refused_before_work(place, tmp_path, words, message):
