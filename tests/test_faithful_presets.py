@@ -152,3 +152,16 @@ def test_models_of_a_preset_are_known_whatever_their_gates_began_with(tiny_vit):
         assert preset_of(config) == preset
         config.gates = [{key: value for key, value in gate.items() if key != "init_bias"} for gate in config.gates]
         assert preset_of(config) == preset
+
+
+@pytest.mark.parametrize("preset", FAITHFUL)
+def test_a_run_of_a_preset_is_not_brought_to_a_budget(place, preset):
+    recipe = place.folder / f"{preset}.yaml"
+    frozen = {"freeze_gates_at": 0.25, "tuning_budgets": [0.7, 0.9], "calibrate_first": True, "gates": "adavit"}
+    recipe.write_text(yaml.safe_dump({**yaml.safe_load(place.recipe.read_text()), **frozen}))
+    results = train.main([str(recipe), "--output_dir", str(place.folder / preset), "--gates", preset])
+    settings = results["settings"]["training"]
+    assert str(settings["gate_learning_rate"]) == str(preset_arguments(preset)["gate_learning_rate"])
+    assert (settings["freeze_gates_at"], str(settings["tuning_budgets"])) == (1.0, "[]") and results["steps"] == 4
+    assert results["cost"] == pytest.approx(1.0, abs=0.1)  # four steps do not skip; a budget of 0.7 would
+    assert (place.folder / preset / "README.md").exists()
