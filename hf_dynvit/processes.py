@@ -38,9 +38,10 @@ def prepare_processes(model, args):
 
 def refuse_sharding(trainer):
     """Raise ValueError where the model would be sharded: then its modules must be called one by one, which they are not."""
-    kinds = {
-        "FSDP": trainer.is_fsdp_enabled or getattr(trainer, "is_fsdp_xla_enabled", False),
-        "DeepSpeed": trainer.is_deepspeed_enabled,
+    args = trainer.args
+    kinds = {  # what is asked for counts as well: on a CPU accelerate does without it and says nothing
+        "FSDP": args.fsdp or trainer.is_fsdp_enabled or getattr(trainer, "is_fsdp_xla_enabled", False),
+        "DeepSpeed": args.deepspeed or trainer.is_deepspeed_enabled,
         "a model that is sharded when it is loaded": getattr(trainer, "is_distributed_loading_by_transformers", False),
     }
     for kind, enabled in kinds.items():

@@ -4,6 +4,8 @@ import pytest
 import torch
 from ranks import run_ranks
 from trainers import build_trainer
+from transformers import TrainingArguments
+from transformers.training_args import ParallelMode
 
 from hf_dynvit.processes import draw_alike, draw_apart, rank_seed, refuse_sharding
 
@@ -68,19 +70,22 @@ def test_what_is_found_out_alike_leaves_the_draws_apart():
     assert torch.equal(*drawn)
 
 
-@pytest.mark.parametrize("kind", ["is_fsdp_enabled", "is_deepspeed_enabled", "is_distributed_loading_by_transformers"])
-def test_sharding_is_refused_with_the_reason(tiny_vit, tmp_path, kind):
+def test_sharding_is_refused_with_the_reason(tiny_vit, tmp_path, monkeypatch):
+    reason = "not supported: it gathers .* DistributedDataParallel"
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingArguments, "parallel_mode", ParallelMode.DISTRIBUTED)
+        with pytest.raises(ValueError, match=f"FSDP is {reason}"):
+            build_trainer(tiny_vit, tmp_path, fsdp=True)
     trainer = build_trainer(tiny_vit, tmp_path)
-    refuse_sharding(trainer)
-    with pytest.raises(ValueError, match="not supported: it gathers .* DistributedDataParallel"):
-        refuse_sharding(type("Sharded", (), {"is_fsdp_enabled": False, "is_deepspeed_enabled": False, kind: True}))
+    for kind in ("is_fsdp_enabled", "is_deepspeed_enabled", "is_distributed_loading_by_transformers"):
+        with monkeypatch.context() as patch:
+            patch.setattr(trainer, kind, True, raising=True)
+            with pytest.raises(ValueError, match=reason):
+                refuse_sharding(trainer)
 
 
 @pytest.mark.parametrize("option", [{"ddp_find_unused_parameters": False}, {"ddp_static_graph": True}])
 def test_arguments_that_gates_contradict_are_refused(tiny_vit, tmp_path, monkeypatch, option):
-    from transformers import TrainingArguments
-    from transformers.training_args import ParallelMode
-
     monkeypatch.setattr(TrainingArguments, "parallel_mode", ParallelMode.DISTRIBUTED)
     with pytest.raises(ValueError, match=f"{next(iter(option))} .* says that every step uses the same parameters"):
         build_trainer(tiny_vit, tmp_path, **option)
