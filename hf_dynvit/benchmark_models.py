@@ -20,6 +20,7 @@ from .memory import kept_mib, peak_mib
 from .modeling_dynvit import DynViTForImageClassification
 from .prepack import is_prepacked
 from .timing import interleaved_seconds
+from .weight_digest import check_weights
 
 
 TIMED_BATCHES = 5  # different images, taken in turns by the rounds
@@ -52,6 +53,7 @@ def open_models(paths, data_args, device="cpu", dtype=torch.float32):
     entrants = []
     for name, path in zip(names, paths, strict=True):
         gated = PreTrainedConfig.get_config_dict(path)[0].get("model_type") == DynViTConfig.model_type
+        check_weights(path)
         load = DynViTForImageClassification.from_pretrained if gated else DynViTForImageClassification.from_vit
         model = load(path, dtype=dtype).eval().to(device)
         processor = AutoImageProcessor.from_pretrained(path)

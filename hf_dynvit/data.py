@@ -15,7 +15,7 @@ CALIBRATION_POOL = 4096  # rows offered for calibration, drawn at random: files 
 
 
 class ImageDataset(torch.utils.data.Dataset):
-    """Rows as {"pixel_values": float32 (channels, height, width), "labels": int}.
+    """Rows as {"pixel_values": float32 (channels, height, width), "labels": int}; an unreadable image raises ValueError.
 
     What an augmentation draws depends on (seed, epoch, row) alone: a resumed run, which does not prepare the batches
     that it skips and has others prepared ahead, sees the same pixels as an uninterrupted one, on any number of
@@ -34,9 +34,23 @@ class ImageDataset(torch.utils.data.Dataset):
         return len(self.rows)
 
     def __getitem__(self, index):
-        row = self.rows[index]
+        if index >= len(self):
+            raise IndexError(f"row {index} of {len(self)}")  # where a plain loop over the images ends
         draw = random.Random(f"{self.seed}/{int(self._epoch)}/{index}")
-        return {"pixel_values": self.transform(row[self.image_column], draw), "labels": row[self.label_column]}
+        try:
+            row = self.rows[index]
+            pixels = self.transform(row[self.image_column], draw)
+        except Exception as error:  # whatever a decoder raises of damaged bytes
+            raise ValueError(
+                f"the image in row {self._row_of_split(index)} of split {str(self.rows.split)!r}, column "
+                f"{self.image_column!r}, cannot be read: {type(error).__name__}: {error}"
+            ) from error
+        return {"pixel_values": pixels, "labels": row[self.label_column]}
+
+    def _row_of_split(self, index):
+        """Number of a row in the data as they were loaded: before a part was held out, or some were drawn."""
+        chosen = self.rows._indices
+        return index if chosen is None else chosen.column(0)[index].as_py()
 
 
 class SetEpoch(TrainerCallback):

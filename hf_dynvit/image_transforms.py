@@ -20,7 +20,7 @@ class EvalTransform:
 
     def __call__(self, image, random=None):
         """PIL image -> float32 (channels, height, width); nothing is drawn from `random`."""
-        return self.processor(image.convert(self.mode), return_tensors="pt")["pixel_values"][0]
+        return self.processor(eight_bit(image, self.mode), return_tensors="pt")["pixel_values"][0]
 
 
 class TrainTransform:
@@ -53,12 +53,23 @@ class TrainTransform:
         """PIL image, `random.Random` -> float32 (channels, height, width)."""
         box = crop_box(*image.size, self.min_crop_area, random)
         mirrored = self.flip and random.random() < 0.5
-        image = image.convert(self.mode).resize((self.width, self.height), self.resample, box=box)
+        image = eight_bit(image, self.mode).resize((self.width, self.height), self.resample, box=box)
         if mirrored:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         pixels = torch.from_numpy(np.array(image)).reshape(self.height, self.width, -1).permute(2, 0, 1)
         pixels = pixels.to(torch.float32, memory_format=torch.contiguous_format)
         return pixels.sub_(self.shift).mul_(self.factor)
+
+
+def eight_bit(image, mode):
+    """A PIL image in `mode`, "RGB" or "L"; of 16 bits the upper eight, as PIL itself reads 16-bit colours.
+
+    PIL's own conversion of 16-bit grey cuts off at 255: nearly everything would be white.
+    """
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        grey = np.asarray(image).astype(np.int64).clip(0, 65535) >> 8
+        image = Image.fromarray(grey.astype(np.uint8))
+    return image.convert(mode)
 
 
 def crop_box(width, height, min_area, random, ratios=(3 / 4, 4 / 3)):

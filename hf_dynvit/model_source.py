@@ -16,6 +16,7 @@ from transformers import (
 
 from .modeling_dynvit import DynViTForImageClassification
 from .start import start_from_mask
+from .weight_digest import check_weights
 
 
 @dataclass
@@ -96,6 +97,7 @@ def load_base(model_args):
         half = [0.5] * fields.get("num_channels", 3)
         return ViTImageProcessorPil(size=size, image_mean=half, image_std=half), ViTConfig(**fields)
     with naming("model_name_or_path", model_args.model_name_or_path):
+        check_weights(model_args.model_name_or_path)
         processor = AutoImageProcessor.from_pretrained(model_args.model_name_or_path)
         return processor, AutoConfig.from_pretrained(model_args.model_name_or_path)
 
@@ -156,6 +158,7 @@ def load_teacher(model_args, args, config):
     source = model_args.model_name_or_path if model_args.teacher == "base" else model_args.teacher
     dtype = torch.bfloat16 if args.bf16 else torch.float32  # what autocast would cast it to, over and over
     with naming("teacher", source):
+        check_weights(source)
         if AutoConfig.from_pretrained(source).model_type == "vit":
             # Without gates, and packed: the same model, and faster.
             teacher = DynViTForImageClassification.from_vit(source, dtype=dtype)

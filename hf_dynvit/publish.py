@@ -20,6 +20,7 @@ PICTURES = {
 SETTINGS = ("learning_rate", "weight_decay", "lr_scheduler_type", "optim")
 GATE_SETTINGS = ("objective", "gate_learning_rate")
 RUN = ("epochs", "steps", "images_seen", "batch_size", "processes", "train_seconds")
+LOCAL_DATA = "a local data set"  # the name of a folder is its user's, and says nothing to others
 NOT_PUBLISHED = ["checkpoint-*", "runs/*", "training_args.bin", "trainer_state.json", "results.json"]
 
 
@@ -32,7 +33,7 @@ def describe(model, dataset, results, folder, agent=None, **card):
         results: the content of results.json.
         folder: where the model is saved.
         agent: the `PatchAgent` of the training, or None.
-        card: given on to `write_model_card`.
+        card: given on to `write_model_card`; without `datasets`, Hub ids, the card does not name the data.
     """
     settings = results["settings"]["training"]
     pictures, training = {}, {name: settings[name] for name in SETTINGS} | {name: results[name] for name in RUN}
@@ -45,6 +46,8 @@ def describe(model, dataset, results, folder, agent=None, **card):
         options = ", ".join(f"{name} {value}" for name, value in results["agent"]["options"].items())
         training |= {"agent": agent.name, "its options": options or None}
         training["patches in training"] = f"{results['agent']['kept']:.1f} of {agent.agent.patches}"
+    if not card.get("datasets"):
+        results = {**results, "dataset": LOCAL_DATA}
     write_model_card(model, results, folder, pictures=pictures, training=training, **card)
 
 

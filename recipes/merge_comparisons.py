@@ -4,7 +4,6 @@ The parts come from compare_agents.py with the same settings, other seeds or var
 compare.json, compare.md and compare.png of all their runs.
 """
 
-import json
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ sys.path[:] = [path for path in sys.path if Path(path or ".").resolve() != Path(
 
 from hf_dynvit.comparison import merge
 from hf_dynvit.comparison_report import publish
+from hf_dynvit.json_files import read_json
 from hf_dynvit.settings import parse_settings
 
 
@@ -35,7 +35,7 @@ class MergeArguments:
 def main(argv=None):
     """Merge; returns the content of the new compare.json, without its summary."""
     (args,) = parse_settings(sys.argv[1:] if argv is None else argv, MergeArguments)
-    merged = merge({part: json.loads(Path(part).read_text()) for part in args.parts})
+    merged = merge({part: read_json(part) for part in args.parts})
     Path(args.output).mkdir(parents=True, exist_ok=True)
     publish(merged, args.output)
     return merged

@@ -1,11 +1,12 @@
-"""Write the results tables of recipes/README.md, and the one of README.md: python recipes/report.py results.json ...
+"""The results tables of recipes/README.md, and the one of README.md: python recipes/report.py [--write] results.json ...
 
+Prints the tables of recipes/README.md; with --write it writes both files anew, with --readme or --front another one.
 Each file is one that train.py, evaluate.py, search.py, step_time.py, compare_agents.py, merge_comparisons.py or
 `python -m hf_dynvit.benchmark --json` wrote; all numbers of the tables come from them. README.md shows each training of
 gates and each other model that was timed, beside what it has to beat, and the comparisons of agents.
 """
 
-import json
+import argparse
 import sys
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from hf_dynvit.comparison import KIND
 from hf_dynvit.comparison_front import INTRODUCTION as COMPARED
 from hf_dynvit.comparison_front import front_comparison_rows
 from hf_dynvit.comparison_report import comparison_section
+from hf_dynvit.json_files import read_json
 from hf_dynvit.report_claims import claims_section
 from hf_dynvit.report_front import INTRODUCTION, front_rows
 from hf_dynvit.report_rows import (
@@ -43,24 +45,34 @@ NEEDED = {"training": MEASURED, "evaluation": MEASURED, KIND: ("split_files", "c
 
 
 def main(argv=None):
-    """`[--readme FILE] [--front FILE] JSON ...`; returns the tables of results. Another readme has no front of its own."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    files = {"--readme": README, "--front": None if "--readme" in argv else FRONT}
-    for name in files:
-        if name in argv:
-            at = argv.index(name)
-            files[name] = Path(argv[at + 1])
-            del argv[at : at + 2]
-    if not argv:
+    """`[--write] [--readme FILE] [--front FILE] JSON ...`; returns the tables of results, which are printed unless written.
+
+    Another readme has no front of its own.
+    """
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
+    parser.add_argument("files", nargs="*", metavar="JSON", help="what a recipe or the benchmark wrote")
+    parser.add_argument(
+        "--write", action="store_true", help=f"write {README.parent.name}/{README.name} and {FRONT.name}"
+    )
+    parser.add_argument(
+        "--readme", type=Path, help="file whose results are written instead of those of recipes/README.md"
+    )
+    parser.add_argument("--front", type=Path, help="file whose front table is written instead of that of README.md")
+    args = parser.parse_intermixed_args(argv)
+    if not args.files:
         raise ValueError("give the JSON files of train.py and evaluate.py")
-    results = [read(path) for path in argv]
+    write = args.write and not args.readme
+    readme, front = args.readme or (README if args.write else None), args.front or (FRONT if write else None)
+    results = [read(path) for path in args.files]
     tables = render(results)
-    texts = {files["--readme"]: between(files["--readme"], "results", tables)}
-    front = render_front(results)
-    if front and files["--front"]:
-        texts[files["--front"]] = between(files["--front"], "front", front)
+    texts = {readme: between(readme, "results", tables)} if readme else {}
+    shown = render_front(results) if front else None
+    if shown:
+        texts[front] = between(front, "front", shown)
     for file, text in texts.items():
         file.write_text(text, encoding="utf-8")
+    if not (readme or front):
+        print(tables)
     return tables
 
 
@@ -79,8 +91,9 @@ def markers(name):
 
 
 def read(path):
-    """One JSON file; raises ValueError if none of the scripts wrote it, or its speed is against too few dense models."""
-    results = json.loads(Path(path).read_text(encoding="utf-8"))
+    """One JSON file; raises ValueError if it is damaged, none of the scripts wrote it, or its speed is against too few
+    dense models."""
+    results = read_json(path)
     if isinstance(results, dict) and results.get("kind") in KINDS:
         missing = [name for name in NEEDED.get(results["kind"], ()) if name not in results]
         if missing:

@@ -33,6 +33,7 @@ from hf_dynvit.search_results import save_picked, write_front
 from hf_dynvit.search_scores import MaskScores
 from hf_dynvit.search_space import MaskSpace
 from hf_dynvit.settings import parse_settings
+from hf_dynvit.weight_digest import check_weights
 
 
 def main(argv=None):
@@ -44,6 +45,7 @@ def main(argv=None):
             "--search_split names it, to be halved"
         )
     folder = Path(args.output)
+    check_weights(args.model)
     config = AutoConfig.from_pretrained(args.model)
     gated = config.model_type == "dynvit"
     if args.objectives.startswith("reward") and (args.policy != "act" or not (gated and config.gates)):

@@ -41,6 +41,33 @@ def test_a_folder_that_holds_a_run_is_refused(place, trained):
         place.train("new", "--resume_from_checkpoint", "true")
 
 
+def test_what_a_run_that_was_ended_early_left_is_said_as_it_is(place, monkeypatch):
+    def killed(*args):
+        raise SystemExit
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(train, "write_json", killed)
+        place.train("ended", "--max_steps", "1", "--gates", "none", "--evaluate_dense", "false")
+    folder = place.folder / "ended"
+    assert (folder / "model.safetensors").exists() and not (folder / "results.json").exists()
+    words = f"its model, without results.json, before which it was ended\\): measure it with recipes/evaluate.py --model {folder}"
+    with pytest.raises(ValueError, match=f"already holds a run \\({words}; or give another output_dir"):
+        place.train("ended")
+    with pytest.raises(FileNotFoundError, match=f"no checkpoint to resume from .*{words}"):
+        place.train("ended", "--resume_from_checkpoint", "true")
+    half = place.folder / "half" / "checkpoint-3"
+    half.mkdir(parents=True)
+    for more in ([], ["--resume_from_checkpoint", "true"]):
+        with pytest.raises((ValueError, FileNotFoundError), match="checkpoint-3: trainer_state.json is missing"):
+            place.train("half", *more)
+
+
+def test_a_card_does_not_name_the_folder_of_the_data(place, trained):
+    card = (place.folder / "trained" / "README.md").read_text()
+    assert place.folder.name not in card and "of a local data set (validation)" in card
+    assert trained["dataset"] == place.folder.name
+
+
 def test_a_resumed_run_ends_with_the_same_weights(place):
     # Four batches an epoch: the checkpoint lies inside the second one, and the augmentation must go on as it would have.
     words = ["--max_steps", "8", "--save_strategy", "steps", "--save_steps", "6", "--evaluate_dense", "false"]

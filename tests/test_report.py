@@ -242,3 +242,29 @@ def test_policies_apart_have_rows_of_their_own_and_others_none():
 def test_what_is_not_given_is_left_out():
     found = claims([training(0, 0.7)])
     assert found == {"53 % faster, and no less accurate": ["learned: 70.00 at cost 0.650 [1]"]}
+
+
+def test_published_tables_are_written_on_request_alone(tmp_path, monkeypatch, capsys):
+    start, end = report.markers("results")
+    for name in ("README", "FRONT"):
+        monkeypatch.setattr(report, name, tmp_path / f"{name}.md")
+        (tmp_path / f"{name}.md").write_text(f"{start}\nold\n{end}" if name == "README" else "front")
+    results = tmp_path / "results.json"
+    results.write_text(json.dumps(training()))
+    tables = report.main([str(results)])
+    assert "old" in report.README.read_text() and capsys.readouterr().out == f"{tables}\n"
+    other = tmp_path / "other.md"
+    other.write_text(report.README.read_text())
+    report.main([str(results), "--readme", str(other)])
+    assert "old" in report.README.read_text() and tables in other.read_text() and not capsys.readouterr().out
+    report.main(["--write", str(results)])
+    assert tables in report.README.read_text() and report.FRONT.read_text() == "front"
+
+
+def test_help_is_help_and_a_damaged_file_is_named(tmp_path, capsys):
+    with pytest.raises(SystemExit) as end:
+        report.main(["--help"])
+    assert end.value.code == 0 and "--write" in capsys.readouterr().out
+    (tmp_path / "results.json").write_text('{"kind": "trai')
+    with pytest.raises(ValueError, match="results.json is damaged"):
+        report.main([str(tmp_path / "results.json")])
