@@ -127,12 +127,17 @@ def main(argv=None):
             **row,
         }
         results["throughput"].append(row)
+        write(results, args.json)  # an interrupted run keeps what it has
         print(
             f"batch {batch_size}: dense {row['dense_images_per_second']:.1f} images/s "
             f"({min(row['dense_ms'], key=row['dense_ms'].get)}), packed {row['packed_images_per_second']:.1f} images/s, {row['speedup']:.2f} times as fast"
         )
-    Path(args.json).write_text(json.dumps(results, indent=2) + "\n")
+    write(results, args.json)
     return results
+
+
+def write(results, path):
+    Path(path).write_text(json.dumps(results, indent=2) + "\n")
 
 
 @torch.inference_mode()
