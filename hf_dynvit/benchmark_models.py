@@ -142,10 +142,15 @@ def evaluate(entrants):
 
 
 @torch.inference_mode()
-def time_batches(entrants, batch, seconds, rounds, compiled, exported=None):
-    """The timings of `compare` for one batch size, one dict per entrant; `exported`: an `Exported` for each, or None."""
+def time_batches(entrants, batch, seconds, rounds, compiled, exported=None, different=TIMED_BATCHES):
+    """The timings of `compare` for one batch size, one dict per entrant.
+
+    Args:
+        exported: an `Exported` for each entrant, or None.
+        different: batches of other images, taken in turns; single images differ most in cost.
+    """
     calls, beside, dense, timed_costs, kept = {}, {}, [], [], {}
-    period = min(TIMED_BATCHES, *(len(entrant.images) // batch for entrant in entrants))
+    period = min(different, *(len(entrant.images) // batch for entrant in entrants))
     for number, entrant in enumerate(entrants):
         dtype, device = entrant.model.dtype, entrant.model.device
         images = torch.stack([entrant.images[index]["pixel_values"] for index in range(period * batch)])

@@ -11,7 +11,6 @@ from torch.utils.data import Dataset
 
 HELD_OUT = 0.2  # share of the digits that validation canvases are made of
 FRAGMENT = 3  # side of a piece of clutter, in pixels of the 8 x 8 images
-CLUTTER_CONTRAST = 0.5  # brightness of clutter relative to the digit
 NOISE = 0.03  # standard deviation, of a range of 1
 
 
@@ -37,7 +36,7 @@ class DigitCanvases(Dataset):
         return {"pixel_values": pixels.expand(3, -1, -1), "labels": int(self.labels[index])}
 
 
-def digit_canvases(train, validation, size=96, scale=3, step=8, clutter=24, seed=0):
+def digit_canvases(train, validation, size=96, scale=3, step=8, clutter=24, seed=0, contrast=0.5):
     """Draw canvases; the same arguments give the same canvases.
 
     The digits are split first: no digit, nor any piece of clutter, comes from the same image in both parts.
@@ -49,26 +48,29 @@ def digit_canvases(train, validation, size=96, scale=3, step=8, clutter=24, seed
         step: the digit's place is a multiple of this many pixels (with the patch size, it fills whole patches).
         clutter: most pieces on a canvas; how many there are is drawn evenly from 0 to this.
         seed: of the split and of all that is drawn.
+        contrast: brightness of clutter relative to the digit, in (0, 1]; at 1 only its shape tells it from the digit.
 
     Returns:
         Two `DigitCanvases`: train, validation.
 
     Raises:
         ImportError: scikit-learn is not installed.
-        ValueError: a count below 1, or a canvas that the digit does not fit on.
+        ValueError: a count below 1, a contrast outside (0, 1], or a canvas that the digit does not fit on.
     """
     for name, value in (("train", train), ("validation", validation), ("scale", scale), ("step", step)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
     if clutter < 0:
         raise ValueError(f"clutter must be at least 0, got {clutter}")
+    if not 0 < contrast <= 1:
+        raise ValueError(f"contrast must be in (0, 1], got {contrast}")
     if size < 8 * scale:
         raise ValueError(f"a digit of {8 * scale} pixels (scale {scale}) does not fit on a canvas of {size}")
     digits, labels = _load_digits()
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(labels))
     held_out = round(HELD_OUT * len(labels))
-    draw = (size, scale, step, clutter, rng)
+    draw = (size, scale, step, clutter, contrast, rng)
     return tuple(
         _draw(digits, labels, pool, count, *draw)
         for pool, count in ((order[held_out:], train), (order[:held_out], validation))
@@ -84,7 +86,7 @@ def _load_digits():
     return (loaded.images / 16).astype(np.float32), loaded.target  # (1797, 8, 8) in [0, 1], (1797,)
 
 
-def _draw(digits, labels, pool, count, size, scale, step, clutter, rng):
+def _draw(digits, labels, pool, count, size, scale, step, clutter, contrast, rng):
     canvases = np.empty((count, 1, size, size), np.uint8)
     sources = rng.choice(pool, count)
     pieces = rng.integers(0, clutter + 1, count)
@@ -93,7 +95,7 @@ def _draw(digits, labels, pool, count, size, scale, step, clutter, rng):
         for other in rng.choice(pool, number):
             top, left = rng.integers(0, 8 - FRAGMENT + 1, 2)
             piece = digits[other, top : top + FRAGMENT, left : left + FRAGMENT]
-            _place(drawn, CLUTTER_CONTRAST * piece, scale, 1, rng)
+            _place(drawn, contrast * piece, scale, 1, rng)
         _place(drawn, digits[source], scale, step, rng)  # last: clutter never covers the digit
         canvas[0] = (drawn.clip(0, 1) * 255).round()
     return DigitCanvases(

@@ -17,7 +17,7 @@ def new_figure(width, height, **options):
 
 def image_grid(rows, columns, aspect):
     """A figure with `rows` x `columns` axes for images of that height / width, and the key above them; in inches."""
-    side, gap, text, key, margin = 1.65, 0.14, 0.66, 0.62, 0.12
+    side, gap, text, key, margin = 1.65, 0.14, 0.66, 0.68, 0.12
     total_width = columns * side + (columns - 1) * gap + 2 * margin
     total_height = rows * (side * aspect + text) + key
     figure = new_figure(total_width, total_height)
@@ -30,8 +30,9 @@ def image_grid(rows, columns, aspect):
         axes.append([figure.add_axes((*box, *size)) for box in boxes])
     figure.text(
         margin / total_width,
-        1 - 0.09 / total_height,
-        "patches: in full = attention and MLP transform them, half = one of the two, faded = neither",
+        1 - 0.06 / total_height,
+        "a dense ViT transforms all patches in all layers: cost 1\n"
+        "patches here: in full = attention and MLP transform them, half = one of the two, faded = neither",
         va="top",
         fontsize=8,
         color=MUTED,

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -9,10 +10,13 @@ import torch
 from transformers import AutoImageProcessor
 
 from hf_dynvit import DynViTForImageClassification
+from hf_dynvit.benchmark_models import dense_vit
+from hf_dynvit.demo_results import dense_models
+from hf_dynvit.demo_steps import LEAST, MOST, plan
 
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "demo.py"
-TINY = ["--images", "64", "--validation", "32", "--steps", "4", "--seconds", "0.1"]
+TINY = ["--validation", "32", "--steps", "4", "--seconds", "0.1"]
 
 
 @pytest.fixture(scope="module")
@@ -20,6 +24,7 @@ def demo():
     spec = importlib.util.spec_from_file_location("demo_recipe", RECIPE)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    module.SIZE, module.WIDTH = 48, 48  # the demo in small
     return module
 
 
@@ -65,7 +70,41 @@ def test_what_it_measures_is_consistent(run):
     assert [timed["batch_size"] for timed in results["throughput"]] == [1, 32]
     for timed in results["throughput"]:
         assert set(timed["dense_ms"]) == {"eager", "sdpa", "ours, no gates"}  # the fastest is the one to beat
+        assert timed["dense_ms"][timed["dense_fastest"]] == min(timed["dense_ms"].values())
+        assert timed["dense_ms_per_image"] == pytest.approx(min(timed["dense_ms"].values()) / timed["batch_size"])
         assert timed["speedup"] == pytest.approx(timed["dense_ms_per_image"] / timed["packed_ms_per_image"])
+
+
+def test_the_dense_model_to_beat_is_one_model_in_three_ways(run):
+    model = DynViTForImageClassification.from_pretrained(run[0])
+    dense = dense_vit(model)
+    images = torch.randn(2, 3, 48, 48)
+    with torch.no_grad():
+        logits = {name: way(images).logits for name, way in dense_models(dense).items()}
+    for name, given in logits.items():
+        torch.testing.assert_close(given, logits["eager"], rtol=0, atol=1e-4, msg=name)
+
+
+def test_a_slow_machine_gets_fewer_steps_within_bounds():
+    fast, slow, slowest = (plan(step, 1.4 * step, 150, 1000, 16) for step in (0.01, 0.3, 5.0))
+    assert fast.steps == MOST and slowest.steps == LEAST and LEAST < slow.steps < MOST
+    assert slow.steps * (0.3 + 1.4 * 0.3) + 1000 / 16 * 0.3 / 3 <= 150  # with the forwards afterwards
+    assert "what fits into 180 s" in slow.sentence(180, 16) and f"--steps {slow.steps}" in slow.sentence(180, 16)
+    assert "even if it takes longer" in slowest.sentence(180, 16)
+
+
+def test_steps_are_chosen_by_time_unless_given(demo, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(demo, "seconds_per_step", lambda trainer, inputs: 0.5)
+    args = demo.DemoArguments(output=str(tmp_path), minutes=2.5, validation=32, seconds=1)
+    chosen = demo.affordable(args, time.perf_counter())
+    assert LEAST < chosen.steps < 150 and args.steps is None  # two kinds of steps, half a second each
+    assert f"{chosen.steps} steps" in capsys.readouterr().out
+
+
+def test_the_same_steps_give_the_same_model(demo, run, tmp_path):
+    again = demo.main([*TINY, "--output", str(tmp_path)])
+    for measured in ("accuracy", "cost", "by_difficulty", "usage"):
+        assert again[measured] == run[1][measured]
 
 
 def test_it_can_be_run_again_but_spares_other_models(demo, run, tmp_path):
@@ -83,6 +122,7 @@ def test_it_can_be_run_again_but_spares_other_models(demo, run, tmp_path):
         (["--validation", "8"], "at least 32 to be timed, got 8"),
         (["--budget", "1.5"], r"\(0, 1\], got 1.5"),
         (["--steps", "0"], "steps must be at least 1, got 0"),
+        (["--minutes", "0"], "minutes must be positive, got 0"),
         (["--image", "5"], "did you mean"),
     ],
 )

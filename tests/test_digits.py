@@ -39,6 +39,14 @@ def test_a_difficult_canvas_has_more_ink(parts):
     assert ink[parts[0].difficulty > 0.7].mean() > 1.5 * ink[parts[0].difficulty < 0.3].mean()
 
 
+def test_contrast_is_the_brightness_of_clutter_relative_to_the_digit():
+    dim, bright = (digit_canvases(8, 1, size=48, clutter=12, seed=5, contrast=contrast)[0] for contrast in (0.4, 1.0))
+    assert dim.canvases.max() == bright.canvases.max()  # the digits are the same
+    changed = (dim.canvases.float() - bright.canvases.float()).abs() > 8
+    shares = dim.canvases[changed].float() / bright.canvases[changed].float()
+    assert changed.any() and 0.3 < shares.median() < 0.5
+
+
 def test_the_digit_is_the_one_that_the_label_names(parts):
     load_digits = pytest.importorskip("sklearn.datasets").load_digits()
     assert torch.equal(parts[1].labels, torch.from_numpy(load_digits.target)[parts[1].sources])
@@ -53,6 +61,7 @@ def test_the_digit_is_the_one_that_the_label_names(parts):
     [
         ({"train": 0}, "train must be at least 1, got 0"),
         ({"clutter": -1}, "clutter must be at least 0, got -1"),
+        ({"contrast": 0.0}, r"contrast must be in \(0, 1\], got 0.0"),
         ({"size": 16}, "does not fit on a canvas of 16"),
     ],
 )
