@@ -1,0 +1,48 @@
+"""The pinned versions are complete: make installs them without looking for what they need."""
+
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+
+ROOT = Path(__file__).parent.parent
+DEMO, DEV = "constraints.txt", "constraints-dev.txt"
+
+
+def pins(file):
+    lines = [line for line in (ROOT / file).read_text().splitlines() if line and not line.startswith("#")]
+    return [Requirement(line) for line in lines]
+
+
+def needed(extra):
+    """Names of all that hf_dynvit[extra] needs here, directly or through others; what torch needs it brings itself."""
+    found, open_ends = set(), [("hf-dynvit", extra)]
+    while open_ends:
+        name, extra = open_ends.pop()
+        for text in metadata.requires(name) or []:
+            requirement = Requirement(text)
+            if requirement.marker is not None and not requirement.marker.evaluate({"extra": extra}):
+                continue
+            required = canonicalize_name(requirement.name)
+            new = [(required, extra) for extra in ("", *requirement.extras) if (required, extra) not in found]
+            found.update(new)
+            open_ends += [(name, extra) for name, extra in new if name != "torch"]
+    return {name for name, _ in found}
+
+
+@pytest.mark.parametrize(("extra", "files"), [("demo", [DEMO]), ("dev", [DEMO, DEV])])
+def test_everything_that_is_needed_is_pinned(extra, files):
+    pinned = {canonicalize_name(pin.name) for file in files for pin in pins(file)}
+    assert {"torch", "matplotlib"} <= needed(extra) and not needed(extra) - pinned
+
+
+def test_each_package_has_one_exact_version_and_the_demo_gets_nothing_of_the_tests():
+    names = [canonicalize_name(pin.name) for file in (DEMO, DEV) for pin in pins(file)]
+    assert len(names) == len(set(names))
+    assert all(
+        [specifier.operator for specifier in pin.specifier] == ["=="] for file in (DEMO, DEV) for pin in pins(file)
+    )
+    assert not {"pytest", "ruff", "pymoo", "ipykernel"} & {canonicalize_name(pin.name) for pin in pins(DEMO)}
