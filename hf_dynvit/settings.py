@@ -57,7 +57,10 @@ def yaml_words(path, known, without=()):
     """The content of a YAML file as command-line words; what is null, or a key of `without`, is left at its default."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no settings file {str(path)!r}")
-    content = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is damaged, it holds no YAML: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold `key: value` lines, it holds a {type(content).__name__}")
     words = []

@@ -1,6 +1,7 @@
 """Input that is unusual or damaged: 16-bit grey keeps its shades, an unreadable image and a damaged file are named."""
 
 import io
+import random
 
 import datasets
 import numpy as np
@@ -10,10 +11,13 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from transformers import AutoConfig, ViTConfig
 
+from hf_dynvit import DynViTTrainingArguments
 from hf_dynvit.data import load_image_data
 from hf_dynvit.data_source import DataArguments
 from hf_dynvit.image_transforms import EvalTransform, TrainTransform, eight_bit
 from hf_dynvit.model_source import ModelArguments, load_base, load_teacher
+from hf_dynvit.settings import parse_settings
+from hf_dynvit.weight_digest import sign_weights
 
 
 def png(picture):
@@ -35,8 +39,6 @@ def test_sixteen_bit_grey_keeps_its_shades(mode):
 
 
 def draw():
-    import random
-
     return random.Random(0)
 
 
@@ -70,9 +72,6 @@ def test_an_unreadable_image_is_named_by_split_row_and_column(broken, options, w
 
 
 def test_damaged_files_of_a_model_are_named_when_a_recipe_loads_it(tiny_vit, tmp_path):
-    from hf_dynvit import DynViTTrainingArguments
-    from hf_dynvit.weight_digest import sign_weights
-
     folder = save_checkpoint(tmp_path / "vit", tiny_vit(num_labels=3))
     sign_weights(folder)
     given = ModelArguments(model_name_or_path=folder)
@@ -90,3 +89,9 @@ def test_damaged_files_of_a_model_are_named_when_a_recipe_loads_it(tiny_vit, tmp
     (tmp_path / "vit" / "config.json").write_text('{"model_type": "vi')
     with pytest.raises(OSError, match="config.json"):
         AutoConfig.from_pretrained(folder)
+
+
+def test_a_damaged_recipe_is_named(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("gates: [{gate: patch\nbudget: 0.5\n")
+    with pytest.raises(ValueError, match="recipe.yaml is damaged, it holds no YAML"):
+        parse_settings([str(tmp_path / "recipe.yaml")], ModelArguments)
