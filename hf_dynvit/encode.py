@@ -71,7 +71,7 @@ def encode(
             state = decide_ahead(state, _gates_ahead(model, index, gating, exploration), gating, exploration)
         before = state
         options = (layer, gates, x, how, layout, replay, exploration, state, allowed, output_attentions)
-        if layer.gradient_checkpointing and model.training:
+        if getattr(layer, "gradient_checkpointing", False) and model.training:
             # Gates sample from the global generator, which checkpointing restores for the second forward.
             x, decision, state, weights = layer._gradient_checkpointing_func(run_layer, *options)
         else:

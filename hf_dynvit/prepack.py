@@ -83,16 +83,16 @@ class PrepackedLinear(nn.Linear):
 
     def serves(self, x):
         """Whether the reordered weight can be used for x."""
-        if torch.compiler.is_compiling() or torch.jit.is_tracing():
-            return False  # a graph holds plain products
         if torch.is_grad_enabled():
-            self.drop()  # an update of the weight may follow
+            if not torch.compiler.is_compiling():
+                self.drop()  # an update of the weight may follow
             return False
         # At one image Module.__getattr__ would cost what the product does; a computed weight is no parameter.
         weight = self._parameters.get("weight")
         return (
             weight is not None
             and not self.training
+            and not (torch.compiler.is_compiling() or torch.jit.is_tracing())  # a graph holds plain products
             and x.dtype == weight.dtype
             and _has_products(x.dtype)
             and x.numel() * weight.shape[0] >= WORTH

@@ -114,6 +114,17 @@ def test_hooks_fire_on_layers_that_no_gate_decides_about(tiny_vit, layout, prepa
             assert_close(logits, vit(pixels).logits, rtol=0, atol=1e-5)
 
 
+class Wrapped(torch.nn.Module):
+    """A layer inside something else."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, hidden_states, *args, **kwargs):
+        return self.layer(hidden_states, *args, **kwargs) + 1 / (1 + hidden_states.square())
+
+
 @pytest.mark.parametrize("layout", ["packed", "masked"])
 def test_a_hook_may_change_what_a_layer_gives(tiny_vit, layout):
     vit = tiny_vit(3)
@@ -121,6 +132,7 @@ def test_a_hook_may_change_what_a_layer_gives(tiny_vit, layout):
     for host in (vit, model):
         host.vit.layers[1].register_forward_hook(lambda module, args, out: out * 0.5)
         host.vit.layers[2].__class__ = Loud
+        host.vit.layers[0] = Wrapped(host.vit.layers[0])
     with torch.no_grad():
         expected = vit(pixels).logits
     assert_close(run(model, layout, pixels).logits, expected, rtol=0, atol=1e-5)
