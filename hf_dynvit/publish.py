@@ -40,7 +40,8 @@ def describe(model, dataset, results, folder, agent=None, **card):
     if model.config.gates:
         pictures |= drawn(PICTURES, draw_pictures, model, dataset, results["usage"], folder)
         if any(results["learned"].values()):  # nothing has taught a rule
-            training |= {name: settings[name] for name in GATE_SETTINGS}
+            own = {name: settings[name] for name in GATE_SETTINGS}
+            training |= {name: "the body's" if value is None else value for name, value in own.items()}
     if agent is not None:
         pictures |= drawn(AGENT_PICTURES, draw_agent, agent, dataset, folder)
         options = ", ".join(f"{name} {value}" for name, value in results["agent"]["options"].items())

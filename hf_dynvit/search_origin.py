@@ -1,8 +1,9 @@
 """What a search knows of the training that its model comes from: the reward, and whether it saw the images."""
 
-import json
 from pathlib import Path
 from typing import NamedTuple
+
+from .json_files import read_json
 
 
 FILE = "results.json"  # what recipes/train.py writes beside a model
@@ -35,10 +36,7 @@ def training_of(model):
     file = Path(model) / FILE
     if not file.is_file():
         return None
-    try:
-        results = json.loads(file.read_text())
-    except ValueError as error:
-        raise ValueError(f"{file} is damaged ({error}): mend or remove it") from error
+    results = read_json(file)
     return results if isinstance(results, dict) and results.get("kind") == "training" else None
 
 

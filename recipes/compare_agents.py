@@ -28,6 +28,7 @@ from hf_dynvit.comparison_report import publish, save
 from hf_dynvit.data import SetEpoch, load_image_data
 from hf_dynvit.data_source import DataArguments
 from hf_dynvit.environment import measured_on
+from hf_dynvit.json_files import read_json
 from hf_dynvit.model_source import ModelArguments, load_base, load_model, load_teacher
 from hf_dynvit.publish import drawn
 from hf_dynvit.settings import parse_settings
@@ -142,7 +143,7 @@ def go_on(results, file):
     """`results` with the runs that `file` holds of an earlier, interrupted start, if there is one."""
     if not file.exists():
         return results
-    earlier = json.loads(file.read_text())
+    earlier = read_json(file)
     check_same({str(file): earlier, "this comparison": json.loads(json.dumps(results))})
     logger.info(f"{file} holds {len(earlier['runs'])} finished runs: they are not run again")
     return results | {name: earlier[name] for name in (*FOUND, "runs") if name in earlier}
