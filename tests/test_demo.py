@@ -10,8 +10,8 @@ import torch
 from transformers import AutoImageProcessor
 
 from hf_dynvit import DynViTForImageClassification
+from hf_dynvit.benchmark_dense import dense_calls
 from hf_dynvit.benchmark_models import dense_vit
-from hf_dynvit.demo_results import dense_models
 from hf_dynvit.demo_steps import LEAST, MOST, plan
 
 
@@ -80,7 +80,7 @@ def test_the_dense_model_to_beat_is_one_model_in_three_ways(run):
     dense = dense_vit(model)
     images = torch.randn(2, 3, 48, 48)
     with torch.no_grad():
-        logits = {name: way(images).logits for name, way in dense_models(dense).items()}
+        logits = {name: way(images).logits for name, way in dense_calls(dense, compiled=False).items()}
     for name, given in logits.items():
         torch.testing.assert_close(given, logits["eager"], rtol=0, atol=1e-4, msg=name)
 

@@ -64,7 +64,7 @@ def test_what_a_run_that_was_ended_early_left_is_said_as_it_is(place, monkeypatc
 
 def test_a_card_does_not_name_the_folder_of_the_data(place, trained):
     card = (place.folder / "trained" / "README.md").read_text()
-    assert place.folder.name not in card and "of a local data set (validation)" in card
+    assert place.folder.name not in card and "of a local data set (validation = " in card
     assert trained["dataset"] == place.folder.name
 
 
