@@ -26,7 +26,9 @@ def compact(x, state, num_tokens):
     counts = alive.sum(1)
     longest = int(counts.max())
     if longest > WORTH * x.shape[1]:
-        return x, state
+        if state.places is None:
+            return x, state
+        return x, state._replace(shown=torch.zeros_like(state.shown).scatter(1, state.places, alive))
     if len(x) == 1:
         index = alive[0].nonzero().T  # (1, K)
         left = None

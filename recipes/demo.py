@@ -1,7 +1,7 @@
-"""What the library does, in minutes and offline: python recipes/demo.py [--output DIR] [--budget 0.2] (or: make demo)
+"""What the library does, in minutes and offline: python recipes/demo.py [--output DIR] [--budget 0.15] (or: make demo)
 
 Trains a small ViT on real handwritten digits that lie on canvases with no clutter to very much, puts AdaViT's patch gates
-on it, teaches them to spend a fifth, and compares: accuracy, multiply-accumulates, measured time, and a picture of what
+on it, teaches them to spend 15 %, and compares: accuracy, multiply-accumulates, measured time, and a picture of what
 is computed.
 
 Time and numbers to expect: what your own run prints; nothing here is typed by hand. A slower machine takes fewer steps.
@@ -55,7 +55,7 @@ class DemoArguments:
         default=None, metadata={"help": "canvases to train on; none: as many as the steps take, each seen once"}
     )
     validation: int = field(default=1000, metadata={"help": "canvases to validate on"})
-    budget: float = field(default=0.2, metadata={"help": "mean cost to aim at, relative to the dense ViT"})
+    budget: float = field(default=0.15, metadata={"help": "mean cost to aim at, relative to the dense ViT"})
     seconds: float = field(default=8.0, metadata={"help": "time for measuring the speed at one batch size"})
     seed: int = field(default=0, metadata={"help": "of canvases, weights and order"})
 
@@ -178,7 +178,7 @@ def gates_trainer(dense, train, args):
             DynViTTrainingArguments,
             args,
             learning_rate=5e-4,
-            gate_learning_rate=4e-3,
+            gate_learning_rate=6e-3,
             budget_ramp=0.4,
             calibration_images=CALIBRATION,
         ),

@@ -1,0 +1,23 @@
+"""What is reported of a compacted stream is what was computed, also where a further drop is not worth another copy."""
+
+import torch
+from models import gated
+from torch.testing import assert_close
+
+
+def test_a_drop_that_one_image_does_not_make_is_counted_for_the_others(tiny_vit):
+    model = gated(tiny_vit(3), [{"gate": "patch", "drop": True, "layers": [0, 1]}]).eval()
+    first, second = model.gates[0]["attention_tokens"], model.gates[1]["attention_tokens"]
+
+    first.forward = lambda tokens, *args: (torch.arange(17) <= 8).expand(2, -1)  # both images keep 8 of 16 patches
+    drops = torch.tensor([[False], [True]])
+    # The first image keeps all of them, the second two.
+    second.forward = lambda tokens, *args: ~(drops & (torch.arange(tokens.shape[1]) > 2))
+    outs = {}
+    with torch.no_grad():
+        for model.layout in ("masked", "packed"):
+            outs[model.layout] = model(torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)))
+    masked, packed = outs["masked"], outs["packed"]
+    assert_close(packed.logits, masked.logits, rtol=0, atol=1e-5)
+    assert packed.decisions[2].mlp_tokens.sum(1).tolist() == masked.decisions[2].mlp_tokens.sum(1).tolist() == [9, 3]
+    assert torch.equal(packed.cost, masked.cost)
