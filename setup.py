@@ -26,7 +26,7 @@ INSTALL = [
 DEMO = ["matplotlib>=3.10", "scikit-learn>=1.7"]
 SEARCH = ["pymoo>=0.6.1"]
 RUNTIMES = ["onnx>=1.23", "onnxscript>=0.7", "onnxruntime>=1.32", "openvino>=2026.4", "nncf>=3.4"]  # to compare with
-DEV = ["ipykernel>=7", "nbclient>=0.10", "nbformat>=5.10", "pytest>=9", "ruff>=0.17,<0.18"]
+DEV = ["ipykernel>=7", "nbclient>=0.10", "nbformat>=5.10", "peft>=0.21", "pytest>=9", "ruff>=0.17,<0.18"]
 
 
 class BuildWithTemplate(build_py):
