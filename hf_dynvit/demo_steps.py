@@ -7,7 +7,7 @@ from typing import NamedTuple
 from .training_step import TrainingStep
 
 
-LEAST, MOST = 60, 260  # steps: fewer teach too little to show anything, more change little
+LEAST, MOST = 120, 400  # steps: fewer teach too little to show anything, more change little
 MEASURED = 3
 FORWARD = 1 / 3  # of a training step: the backward pass costs two forwards
 
