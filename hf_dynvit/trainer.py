@@ -2,13 +2,13 @@
 
 import torch
 from torch.utils.data import DataLoader, Subset
-from transformers import Trainer, default_data_collator
+from transformers import default_data_collator
 from transformers.utils import logging
 
 from .agent import PatchAgent
 from .agent_evaluation import ChosenEvaluation
 from .calibrate import WORTH_A_WARNING, calibrate
-from .checkpoints import check_checkpoint, newest_complete
+from .checkpoint_trainer import CheckpointTrainer
 from .metrics import compute_metrics as default_metrics
 from .objectives import budget_loss, distillation_loss, is_multi_label, usage_loss
 from .parameter_groups import learning, parameter_groups
@@ -20,13 +20,12 @@ from .task_loss import TaskLoss
 from .trainer_checks import check_arguments, check_trainer, compares, learns
 from .tuning import PackedTuning
 from .usage import UsageMeter
-from .weight_digest import sign_weights
 
 
 logger = logging.get_logger("hf_dynvit.trainer")
 
 
-class DynViTTrainer(Trainer):
+class DynViTTrainer(CheckpointTrainer):
     """Trains a model with gates; also the same model without, by the same recipe.
 
     Args:
@@ -182,7 +181,7 @@ class DynViTTrainer(Trainer):
         return Subset(train, order[:count].tolist())
 
     def train(self, resume_from_checkpoint=None, *args, **kwargs):
-        resume_from_checkpoint = self._checkpoint(resume_from_checkpoint)
+        resume_from_checkpoint = self.checkpoint_to_resume(resume_from_checkpoint)
         if self.args.calibrate_first and learns(self.model) and self.calibration_dataset is None:
             raise ValueError("calibrate_first needs images to calibrate on: give calibration_dataset or train_dataset")
         if self.args.follows_budget():
@@ -244,41 +243,6 @@ class DynViTTrainer(Trainer):
             logs |= self.eval_usage.flat("eval_")
         super().log(logs, start_time)
 
-    # ------------------------------------------------------------------------------------------ checkpoints
-
-    def _checkpoint(self, resume):
-        """The folder that `train` is asked to resume from, checked; None to start."""
-        if resume is None or resume is False:
-            return None
-        if resume is not True:
-            check_checkpoint(resume, self.args)
-            return resume
-        folder, passed_over = newest_complete(self.args)
-        if folder is None:
-            raise ValueError(
-                f"there is no complete checkpoint in {self.args.output_dir!r} to resume from; {passed_over or 'none at all'}"
-            )
-        return str(folder)
-
-    def _run_epoch(self, *args, **kwargs):
-        """A run that is resumed where it ended trains no step more."""
-        if self.state.global_step >= self.state.max_steps:
-            self._load_rng_state(kwargs.get("resume_from_checkpoint"))
-            self.control.should_training_stop = True
-            return
-        super()._run_epoch(*args, **kwargs)
-
-    def _save(self, output_dir=None, state_dict=None):
-        super()._save(output_dir, state_dict)
-        if self.args.should_save:
-            sign_weights(self.args.output_dir if output_dir is None else output_dir)
-
-    def _save_optimizer_and_scheduler(self, output_dir):
-        """And the agent's state: before older checkpoints are deleted."""
-        super()._save_optimizer_and_scheduler(output_dir)
-        if self.agent is not None and self.args.should_save:
-            self.agent.save(output_dir)
-
     def _determine_best_metric(self, metrics, trial):
         """As the `Trainer`'s; an evaluation at another cost than the budget is never the best."""
         if learns(self.model) and compares(self.args):
@@ -288,24 +252,3 @@ class DynViTTrainer(Trainer):
             if max(abs(cost - self.model.config.budget) for cost in costs) > WORTH_A_WARNING:
                 return False
         return super()._determine_best_metric(metrics, trial)
-
-    def _load_callback_state(self):
-        """Ours take their state back when training begins: they cannot be built anew, as the `Trainer` would."""
-        saved, names = self.state.stateful_callbacks, ("PackedTuning", "PolicyObjective")
-        own = {name: saved.pop(name) for name in names if name in saved}
-        super()._load_callback_state()
-        self.state.stateful_callbacks |= own
-
-    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
-        if self.agent is not None:
-            self.agent.load(resume_from_checkpoint)
-        self._reload(resume_from_checkpoint, model)
-
-    def _load_best_model(self):
-        self._reload(self.state.best_model_checkpoint)
-
-    def _reload(self, folder, model=None):
-        # Checkpoints hold the published key names; only from_pretrained renames them.
-        model = self.accelerator.unwrap_model(self.model if model is None else model)
-        source = type(model).from_pretrained(folder, dtype=torch.float32)
-        model.load_state_dict(source.state_dict(), strict=True)
