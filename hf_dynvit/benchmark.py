@@ -5,7 +5,6 @@ Without `--models`, random decisions of a given mean cost are replayed in ViTs o
 """
 
 import itertools
-import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +21,7 @@ from .benchmark_speed import DTYPES, SIZES, Setting, gated, measure, random_vit
 from .convert import load_vit
 from .data_source import DataArguments
 from .environment import measured_on
+from .json_files import write_json
 from .prepack import can_prepack
 
 
@@ -189,7 +189,7 @@ def _check_dtype(dtype, device):
 def _write(args, rows):
     if args.json:
         circumstances = measured_on(args.device, ", ".join(args.dtypes), args.seed)
-        Path(args.json).write_text(json.dumps({**circumstances, "rows": rows}, indent=2) + "\n")
+        write_json(args.json, {**circumstances, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 from transformers import AutoImageProcessor, PreTrainedConfig, ViTConfig, ViTForImageClassification
 
@@ -23,7 +23,7 @@ from .timing import interleaved_seconds
 from .weight_digest import check_weights
 
 
-TIMED_BATCHES = 5  # different images, taken in turns by the rounds
+TIMED_BATCHES, TIMED_IMAGES = 5, 32  # at least so many different ones, taken in turns by the rounds
 EVAL_BATCH = 32
 CALIBRATION_IMAGES = 64
 
@@ -111,12 +111,19 @@ def compare(
         if max(batch_sizes) > fewest:
             raise ValueError(f"a batch size of {max(batch_sizes)} needs as many images, there are {fewest}")
         scores = evaluate(entrants)
+        entrants = [_shuffled(entrant) for entrant in entrants]
         exported = [Exported(one.vit, runtimes, first_images(one)) for one in entrants] if runtimes else None
         for batch in tqdm(batch_sizes, desc=f"timing {dtype}", unit="batch size"):
             torch.compiler.reset()
             timed = time_batches(entrants, batch, seconds, rounds, compiled, exported)
             for entrant, row in zip(entrants, timed, strict=True):
                 yield {"model": entrant.name, "dtype": dtype, "batch": batch, **scores[entrant.name], **row}
+
+
+def _shuffled(entrant, seed=0):
+    """The entrant with its images in a random order: files are often sorted by class, and the first ones are timed."""
+    order = torch.randperm(len(entrant.images), generator=torch.Generator().manual_seed(seed)).tolist()
+    return entrant._replace(images=Subset(entrant.images, order))
 
 
 @torch.inference_mode()
@@ -142,14 +149,16 @@ def evaluate(entrants):
 
 
 @torch.inference_mode()
-def time_batches(entrants, batch, seconds, rounds, compiled, exported=None, different=TIMED_BATCHES):
+def time_batches(entrants, batch, seconds, rounds, compiled, exported=None, different=None):
     """The timings of `compare` for one batch size, one dict per entrant.
 
     Args:
         exported: an `Exported` for each entrant, or None.
-        different: batches of other images, taken in turns; single images differ most in cost.
+        different: batches of other images, taken in turns, None for `TIMED_BATCHES` or as many as hold `TIMED_IMAGES`:
+            single images differ most in cost.
     """
     calls, beside, dense, timed_costs, kept = {}, {}, [], [], {}
+    different = different or max(TIMED_BATCHES, math.ceil(TIMED_IMAGES / batch))
     period = min(different, *(len(entrant.images) // batch for entrant in entrants))
     for number, entrant in enumerate(entrants):
         dtype, device = entrant.model.dtype, entrant.model.device

@@ -137,15 +137,16 @@ class Exported:
             for name, session in sessions.items()
         }
 
-    def accuracy(self, images, most):
+    def accuracy(self, images, most, dtype=torch.float32):
         """Name -> `accuracy` (top-1), `images` and `agrees` (share with the guess of the dense model in float32).
 
         Args:
             images: a data set of {"pixel_values", "labels"}. most: use the first so many, in whole batches.
+            dtype: of the model beside it, as in `sessions`.
         """
         batch = min(ACCURACY_BATCH, len(images))
         count = max(1, min(most, len(images)) // batch) * batch
-        sessions = {"dense, PyTorch fp32": self._dense, **self.sessions(batch)}
+        sessions = {"dense, PyTorch fp32": self._dense, **self.sessions(batch, dtype)}
         guesses, labels = {name: [] for name in sessions}, []
         for start in range(0, count, batch):
             items = [images[index] for index in range(start, start + batch)]

@@ -1,6 +1,7 @@
 """Meet the budget exactly: shift all learned gates by one number until the mean cost in evaluation is the budget."""
 
 import torch
+from torch.utils.data import Subset
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
@@ -10,6 +11,23 @@ from .gate import Gate
 logger = logging.get_logger("hf_dynvit.calibrate")
 WORTH_A_WARNING = 0.02  # a cost that far from the budget is another one
 WIDEST = 16.0  # no shift of thresholds goes further: gates that are still open or closed there decide alike for all
+
+
+def calibration_images(dataset, most, seed):
+    """`most` images of `dataset` at random, always the same: data are often sorted by class; none without a dataset.
+
+    Raises:
+        ValueError: a dataset without a length, which cannot be drawn from.
+    """
+    if dataset is None or most < 1:
+        return []
+    if not hasattr(dataset, "__len__"):
+        raise ValueError(
+            f"images to calibrate on are drawn at random, which needs a dataset with a length, got {type(dataset).__name__}: "
+            "give calibration_dataset"
+        )
+    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))
+    return Subset(dataset, order[:most].tolist())
 
 
 def calibrate(model, batches, budget, tolerance=0.002, widest=WIDEST, steps=12):

@@ -1,5 +1,8 @@
 """The tables of a model card, as Markdown; each is empty when nothing of it was measured."""
 
+from .report_tables import command
+
+
 ABSENT = "–"
 
 
@@ -70,7 +73,7 @@ def measured_table(results):
     if results.get("versions"):
         pairs["versions"] = ", ".join(f"{name} {number}" for name, number in results["versions"].items())
     if results.get("command"):
-        pairs["command"] = f"`{results['command']}`"
+        pairs["command"] = f"`{command(results['command'])}`"
     return pairs_table(pairs)
 
 

@@ -45,7 +45,7 @@ def checkpoints(folder):
 def unfinished(folder, args):
     """What a checkpoint lacks besides, to go on from it as if nothing had happened, as a list of words."""
     folder = Path(folder)
-    wanted = ["optimizer.pt", "scheduler.pt"]
+    wanted = ["optimizer.pt", "scheduler.pt"] + (["scaler.pt"] if args.fp16 else [])
     if not (folder / "rng_state.pth").is_file() and args.world_size > 1:
         wanted += [f"rng_state_{rank}.pth" for rank in range(args.world_size)]
     elif not any(folder.glob("rng_state_*.pth")):
@@ -78,7 +78,7 @@ def unusable(folder):
 
 
 def check_checkpoint(folder, args):
-    """Refuse a checkpoint that was named and cannot be gone on from; warn of what will start afresh.
+    """Refuse a checkpoint that was named and from which training cannot continue; warn of what will start afresh.
 
     Raises:
         ValueError: its state or its weights are missing or damaged; the file is named.

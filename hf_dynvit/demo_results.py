@@ -1,7 +1,5 @@
 """What the demo (recipes/demo.py) measures of its two models, and how it is written down."""
 
-import json
-
 import torch
 from transformers import ViTImageProcessorPil
 
@@ -10,6 +8,7 @@ from .benchmark_models import Entrant, time_batches
 from .card_tables import markdown_table
 from .cost import dense_macs
 from .environment import measured_on
+from .json_files import write_json
 from .model_card import write_model_card
 from .modeling_dynvit import DynViTForImageClassification
 from .prepack import can_prepack
@@ -112,7 +111,7 @@ def write(model, validation, results, folder):
     side = model.config.image_size
     model.save_pretrained(folder)
     ViTImageProcessorPil(size={"height": side, "width": side}).save_pretrained(folder)
-    (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    write_json(folder / "results.json", results)
     by_difficulty = validation.difficulty.argsort(stable=True)
     count = min(3, len(validation) // 2)
     shown = [*by_difficulty[:count].tolist(), *by_difficulty[-count:].tolist()]

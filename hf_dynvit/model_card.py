@@ -201,6 +201,10 @@ def _throughput_sentence(results):
     if results.get("threads"):
         words.append(f"CPU threads: {results['threads']}")
     sentence = f"On {', '.join(words)}." if words else ""
-    if any(row.get("prepacked") for row in results.get("throughput") or []):
-        sentence += " The packed model ran with prepacked weights (`model.prepack()`), which is part of its speed."
+    rows = results.get("throughput") or []
+    fastest = dict.fromkeys(min(row["dense_ms"], key=row["dense_ms"].get) for row in rows if row.get("dense_ms"))
+    if fastest:
+        sentence += f" The dense model is the fastest of {len(rows[0]['dense_ms'])}: {', '.join(fastest)}."
+    if any(row.get("prepacked") for row in rows):
+        sentence += " The packed model ran with prepacked weights (`model.prepack()`)."
     return sentence.strip()

@@ -1,6 +1,7 @@
 """The policy objective: REINFORCE on the decisions of one forward, at a price of computation that meets the budget."""
 
 import torch
+from accelerate.utils import broadcast
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
@@ -50,17 +51,22 @@ class PolicyObjective(TrainerCallback, ExportableState):
         self.logged = {}
 
     def state(self):
-        return {"args": {}, "attributes": {"running": None if self.running is None else self.running.state()}}
+        running = None if self.running is None else self.running.state()
+        weights = None if self.layer_weights is None else self.layer_weights.tolist()
+        return {"args": {}, "attributes": {"running": running, "layer_weights": weights}}
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         if args.objective != "reinforce":
             return
-        self.layer_weights = self._layer_weights(self.trainer.accelerator.unwrap_model(self.trainer.model))
         self.running = None
         saved = state.stateful_callbacks.get(type(self).__name__) if state.global_step else None
-        saved = saved["attributes"]["running"] if isinstance(saved, dict) else None
-        if saved is not None:
-            self.moments().load(saved)
+        saved = saved["attributes"] if isinstance(saved, dict) else {}
+        if saved.get("running") is not None:
+            self.moments().load(saved["running"])
+        if saved.get("layer_weights") is not None:  # measured latencies would be others now
+            self.layer_weights = torch.tensor(saved["layer_weights"])
+        else:
+            self.layer_weights = self._layer_weights(self.trainer.accelerator.unwrap_model(self.trainer.model))
 
     def moments(self):
         """The `RunningMoments` of this training."""
@@ -114,10 +120,17 @@ class PolicyObjective(TrainerCallback, ExportableState):
             advantage = self.moments().normalised(compared, deciding)
         else:
             advantage = advantages(returns, baseline, normalise)
-        self.moments().update(compared, outputs.cost.detach(), deciding)
+        self.moments().update(*self._of_all_processes(compared, outputs.cost.detach()), deciding)
         total = total + args.policy_weight * policy_loss(log_probs, advantage)
         self._log(reward=rewards.mean(), entropy=entropy.detach(), earned=earned.mean(), price=torch.as_tensor(price))
         return total
+
+    def _of_all_processes(self, returns, cost):
+        """returns (L, B) and cost (B,) of the batches of all processes: what they remember must be the same."""
+        if self.args.world_size == 1:
+            return returns, cost
+        gather = self.trainer.accelerator.gather
+        return gather(returns.T.contiguous()).T, gather(cost)
 
     def _spent(self, decisions, outputs):
         """What each layer spent of the weighted cost, (K, B); by default MACs / MACs of the dense model."""
@@ -146,7 +159,7 @@ class PolicyObjective(TrainerCallback, ExportableState):
             size = model.config.image_size
             size = (size, size) if isinstance(size, int) else size
             images = torch.randn(8, model.config.num_channels, *size, device=self.args.device)
-            return layer_latencies(model, images)
+            return broadcast(layer_latencies(model, images).to(self.args.device)).cpu()
         return None
 
     def _log(self, **values):

@@ -73,6 +73,6 @@ def draw_alike(args):
     if args.world_size == 1:
         yield
         return
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[args.device] if args.device.type == "cuda" else []):
         torch.manual_seed(args.seed)
         yield

@@ -118,9 +118,15 @@ def same_recipe(one, other):
         same_images(one, other)
         and more <= SAME_TRAINING
         and not other["agent"]
-        and start([one]) == start([other])
+        and same_start(one, other)
         and all(one["settings"][part].get(name) == other["settings"][part].get(name) for part, name in SAME_RECIPE)
     )
+
+
+def same_start(one, other):
+    """Whether two trainings began at the same weights; by the name of the checkpoint where a file does not know them."""
+    known = [results.get("start_weights") for results in (one, other)]
+    return known[0] == known[1] if all(known) else start([one]) == start([other])
 
 
 def best_mask(policy, evaluations):

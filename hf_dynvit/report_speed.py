@@ -18,8 +18,8 @@ def beyond_promise(*runs):
     most = max(above, key=lambda row: row["realised"])
     parts = [
         f"{len(above)} of {len(rows)} rows gain more than the MACs promise, {most['realised']:.2f} of it at most. MACs are "
-        "no measure of time: softmax, normalisation and copies count none, attention's time grows with the square of the "
-        "tokens, and the rows that are left fit caches better."
+        "no measure of time: softmax, normalisation and copies count none, and attention's time grows with the square of "
+        "the tokens."
     ]
     opened = [row for row in above if str(row.get("gates", "")).startswith("all open")]
     if opened:
@@ -58,8 +58,10 @@ def runtime_rows(results):
     fastest = {
         row["batch_size"]: min(row["dense_ms"].items(), key=lambda pair: pair[1]) for row in results["throughput"]
     }
+    timed = [name for row in results["throughput"] for name in row["other_ms"]]
     rows = []
-    for name, found in measured.items():
+    for name in dict.fromkeys([*measured, *timed]):
+        found = measured.get(name, {})
         times = []
         for row in results["throughput"]:
             ms, batch = row["other_ms"].get(name), row["batch_size"]
@@ -72,7 +74,9 @@ def runtime_rows(results):
             {
                 "model": short(results["model"]),
                 "dense model in": name,
-                "top-1": f"{100 * found['accuracy']:.2f}" if "accuracy" in found else f"skipped: {found['skipped']}",
+                "top-1": f"{100 * found['accuracy']:.2f}"
+                if "accuracy" in found
+                else f"skipped: {found.get('skipped', '–')}",
                 "images": found.get("images", "–"),
                 "same guess as dense": f"{found['agrees']:.1%}" if "agrees" in found else "–",
                 "images/s by batch, and how much faster packed and the fastest dense model in PyTorch are": ", ".join(

@@ -26,9 +26,11 @@ class RunningMoments:
     def normalised(self, returns, deciding):
         """Advantages (L, 1): returns (L, 1) less the means so far, over their deviation; the first over its own size.
 
-        The means hold no draw of this image, so that the policy gradient stays unbiased.
+        The means hold no draw of this image, so that the policy gradient stays unbiased. The first image of a layer that
+        joins later (curriculum) only sets its mean.
         """
-        centred = returns - self.mean[deciding, None]
+        known = (self.seen[deciding, None] > 0) | (self.images == 0)
+        centred = (returns - self.mean[deciding, None]) * known
         own = centred.square().mean()
         return centred / torch.where(self.images > 0, self.square, own).sqrt().clamp(min=1e-6)
 
@@ -41,10 +43,12 @@ class RunningMoments:
         """Take in returns (L, B) and costs (B,) of a batch; deciding: the L layers."""
         batch = len(cost)
         distance = returns - self.mean[deciding, None]
+        known = (self.seen[deciding, None] > 0) | (self.images == 0)
+        spread = (distance.square() * known).sum() / (known.sum() * batch).clamp(min=1)
         self.seen[deciding] = (self.seen[deciding] + batch).clamp(max=WINDOW)
         self.images = (self.images + batch).clamp(max=WINDOW)
         share = (batch / self.images).clamp(max=1)
-        self.square = self.square + share * (distance.square().mean() - self.square)
+        self.square = self.square + share * (spread - self.square)
         self.cost = self.cost + share * (cost.float().mean() - self.cost)
         self.mean[deciding] += (batch / self.seen[deciding]).clamp(max=1) * distance.mean(1)
 

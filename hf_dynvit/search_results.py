@@ -1,15 +1,15 @@
 """What a search for masks leaves: the front in three forms, and the picked mask as a model."""
 
 import csv
-import json
 
 from .export import burn_in
+from .json_files import write_json
 from .search_plot import front_plot
 
 
 def write_front(results, folder):
     """front.json, front.csv and front.png in `folder`, a `Path`, of what recipes/search.py found."""
-    (folder / "front.json").write_text(json.dumps(results, indent=2) + "\n")
+    write_json(folder / "front.json", results)
     with (folder / "front.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         names = [name for name in results["front"][0] if name not in ("bits", "layer_mask", "reported")]

@@ -25,6 +25,10 @@ class TaskLoss:
                 loss = loss * (trainer.accelerator.num_processes if trainer.args.n_gpu <= 1 else trainer.args.n_gpu)
             return loss
         if trainer.label_smoother is not None and labels is not None:
+            if labels.ndim > 1:
+                raise ValueError(
+                    f"label_smoothing_factor is for one class per image, and the labels are {tuple(labels.shape)}"
+                )
             return trainer.label_smoother(outputs, labels, num_items_in_batch=num_items_in_batch)
         return outputs.loss
 

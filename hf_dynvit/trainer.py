@@ -1,13 +1,13 @@
 """The ordinary Trainer, taught to train gates: joint objective, budget schedule, agents, tuning, safe checkpoints."""
 
 import torch
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader
 from transformers import default_data_collator
 from transformers.utils import logging
 
 from .agent import PatchAgent
 from .agent_evaluation import ChosenEvaluation
-from .calibrate import WORTH_A_WARNING, calibrate
+from .calibrate import WORTH_A_WARNING, calibrate, calibration_images
 from .checkpoint_trainer import CheckpointTrainer
 from .metrics import compute_metrics as default_metrics
 from .objectives import budget_loss, distillation_loss, is_multi_label, usage_loss
@@ -64,16 +64,16 @@ class DynViTTrainer(CheckpointTrainer):
         kwargs.setdefault("compute_metrics", default_metrics)
         kwargs.setdefault("data_collator", default_data_collator)
         check_arguments(args)
-        if args is not None and model is not None:
+        if model is not None:
             prepare_processes(model, args)
         super().__init__(model=model, args=args, **kwargs)
         refuse_sharding(self)
-        check_trainer(self)
-        draw_apart(self.args)
-        self.teacher = None if teacher is None else teacher.to(self.args.device).eval()
         self.calibration_dataset = calibration_dataset
         if self.args.calibrate_first and calibration_dataset is None and learns(self.model):
             self.calibration_dataset = self._images_of_train()
+        check_trainer(self)
+        draw_apart(self.args)
+        self.teacher = None if teacher is None else teacher.to(self.args.device).eval()
         self.task_loss = TaskLoss(self)
         self.train_usage, self.eval_usage = UsageMeter(), UsageMeter()
         self._train_costs, self.step_costs = [], []
@@ -107,7 +107,7 @@ class DynViTTrainer(CheckpointTrainer):
             with torch.no_grad():
                 target = self.teacher(inputs["pixel_values"]).logits
             loss = loss + share * self.args.distillation_weight * distillation_loss(
-                outputs.logits, target, self.args.distillation_temperature, is_multi_label(self.model.config)
+                outputs.logits, target, self.args.distillation_temperature, self._is_multi_label(labels)
             )
         loss = loss + share * self._gate_loss(model, inputs, outputs)
         if not torch.is_tensor(loss) or not loss.requires_grad:
@@ -127,6 +127,9 @@ class DynViTTrainer(CheckpointTrainer):
         self.step_costs.append(self._train_costs[-1])
         return (loss, outputs) if return_outputs else loss
 
+    def _is_multi_label(self, labels):
+        return is_multi_label(self.model.config) if labels is None else labels.ndim == 2
+
     def _gate_loss(self, model, inputs, outputs):
         if self.args.objective == "reinforce":
             return self.policy.loss(model, inputs, outputs)
@@ -142,43 +145,31 @@ class DynViTTrainer(CheckpointTrainer):
     def calibrate(self):
         """Shift the gates until the mean cost on `calibration_dataset` is the budget; returns (shift, cost) or None."""
         model = self.accelerator.unwrap_model(self.model)
-        count = self._calibration_count()
-        if not count or not learns(model):
+        if not self.args.follows_budget() or not learns(model):
             return None
-        loader = DataLoader(
-            Subset(self.calibration_dataset, range(count)),
-            batch_size=self.args.per_device_eval_batch_size,
-            collate_fn=self.data_collator,
-        )
-        batches = [self._prepare_input(batch["pixel_values"]) for batch in loader]
+        chosen = calibration_images(self.calibration_dataset, self.args.calibration_images, self.args.seed)
+        if not chosen:
+            return None
+        loader = DataLoader(chosen, batch_size=self.args.per_device_eval_batch_size, collate_fn=self.data_collator)
         layout, model.layout = model._layout, None
-        with self.compute_loss_context_manager(), draw_alike(self.args):
-            shift, cost = calibrate(model, batches, model.config.budget)
-        model.layout = layout
+        try:
+            with self.compute_loss_context_manager(), draw_alike(self.args):
+                batches = [self._prepare_input(batch["pixel_values"]) for batch in loader]
+                shift, cost = calibrate(model, batches, model.config.budget)
+        finally:
+            model.layout = layout
         self.log({"calibration_shift": round(shift, 4), "calibration_cost": round(cost, 4)})
         return shift, cost
 
-    def _calibration_count(self):
-        if not self.args.follows_budget():
-            return 0
-        return min(self.args.calibration_images, len(self.calibration_dataset or ()))
-
     def _images_of_train(self):
-        """Images of `train_dataset` to calibrate on, drawn at random: data are often sorted by class."""
-        train, count = self.train_dataset, self.args.calibration_images
-        if train is None:  # a trainer that evaluates; `train` refuses
-            return None
-        if not hasattr(train, "__len__"):
-            raise ValueError(
-                "calibrate_first needs images to calibrate on: give calibration_dataset, for a train_dataset without "
-                "length cannot be drawn from"
+        """What `calibrate_first` takes where no calibration_dataset is given; None for a trainer that only evaluates."""
+        train = self.train_dataset
+        if hasattr(train, "__len__"):
+            logger.warning(
+                f"no calibration_dataset is given: calibrate_first takes {min(self.args.calibration_images, len(train))} "
+                "images of train_dataset, prepared as they are for training"
             )
-        logger.warning(
-            f"no calibration_dataset is given: calibrate_first takes {min(count, len(train))} images of train_dataset, "
-            "prepared as they are for training"
-        )
-        order = torch.randperm(len(train), generator=torch.Generator().manual_seed(self.args.seed))
-        return Subset(train, order[:count].tolist())
+        return train
 
     def train(self, resume_from_checkpoint=None, *args, **kwargs):
         resume_from_checkpoint = self.checkpoint_to_resume(resume_from_checkpoint)

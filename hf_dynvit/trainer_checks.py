@@ -36,6 +36,11 @@ def check_arguments(args):
     """
     if not isinstance(args, DynViTTrainingArguments):
         raise ValueError(f"args must be DynViTTrainingArguments, got {type(args).__name__}")
+    if args.n_gpu > 1:
+        raise ValueError(
+            f"one process sees {args.n_gpu} GPUs, and would split each batch over copies of the model: start with "
+            "accelerate launch or torchrun, a process for each, or set CUDA_VISIBLE_DEVICES"
+        )
     if args.use_liger_kernel:
         raise ValueError("use_liger_kernel is for language models: there are no such kernels for a ViT")
     if args.neftune_noise_alpha is not None:
@@ -64,6 +69,13 @@ def check_trainer(trainer):
         raise ValueError(
             f"this is a regression (num_labels {config.num_labels}, problem_type {config.problem_type!r}): rewards and "
             'metrics are those of classes; for one label that is there or not: problem_type "multi_label_classification"'
+        )
+    calibration = trainer.calibration_dataset
+    if calibration is not None and not hasattr(calibration, "__len__"):
+        raise ValueError(
+            "images to calibrate on are drawn at random: give calibration_dataset with a length, for a "
+            f"{'train_dataset' if calibration is trainer.train_dataset else 'calibration_dataset'} without length cannot be "
+            f"drawn from, got {type(calibration).__name__}"
         )
     steered = [name for name, there in (("gates", learns(trainer.model)), ("an agent", args.agent != "none")) if there]
     if steered:

@@ -162,6 +162,11 @@ class DynViTTrainingArguments(TrainingArguments):
         self._check_budgets()
         if not self.train_body:
             self.freeze_gates_at = 1.0
+        if self.tuning_budgets and self.freeze_gates_at == 1.0:
+            raise ValueError(
+                f"tuning_budgets {self.tuning_budgets} are for the packed tuning, and there is none: give freeze_gates_at "
+                "below 1, and leave the body to train (train_body)"
+            )
         if self.gate_warmup and self.gate_warmup >= self.freeze_gates_at:
             raise ValueError(
                 f"gate_warmup ({self.gate_warmup}) must end before freeze_gates_at ({self.freeze_gates_at}): "

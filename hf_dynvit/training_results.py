@@ -11,6 +11,7 @@ from .environment import measured_on
 from .learned import gate_facts
 from .modeling_dynvit import DynViTForImageClassification
 from .trainer import DynViTTrainer
+from .weight_digest import weights_digest
 
 
 def collect(model_args, data_args, trainer, data, metrics, seconds):
@@ -24,6 +25,7 @@ def collect(model_args, data_args, trainer, data, metrics, seconds):
     return {
         "kind": "training",
         **gate_facts(model),
+        "start_weights": weights_digest(model_args.model_name_or_path) if model_args.model_name_or_path else None,
         "layer_mask": config.layer_mask,
         "num_layers": config.num_hidden_layers,
         "dataset": data_args.name(),

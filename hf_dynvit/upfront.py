@@ -23,7 +23,7 @@ def read_entry(state, gates, x):
     upfront = [gate for gate in gates.values() if gate.upfront]
     if not upfront or state.entry is not None:
         return state
-    return state._replace(entry=upfront[0].pool(x).unsqueeze(1).clone())
+    return state._replace(entry=upfront[0].pool(x).unsqueeze(1))
 
 
 def decide_ahead(state, gates, gating, exploration):

@@ -49,6 +49,16 @@ def check_weights(folder):
                 raise ValueError(f"{file} is damaged: its weights are not those that were saved (sha256 differs)")
 
 
+def weights_digest(folder):
+    """One sha256 of all safetensors files in `folder`; None for a Hub id, or a folder without any."""
+    files = sorted(Path(folder).glob("*.safetensors")) if Path(folder).is_dir() else []
+    digest = hashlib.sha256()
+    for file in files:
+        with open(file, "rb") as source:
+            digest.update(_digest(_header(source, file), source).encode())
+    return digest.hexdigest() if files else None
+
+
 def _header(source, file):
     """The header of an open safetensors file, which then stands at the first tensor."""
     size = int.from_bytes(source.read(8), "little")

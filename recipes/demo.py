@@ -7,7 +7,6 @@ is computed.
 Time and numbers to expect: what your own run prints; nothing here is typed by hand. A slower machine takes fewer steps.
 """
 
-import json
 import sys
 import time
 from dataclasses import dataclass, field, replace
@@ -25,6 +24,7 @@ from hf_dynvit import DynViTForImageClassification, DynViTTrainer, DynViTTrainin
 from hf_dynvit.demo_results import PICTURE, TIMED_BATCHES, dense_sentence, difficulty_sentence, measure, table, write
 from hf_dynvit.demo_steps import plan, seconds_per_step
 from hf_dynvit.digits import digit_canvases
+from hf_dynvit.json_files import read_json
 from hf_dynvit.settings import parse_settings
 
 
@@ -108,7 +108,7 @@ def main(argv=None):
 def refuse_other_runs(folder):
     """A folder with a model that is not this demo's is left alone."""
     results = folder / "results.json"
-    is_demo = results.is_file() and json.loads(results.read_text()).get("kind") == "demo"
+    is_demo = results.is_file() and read_json(results).get("kind") == "demo"
     if (folder / "model.safetensors").exists() and not is_demo:
         raise ValueError(f"output {str(folder)!r} holds another model: give another folder")
 

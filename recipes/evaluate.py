@@ -5,7 +5,6 @@ dense one (the best of eager, SDPA, compiled with frozen weights, and ours witho
 with --runtimes beside the dense model in ONNX Runtime and OpenVINO, fp32 and int8.
 """
 
-import json
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,12 +17,13 @@ import torch
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
-from hf_dynvit.benchmark_models import first_images, open_models, time_batches
+from hf_dynvit.benchmark_models import CALIBRATION_IMAGES, first_images, open_models, time_batches
 from hf_dynvit.benchmark_runtimes import RUNTIMES, Exported, check_runtimes
 from hf_dynvit.benchmark_speed import DTYPES
 from hf_dynvit.cost import dense_macs
 from hf_dynvit.data_source import DataArguments
 from hf_dynvit.environment import measured_on
+from hf_dynvit.json_files import write_json
 from hf_dynvit.learned import gate_facts
 from hf_dynvit.metrics import cost_spread
 from hf_dynvit.prepack import can_prepack
@@ -90,6 +90,10 @@ def main(argv=None):
     gmacs = dense_macs(config, entrant.model.vit.embeddings.position_embeddings.shape[1], config.num_labels) / 1e9
     if args.device == "cpu" and can_prepack():
         entrant.model.prepack()
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(args.seed)).tolist()
+    shuffled = entrant._replace(images=Subset(images, order))  # files are often sorted by class
+    # Before anything is measured: what cannot be exported fails here.
+    exported = [Exported(entrant.vit, args.runtimes, first_images(shuffled))] if args.runtimes else None
     measured, usage = accuracy(entrant, args)
     results = {
         "kind": "evaluation",
@@ -112,14 +116,14 @@ def main(argv=None):
         "throughput": [],
         **measured_on(args.device, args.dtype, args.seed),
     }
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(args.seed)).tolist()
-    entrant = entrant._replace(images=Subset(images, order))  # files are often sorted by class
-    exported = [Exported(entrant.vit, args.runtimes, first_images(entrant))] if args.runtimes else None
-    if exported:
-        results["runtimes"] = exported[0].accuracy(entrant.images, args.runtime_images)
+    write_json(args.json, results)
+    if exported:  # not on the images that int8 was calibrated on
+        unseen = Subset(shuffled.images, range(min(CALIBRATION_IMAGES, len(images) // 2), len(images)))
+        results["runtimes"] = exported[0].accuracy(unseen, args.runtime_images, entrant.model.dtype)
+        write_json(args.json, results)
     for batch_size in args.batch_sizes:
         torch.compiler.reset()
-        (row,) = time_batches([entrant], batch_size, args.seconds, args.rounds, args.compile, exported)
+        (row,) = time_batches([shuffled], batch_size, args.seconds, args.rounds, args.compile, exported)
         row = {
             "batch_size": batch_size,
             "dense_images_per_second": row.pop("dense_images_per_s"),
@@ -127,17 +131,12 @@ def main(argv=None):
             **row,
         }
         results["throughput"].append(row)
-        write(results, args.json)  # an interrupted run keeps what it has
+        write_json(args.json, results)  # an interrupted run keeps what it has
         print(
             f"batch {batch_size}: dense {row['dense_images_per_second']:.1f} images/s "
             f"({min(row['dense_ms'], key=row['dense_ms'].get)}), packed {row['packed_images_per_second']:.1f} images/s, {row['speedup']:.2f} times as fast"
         )
-    write(results, args.json)
     return results
-
-
-def write(results, path):
-    Path(path).write_text(json.dumps(results, indent=2) + "\n")
 
 
 @torch.inference_mode()

@@ -42,6 +42,7 @@ FRONT = README.parent.parent / "README.md"
 KINDS = ("training", "evaluation", "search", "step_time", KIND)
 MEASURED = ("learned", "preset", "split_files", "cost_std")
 NEEDED = {"training": MEASURED, "evaluation": MEASURED, KIND: ("split_files", "curves_on")}  # without it, no fair row
+NEEDED |= {"search": ("images_from",), "step_time": ("leanest",)}
 
 
 def main(argv=None):
@@ -102,6 +103,10 @@ def read(path):
             check_published(results, path)
         return results
     if isinstance(results, dict) and all("realised" in row for row in results.get("rows") or [{}]):
+        if any("gates" not in row for row in results["rows"]):
+            raise ValueError(
+                f"{path} compares trained models (--models), which has no table: measure with evaluate.py"
+            )
         check_published(results, path)
         return {**results, "kind": "benchmark"}
     raise ValueError(

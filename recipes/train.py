@@ -20,7 +20,7 @@ os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "8192")
 from transformers import AutoConfig, TrainingArguments, set_seed
 from transformers.utils import logging
 
-from hf_dynvit.checkpoints import check_checkpoint, checkpoints, newest_complete
+from hf_dynvit.checkpoints import check_checkpoint, checkpoints, newest_complete, unusable
 from hf_dynvit.data import SetEpoch, load_image_data
 from hf_dynvit.data_source import DataArguments
 from hf_dynvit.export import burn_in
@@ -199,7 +199,13 @@ def what_it_holds(folder, checkpoint, passed_over):
         return f"already holds a run (its results.json, without a model: read {results})"
     if passed_over:
         wrong = ", ".join(f"{name}: {what}" for name, what in passed_over.items())
-        return f"already holds a run without a complete checkpoint ({wrong}): delete the folder"
+        usable = [name for name in passed_over if not unusable(folder / name)]
+        how = (
+            f"go on from its weights with --resume_from_checkpoint {folder / usable[0]}"
+            if usable
+            else "delete the folder"
+        )
+        return f"already holds a run without a complete checkpoint ({wrong}): {how}"
     return ""
 
 

@@ -7,7 +7,7 @@ from trainers import GATES, Images, build_trainer
 from hf_dynvit import DynViTForImageClassification, DynViTTrainer, DynViTTrainingArguments
 from hf_dynvit import trainer as training
 from hf_dynvit import trainer_checks as checks
-from hf_dynvit.calibrate import WIDEST
+from hf_dynvit.calibrate import WIDEST, calibration_images
 
 
 NOVELTY = [{"gate": "patch", "drop": True, "novelty": 16.0}]
@@ -28,7 +28,7 @@ def test_without_a_calibration_set_images_of_train_take_its_place_and_it_is_said
     monkeypatch.setattr(training.logger, "warning", said.append)
     trainer = alone(tiny_vit, tmp_path, train_dataset=Images(96), calibration_images=48, **FIRST)
     assert len(said) == 1 and "calibrate_first takes 48 images of train_dataset" in said[0]
-    chosen = trainer.calibration_dataset.indices
+    chosen = calibration_images(trainer.calibration_dataset, 48, 0).indices
     assert len(set(chosen)) == 48 and max(chosen) > 60 and chosen != sorted(chosen)
     trainer.train()
     costs = [entry["cost"] for entry in trainer.state.log_history if "loss" in entry]
@@ -113,3 +113,51 @@ def test_gates_of_a_preset_under_another_objective_are_warned_of(
     assert all(word in said[0] for word in words or [])
     alone(lambda **fields: tiny_vit(4, **fields), tmp_path, **build)  # evaluates alone
     assert len(said) == (words is not None)
+
+
+def test_a_given_calibration_set_is_drawn_from_at_random_too(tiny_vit, tmp_path, monkeypatch):
+    seen = []
+
+    class Noted(Images):
+        def __getitem__(self, index):
+            seen.append(index)
+            return super().__getitem__(index)
+
+    trainer = build_trainer(tiny_vit, tmp_path, calibration_images=16)
+    trainer.calibration_dataset = Noted(64)
+    trainer.calibrate()
+    assert len(set(seen)) == 16 and max(seen) > 32 and seen != sorted(seen)
+
+
+def test_processes_calibrate_alike_on_images_whose_preparation_draws(tiny_vit, tmp_path, monkeypatch):
+    class Noisy(Images):
+        def __getitem__(self, index):
+            item = super().__getitem__(index)
+            return item | {"pixel_values": item["pixel_values"] + torch.randn_like(item["pixel_values"])}
+
+    found = []
+    for rank in range(2):
+        trainer = build_trainer(tiny_vit, tmp_path / str(rank), calibration_images=16, gates=NOVELTY)
+        trainer.calibration_dataset = Noisy(64)
+        torch.manual_seed(100 + rank)
+        with monkeypatch.context() as patch:
+            patch.setattr(DynViTTrainingArguments, "world_size", property(lambda self: 2))
+            found.append(trainer.calibrate())
+    assert found[0] == found[1]
+
+
+def test_a_calibration_set_without_length_is_refused_before_training(tiny_vit, tmp_path):
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            yield from Images(4)
+
+    model = DynViTForImageClassification.from_vit(tiny_vit(num_labels=3), gates=NOVELTY)
+    args = DynViTTrainingArguments(str(tmp_path), use_cpu=True, report_to="none")
+    with pytest.raises(ValueError, match="calibration_dataset without length cannot be drawn from, got Stream"):
+        DynViTTrainer(model, args, train_dataset=Images(8), calibration_dataset=Stream())
+
+
+def test_budgets_of_a_tuning_that_never_begins_are_refused(tmp_path):
+    for options in ({}, {"freeze_gates_at": 0.5, "train_body": False}):
+        with pytest.raises(ValueError, match=r"tuning_budgets \[0.5, 0.9\] are for the packed tuning"):
+            DynViTTrainingArguments(str(tmp_path), use_cpu=True, tuning_budgets=[0.5, 0.9], **options)

@@ -89,7 +89,13 @@ def test_metrics_are_the_textbooks():
     assert found["mean_average_precision"] == pytest.approx(((1 + 2 / 3 + 3 / 4) / 3 + 1) / 2)
     none = multi_label_metrics(-np.ones((2, 3)), np.zeros((2, 3)))
     assert none == {"accuracy": 1.0, "f1_micro": 1.0, "mean_average_precision": 0.0}
-    assert compute_metrics(EvalPrediction((logits, np.ones(4)), labels)) == {**found, "cost": 1.0}
+    assert compute_metrics(EvalPrediction((logits, np.ones(4)), labels)) == {
+        **found,
+        "cost": 1.0,
+        "cost_std": 0.0,
+        "cost_min": 1.0,
+        "cost_max": 1.0,
+    }
 
 
 def test_distillation_of_several_labels_is_the_divergence_of_each(tiny_vit, tmp_path):
@@ -122,3 +128,15 @@ def test_regressions_are_refused(tiny_vit, tmp_path):
         with pytest.raises(ValueError, match="this is a regression"):
             trainer_of(tiny_vit, tmp_path, **options)
     trainer_of(tiny_vit, tmp_path, num_labels=1)
+
+
+def test_smoothing_of_several_labels_is_refused(tiny_vit, tmp_path):
+    with pytest.raises(
+        ValueError, match=r"label_smoothing_factor is for one class per image, and the labels are \(3, 3\)"
+    ):
+        trainer_of(tiny_vit, tmp_path, problem_type=None, label_smoothing_factor=0.1).train()
+
+
+def test_labels_say_how_the_teacher_is_compared_where_the_problem_type_does_not(tiny_vit, tmp_path):
+    trainer = trainer_of(tiny_vit, tmp_path, problem_type=None)
+    assert trainer._is_multi_label(torch.ones(2, 3)) and not trainer._is_multi_label(torch.ones(2, dtype=torch.int64))

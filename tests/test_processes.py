@@ -48,6 +48,7 @@ class Process:
 
     def __init__(self, world_size, process_index, seed=3):
         self.world_size, self.process_index, self.seed = world_size, process_index, seed
+        self.device = torch.device("cpu")
 
 
 def test_a_single_process_draws_as_it_always_did():
@@ -89,3 +90,9 @@ def test_arguments_that_gates_contradict_are_refused(tiny_vit, tmp_path, monkeyp
     monkeypatch.setattr(TrainingArguments, "parallel_mode", ParallelMode.DISTRIBUTED)
     with pytest.raises(ValueError, match=f"{next(iter(option))} .* says that every step uses the same parameters"):
         build_trainer(tiny_vit, tmp_path, **option)
+
+
+def test_one_process_with_several_gpus_is_refused(tiny_vit, tmp_path, monkeypatch):
+    monkeypatch.setattr(TrainingArguments, "n_gpu", property(lambda self: 2))
+    with pytest.raises(ValueError, match="one process sees 2 GPUs.*accelerate launch"):
+        build_trainer(tiny_vit, tmp_path)

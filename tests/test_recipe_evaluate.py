@@ -58,7 +58,8 @@ def test_evaluate_measures_what_training_reported_and_report_writes_the_tables(p
     words = ["--readme", str(readme), "--front", str(front)]
     report.main([*words, str(place.folder / "trained" / "results.json"), str(out)])
     gains = ", ".join(
-        f"batch {row['batch_size']} {row['speedup']:.2f}× ({row['realised']:.2f})" for row in results["throughput"]
+        f"batch {row['batch_size']} {row['speedup']:.2f}× ({row['realised']:.2f} at cost {row['timed_cost']:.2f})"
+        for row in results["throughput"]
     )
     assert "stale" not in front.read_text() and gains in front.read_text()
     shown = f"| {100 * results['dense']['accuracy']:.2f} | – | {100 * results['accuracy']:.2f} at "

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from hf_dynvit.report_seeds import by_seed, percent
+from hf_dynvit.report_speed import runtime_rows
 from hf_dynvit.report_tables import numbered
 
 
@@ -154,6 +155,7 @@ def evaluation(gates=BLOCK, accuracy=0.5, cost=0.65, **facts):
     made = {**training(accuracy=accuracy, budget=0.65), "kind": "evaluation", "gates": gates, "model": "out_0"}
     made |= {"preset": "layerskip" if gates == BLOCK else None}
     made |= {"budget": 0.65, "cost": cost, "dense": None, "dense_model": None, "usage": USAGE, "num_layers": 4}
+    row["gates_speedup"] = 1.5
     rows = [{**row, "realised": 1.0}, {**row, "batch_size": 32, "speedup": 2.0, "realised": 1.0}]
     del made["settings"]
     return {**made, "throughput": rows, "command": f"python recipes/evaluate.py {accuracy}", **facts}
@@ -198,7 +200,9 @@ def test_a_policy_is_set_beside_what_it_must_beat():
     ]
     assert lines[5:] == [
         "throughput, A CPU, float32: batch 8 +50 % (33 % less time); batch 32 +100 % (50 % less time); "
-        "mean +75 % (43 % less time) [7]"
+        "mean +75 % (43 % less time) [7]",
+        "throughput against ours, no gates, A CPU, float32: batch 8 +50 % (33 % less time); "
+        "batch 32 +50 % (33 % less time); mean +50 % (33 % less time) [7]",
     ]
     assert found["53 % less working memory"] == ["forward, A CPU, float32: batch 8 25 % less; batch 32 25 % less [7]"]
     assert found["a third fewer layers"] == ["skipped per image: 1.8 layers of 4 (44 % fewer) [7]"]
@@ -269,3 +273,17 @@ def test_help_is_help_and_a_damaged_file_is_named(tmp_path, capsys):
     (tmp_path / "results.json").write_text('{"kind": "trai')
     with pytest.raises(ValueError, match="results.json is damaged"):
         report.main([str(tmp_path / "results.json")])
+
+
+def test_a_comparison_of_trained_models_is_refused_by_name(tmp_path):
+    dense = dict.fromkeys(("eager", "sdpa", "frozen compile", "ours, no gates"), 1.0)
+    (tmp_path / "models.json").write_text(json.dumps({"rows": [{"model": "a", "realised": 1.0, "dense_ms": dense}]}))
+    with pytest.raises(ValueError, match="models.json compares trained models.*evaluate.py"):
+        report.main([str(tmp_path / "models.json")])
+
+
+def test_a_runtime_that_was_timed_alone_has_a_row():
+    row = {"batch_size": 8, "dense_ms": {"sdpa": 8.0}, "packed_ms": 4.0, "other_ms": {"OpenVINO bf16": 5.0}}
+    results = {**evaluation(), "runtimes": {"OpenVINO fp32": {"accuracy": 0.5, "agrees": 1.0, "images": 8}}}
+    found = runtime_rows({**results, "throughput": [row]})
+    assert [row["dense model in"] for row in found] == ["OpenVINO fp32", "OpenVINO bf16"]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_dynvit.report_front import front_rows
+from hf_dynvit.report_front import front_rows, rivals
 from hf_dynvit.report_names import cost_spread, decides, reported_on
 from hf_dynvit.report_seeds import by_seed
 
@@ -103,7 +103,10 @@ def evaluation(of, gates=(PATCH,), **facts):
     made = training(list(gates), 0.55) | {"kind": "evaluation", "model": of, "budget": 0.5, "dtype": "float32"}
     del made["settings"], made["images_seen"]
     made |= {"dense": None, "dense_model": None, "command": f"python recipes/evaluate.py {of}"}
-    rows = [{"batch_size": size, "speedup": gain, "realised": gain / 2} for size, gain in ((1, 1.2), (8, 1.6))]
+    rows = [
+        {"batch_size": size, "speedup": gain, "realised": gain / 2, "timed_cost": 0.5}
+        for size, gain in ((1, 1.2), (8, 1.6))
+    ]
     return made | {"throughput": rows} | facts
 
 
@@ -136,7 +139,7 @@ def test_a_model_stands_beside_dense_and_random_by_the_same_recipe():
     assert row["dense, as given"] == "60.00" and row["dense, tuned"] == "71.00 ± 1.41 (2 seeds)"
     assert row["random, tuned"] == "40.00 at 0.500" and row["random + merge, tuned"] == "45.00 at 0.510"
     assert row["this model"] == "66.00 at 0.500" and row["its cost"] == "0.500 ± 0.100 (0.30–0.70)"
-    assert row["speed-up"] == "float32: batch 1 1.20× (0.60), batch 8 1.60× (0.80)"
+    assert row["speed-up"] == "float32: batch 1 1.20× (0.60 at cost 0.50), batch 8 1.60× (0.80 at cost 0.50)"
     assert row["images seen"] == "9,600"
     assert row["command"] == [
         *(f"python recipes/train.py {name}" for name in ("model --seed 0", "dense --seed 0", "dense --seed 1")),
@@ -200,3 +203,10 @@ def test_the_front_renders_with_one_row_and_says_nothing_without_any():
     assert text.startswith("Fewer computations for each image.") and "Fewer patches in training" not in text
     assert text.count("\n| ") == 3 and "1. `python recipes/train.py model --seed 0`" in text
     assert report.render_front([training(None)]) == ""
+
+
+def test_a_rival_from_other_weights_under_the_same_name_is_none():
+    own, dense = training([PATCH], start_weights="a"), training(None, start_weights="b")
+    assert rivals([own], [[own], [dense]])[0] is None
+    alike = {**dense, "start_weights": "a"}
+    assert rivals([own], [[own], [alike]])[0] == [alike]

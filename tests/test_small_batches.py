@@ -82,3 +82,29 @@ def test_running_means_are_those_of_the_images_and_go_through_json():
     assert all(torch.equal(getattr(moments, name), getattr(other, name)) for name in RunningMoments.FIELDS)
     normalised = moments.normalised(torch.tensor([[3.0], [0.0]]), [0, 2])
     assert normalised[0] > 1 and normalised[0] - normalised[1] == pytest.approx(3, abs=1)
+
+
+def test_a_layer_that_joins_later_is_not_an_outlier(tiny_vit):
+    moments = RunningMoments(2, "cpu")
+    for value in (0.5, 0.6, 0.55, 0.45):
+        moments.update(torch.tensor([[value]]), torch.tensor([0.5]), [1])
+    before = moments.square.clone()
+    returns = torch.tensor([[0.7], [0.55]])
+    assert moments.normalised(returns, [0, 1])[0] == 0  # nothing to compare its first image with
+    moments.update(returns, torch.tensor([0.5]), [0, 1])
+    assert moments.mean[0] == pytest.approx(0.7) and moments.square < 1.1 * before
+    assert moments.normalised(torch.tensor([[0.8], [0.55]]), [0, 1])[0] > 0
+
+
+def test_latencies_are_measured_once_in_a_training(tiny_vit, tmp_path):
+    trainer = policy_trainer(tiny_vit, tmp_path, cost_weights="latency", max_steps=1)
+    trainer.policy.on_train_begin(trainer.args, trainer.state, trainer.control)
+    trainer.state.global_step = 1
+    saved = {"args": {}, "attributes": {"running": None, "layer_weights": [0.5, 0.25, 0.25]}}
+    trainer.state.stateful_callbacks["PolicyObjective"] = saved
+    trainer.policy.on_train_begin(trainer.args, trainer.state, trainer.control)
+    assert (
+        trainer.policy.layer_weights.tolist()
+        == [0.5, 0.25, 0.25]
+        == trainer.policy.state()["attributes"]["layer_weights"]
+    )
