@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -145,3 +146,30 @@ def test_where_the_package_is_installed_no_trust_is_needed(model, tmp_path):
     assert type(loaded) is type(model)
     assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in loaded.state_dict().items())
     assert type(AutoModel.from_pretrained(tmp_path)) is DynViTModel
+
+
+FROZEN_MODELS = Path(__file__).resolve().parent / "frozen" / "models"
+FROZEN_LOAD = """
+import torch
+from transformers import AutoModelForImageClassification
+
+model = AutoModelForImageClassification.from_pretrained(sys.argv[1], trust_remote_code=True)
+pixel_values = torch.linspace(-1, 1, 4 * 3 * 32 * 32).mul(37).sin().reshape(4, 3, 32, 32)
+with torch.no_grad():
+    outputs = model(pixel_values)
+print(json.dumps({"logits": outputs.logits.tolist(), "cost": outputs.cost.tolist()}))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(path.name for path in FROZEN_MODELS.iterdir()))
+def test_a_model_of_an_earlier_day_loads_with_todays_code_and_without_the_package(name, tmp_path):
+    folder = tmp_path / "model"
+    AutoModelForImageClassification.from_pretrained(FROZEN_MODELS / name).save_pretrained(folder)
+    for file in ("config.json", "model.safetensors"):
+        (folder / file).write_bytes((FROZEN_MODELS / name / file).read_bytes())
+    code = f"import json; {ABSENT}{FROZEN_LOAD}"
+    found = json.loads(python(code, fresh_env(tmp_path / "home"), folder).splitlines()[-1])
+    expected = json.loads((FROZEN_MODELS / name / "expected.json").read_text())
+    for key in ("logits", "cost"):
+        assert_close(torch.tensor(found[key]), torch.tensor(expected[key]), rtol=0, atol=2e-5)
