@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from shutil import copyfile
 
-from setuptools import setup
+from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
 
 
@@ -55,7 +55,7 @@ setup(
     author="The hf_dynvit authors",
     license="Apache-2.0",
     license_files=["LICENSE"],
-    packages=["hf_dynvit"],
+    packages=find_packages(include=["hf_dynvit", "hf_dynvit.*"]),
     python_requires=">=3.11",
     install_requires=INSTALL,
     extras_require={"demo": DEMO, "search": SEARCH, "runtimes": RUNTIMES, "dev": [*DEMO, *SEARCH, *DEV]},

@@ -5,12 +5,14 @@ import shlex
 import subprocess
 import sys
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 
 
-SOURCE_TREE = Path(__file__).resolve().parent.parent
+PACKAGE = Path(find_spec("hf_dynvit").origin).resolve().parent
+SOURCE_TREE = PACKAGE.parent
 PACKAGES = ("torch", "transformers", "hf_dynvit")
 
 

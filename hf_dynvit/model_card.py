@@ -8,6 +8,7 @@ from pathlib import Path
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from .card_tables import measured_table, pairs_table, results_table, throughput_table, usage_table
+from .environment import PACKAGE
 from .gates import GATES
 from .learned import gate_facts
 from .report_names import decides
@@ -102,7 +103,7 @@ def write_model_card(
 
 def template_path():
     """The template: inside an installed package, at the top level of a source tree."""
-    places = [Path(__file__).parent / TEMPLATE, Path(__file__).parent.parent / TEMPLATE]
+    places = [PACKAGE / TEMPLATE, PACKAGE.parent / TEMPLATE]
     for place in places:
         if place.is_file():
             return place
