@@ -2,9 +2,9 @@
 
 from transformers import AutoConfig, AutoModel, AutoModelForImageClassification
 
-from .configuration_dynvit import DynViTConfig
-from .gate import LayerDecisions
-from .modeling_dynvit import DynViTForImageClassification, DynViTModel
+from .model.configuration_dynvit import DynViTConfig
+from .model.gate import LayerDecisions
+from .model.modeling_dynvit import DynViTForImageClassification, DynViTModel
 from .trainer import DynViTTrainer
 from .training_args import DynViTTrainingArguments
 

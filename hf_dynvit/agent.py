@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 
 from .agent_base import Moment
 from .agents import build_agent
-from .cost import dense_macs
+from .model.cost import dense_macs
 
 
 FILE = "agent.pt"  # in each checkpoint; tensors only

@@ -10,7 +10,7 @@ from .agent_dqn import DQNAgent
 from .agent_policy import SubsetPolicy
 from .agent_published import AgentViTAgent
 from .agent_rules import CenterRule, FixedRule, RandomRule
-from .gate import Gate
+from .model.gate import Gate
 
 
 # Name -> class, and the options that differ from the class's own.

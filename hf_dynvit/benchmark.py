@@ -18,11 +18,11 @@ from .benchmark_models import compare
 from .benchmark_report import models_plot, models_table, speed_plot, speed_table
 from .benchmark_runtimes import RUNTIMES, Exported, check_runtimes
 from .benchmark_speed import DTYPES, SIZES, Setting, gated, measure, random_vit
-from .convert import load_vit
 from .data_source import DataArguments
 from .environment import measured_on
 from .json_files import write_json
-from .prepack import can_prepack
+from .model.convert import load_vit
+from .model.prepack import can_prepack
 
 
 CALIBRATION = 8  # random images; they decide the scales of int8, not its speed

@@ -5,7 +5,7 @@ import tempfile
 import torch
 
 from .agents import parse_variant
-from .modeling_dynvit import DynViTForImageClassification
+from .model.modeling_dynvit import DynViTForImageClassification
 from .trainer import DynViTTrainer
 from .training_args import DynViTTrainingArguments
 from .training_step import TrainingStep

@@ -14,11 +14,11 @@ from transformers import AutoImageProcessor, PreTrainedConfig, ViTConfig, ViTFor
 from .benchmark_dense import OURS, dense_calls, twin
 from .benchmark_runtimes import Exported
 from .benchmark_speed import DTYPES, rounds_within, with_progress
-from .configuration_dynvit import DynViTConfig
 from .data import ImageDataset, load_validation
 from .memory import kept_mib, peak_mib
-from .modeling_dynvit import DynViTForImageClassification
-from .prepack import is_prepacked
+from .model.configuration_dynvit import DynViTConfig
+from .model.modeling_dynvit import DynViTForImageClassification
+from .model.prepack import is_prepacked
 from .timing import interleaved_seconds
 from .weight_digest import check_weights
 

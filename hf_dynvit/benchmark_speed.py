@@ -12,7 +12,7 @@ from .benchmark_decisions import draw_decisions, gate_entries, move
 from .benchmark_dense import OURS, dense_calls, twin
 from .benchmark_runtimes import Exported
 from .memory import kept_mib, peak_mib
-from .modeling_dynvit import DynViTForImageClassification
+from .model.modeling_dynvit import DynViTForImageClassification
 from .timing import interleaved_medians
 
 

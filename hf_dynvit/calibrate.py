@@ -5,7 +5,7 @@ from torch.utils.data import Subset
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
-from .gate import Gate
+from .model.gate import Gate
 
 
 logger = logging.get_logger("hf_dynvit.calibrate")

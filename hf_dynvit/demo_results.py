@@ -6,12 +6,12 @@ from transformers import ViTImageProcessorPil
 from .benchmark_dense import OURS
 from .benchmark_models import Entrant, time_batches
 from .card_tables import markdown_table
-from .cost import dense_macs
 from .environment import measured_on
 from .json_files import write_json
+from .model.cost import dense_macs
+from .model.modeling_dynvit import DynViTForImageClassification
+from .model.prepack import can_prepack
 from .model_card import write_model_card
-from .modeling_dynvit import DynViTForImageClassification
-from .prepack import can_prepack
 from .trainer import DynViTTrainer
 from .visualize import show_decisions
 

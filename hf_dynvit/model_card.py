@@ -9,8 +9,8 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from .card_tables import measured_table, pairs_table, results_table, throughput_table, usage_table
 from .environment import PACKAGE
-from .gates import GATES
 from .learned import gate_facts
+from .model.gates import GATES
 from .report_names import decides
 
 

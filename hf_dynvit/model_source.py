@@ -14,7 +14,7 @@ from transformers import (
     ViTImageProcessorPil,
 )
 
-from .modeling_dynvit import DynViTForImageClassification
+from .model.modeling_dynvit import DynViTForImageClassification
 from .start import start_from_mask
 from .weight_digest import check_weights
 

@@ -5,9 +5,9 @@ from accelerate.utils import broadcast
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
-from .cost import dense_macs, layer_costs, layer_shares
-from .gate import Exploration, Gate
 from .latency import layer_latencies
+from .model.cost import dense_macs, layer_costs, layer_shares
+from .model.gate import Exploration, Gate
 from .reinforce import (
     advantages,
     depth_weights,

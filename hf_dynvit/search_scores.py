@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from .cost import layer_shares
+from .model.cost import layer_shares
 from .reinforce import depth_weights, outcome, terminal_reward
 from .search_identity import differences
 

@@ -6,7 +6,7 @@ All that is not named here means what it means in transformers; tests/test_train
 from transformers.trainer_optimizer import is_optimizer_factory
 from transformers.utils import logging
 
-from .gate import Gate
+from .model.gate import Gate
 from .presets import preset_arguments, preset_of
 from .training_args import DynViTTrainingArguments
 

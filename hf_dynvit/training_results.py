@@ -6,10 +6,10 @@ from dataclasses import asdict
 import torch
 from transformers import AutoModelForImageClassification
 
-from .cost import dense_macs
 from .environment import measured_on
 from .learned import gate_facts
-from .modeling_dynvit import DynViTForImageClassification
+from .model.cost import dense_macs
+from .model.modeling_dynvit import DynViTForImageClassification
 from .trainer import DynViTTrainer
 from .weight_digest import weights_digest
 

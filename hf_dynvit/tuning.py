@@ -5,7 +5,7 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 from .calibrate import WIDEST, shift_gates
-from .gate import Gate
+from .model.gate import Gate
 from .reach import TOLERANCE, steady_range
 
 

@@ -74,7 +74,7 @@ def counted_attention(monkeypatch):
         weights = (query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5).softmax(-1)
         return weights @ value
 
-    from hf_dynvit import attention
+    from hf_dynvit.model import packed_attention as attention
 
     monkeypatch.setattr(attention, "scaled_dot_product_attention", plain)
 

@@ -3,7 +3,7 @@
 import torch
 
 from hf_dynvit import DynViTForImageClassification, LayerDecisions
-from hf_dynvit.gate import Score
+from hf_dynvit.model.gate import Score
 
 
 GATE_SETS = {

@@ -9,7 +9,7 @@ from torch import nn
 from torch.testing import assert_close
 from transformers.models.vit.modeling_vit import ViTMLP, ViTPatchEmbeddings
 
-from hf_dynvit.prepack import can_prepack
+from hf_dynvit.model.prepack import can_prepack
 
 
 prepacked = pytest.param(True, marks=pytest.mark.skipif(not can_prepack(), reason="this torch has no oneDNN"))
@@ -17,7 +17,7 @@ prepacked = pytest.param(True, marks=pytest.mark.skipif(not can_prepack(), reaso
 
 @pytest.fixture(autouse=True)
 def worth_it_at_any_size(monkeypatch):
-    monkeypatch.setattr("hf_dynvit.prepack.WORTH", 0)
+    monkeypatch.setattr("hf_dynvit.model.prepack.WORTH", 0)
 
 
 class Adapter(nn.Module):

@@ -10,7 +10,7 @@ from transformers import TrainerCallback
 
 from hf_dynvit import DynViTTrainingArguments
 from hf_dynvit.agents import AGENTS
-from hf_dynvit.cost import dense_macs
+from hf_dynvit.model.cost import dense_macs
 from hf_dynvit.training_clock import TrainingClock
 
 

@@ -7,7 +7,7 @@ from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
 from hf_dynvit import DynViTForImageClassification
-from hf_dynvit.cost import dense_macs
+from hf_dynvit.model.cost import dense_macs
 
 
 @pytest.mark.parametrize("layout", ["masked", "packed"])

@@ -5,8 +5,8 @@ import torch
 from models import GATE_SETS, gated, images, random_decisions, run
 from torch.testing import assert_close
 
-from hf_dynvit.cost import dense_macs
-from hf_dynvit.gate import Exploration
+from hf_dynvit.model.cost import dense_macs
+from hf_dynvit.model.gate import Exploration
 
 
 LAYERS = 3

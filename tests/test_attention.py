@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from hf_dynvit.attention import packed_attention
+from hf_dynvit.model.packed_attention import packed_attention
 
 
 def softmax_reference(query, key, value, lengths, heads, bias=None):

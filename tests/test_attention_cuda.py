@@ -4,7 +4,7 @@ import pytest
 import torch
 from models import EXTREMES, extreme_decisions, gated, images, random_decisions
 
-from hf_dynvit.attention import choose_kernel, packed_attention, varlen_attn
+from hf_dynvit.model.packed_attention import choose_kernel, packed_attention, varlen_attn
 
 
 DEVICE = "cuda"

@@ -97,7 +97,7 @@ def test_rows_relate_time_to_cost(vit, dtype):
 
 
 def test_replayed_forwards_run_their_gates(vit, monkeypatch):
-    from hf_dynvit.gate_patch import PatchGate
+    from hf_dynvit.model.gate_patch import PatchGate
 
     asked = []
     logits = PatchGate.logits

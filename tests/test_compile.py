@@ -5,7 +5,7 @@ import torch
 from models import GATE_SETS, gated, images
 from torch.testing import assert_close
 
-from hf_dynvit.prepack import can_prepack
+from hf_dynvit.model.prepack import can_prepack
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def test_the_masked_layout_exports_for_any_batch(tiny_vit):
 @pytest.mark.skipif(not can_prepack(), reason="this torch has no oneDNN")
 @pytest.mark.parametrize("used", [False, True])  # before, so that there are copies
 def test_prepacked_models_compile_whole_and_export(tiny_vit, fresh_compiler, monkeypatch, used):
-    monkeypatch.setattr("hf_dynvit.prepack.WORTH", 0)
+    monkeypatch.setattr("hf_dynvit.model.prepack.WORTH", 0)
     model = gated(tiny_vit(1), GATE_SETS["all"]).prepack()
     pixel_values = images(3)
     with torch.no_grad():

@@ -5,7 +5,7 @@ import json
 import pytest
 from transformers import AutoConfig
 
-import hf_dynvit.configuration_dynvit as configuration
+import hf_dynvit.model.configuration_dynvit as configuration
 from hf_dynvit import DynViTConfig
 
 

@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import ViTConfig
 
 from hf_dynvit import DynViTModel, LayerDecisions
-from hf_dynvit.cost import cost, dense_macs, layer_macs
+from hf_dynvit.model.cost import cost, dense_macs, layer_macs
 
 
 pytestmark = pytest.mark.usefixtures("counted_attention")

@@ -6,7 +6,7 @@ from models import GATE_SETS, gated, images, random_decisions, run
 from torch.testing import assert_close
 
 from hf_dynvit import LayerDecisions
-from hf_dynvit.gate import Exploration
+from hf_dynvit.model.gate import Exploration
 
 
 LAYERS = 3

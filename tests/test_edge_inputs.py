@@ -6,7 +6,7 @@ from models import GATE_SETS, gated, images, run
 from torch.testing import assert_close
 
 from hf_dynvit import LayerDecisions
-from hf_dynvit.prepack import can_prepack
+from hf_dynvit.model.prepack import can_prepack
 
 
 LAYERS = 3
@@ -32,7 +32,7 @@ def test_no_images_have_no_logits_and_no_cost(tiny_vit, name, attention, layout)
 @pytest.mark.parametrize("layout", ["packed", "masked"])
 @pytest.mark.parametrize("name", [*GATE_SETS, None])
 def test_an_image_that_is_not_a_number_has_no_finite_logits(tiny_vit, name, layout, value, monkeypatch):
-    monkeypatch.setattr("hf_dynvit.prepack.WORTH", 0)
+    monkeypatch.setattr("hf_dynvit.model.prepack.WORTH", 0)
     model = gated(tiny_vit(LAYERS), name and GATE_SETS[name])
     pixels = images(3)
     pixels[1, 0, 9, 9] = value

@@ -15,7 +15,7 @@ from hf_dynvit.benchmark_dense import FROZEN, OURS, Compiled, check_published, d
 from hf_dynvit.benchmark_models import open_models, time_batches
 from hf_dynvit.benchmark_speed import Setting, measure
 from hf_dynvit.data_source import DataArguments
-from hf_dynvit.prepack import is_prepacked
+from hf_dynvit.model.prepack import is_prepacked
 
 
 COMPILED = "ignore::DeprecationWarning"  # of the compiler's own imports

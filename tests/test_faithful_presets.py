@@ -11,7 +11,7 @@ from trainers import build_trainer, weights
 
 from hf_dynvit import DynViTForImageClassification, DynViTTrainingArguments
 from hf_dynvit.data_source import DataArguments
-from hf_dynvit.gate import Gate
+from hf_dynvit.model.gate import Gate
 from hf_dynvit.model_source import ModelArguments
 from hf_dynvit.presets import FAITHFUL, preset_arguments, preset_of
 from hf_dynvit.reinforce import layer_returns

@@ -13,7 +13,7 @@ from transformers import AutoModelForImageClassification
 
 from hf_dynvit import DynViTForImageClassification
 from hf_dynvit.agents import AGENTS
-from hf_dynvit.preset_gates import PRESET_GATES
+from hf_dynvit.model.preset_gates import PRESET_GATES
 
 
 FROZEN = Path(__file__).resolve().parent / "frozen"

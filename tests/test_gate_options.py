@@ -6,7 +6,7 @@ from models import GATE_SETS, gated, images, run
 from torch.testing import assert_close
 
 from hf_dynvit import DynViTForImageClassification, DynViTModel
-from hf_dynvit.gate import Exploration, cut, sample_straight_through
+from hf_dynvit.model.gate import Exploration, cut, sample_straight_through
 
 
 NAN, INF = float("nan"), float("inf")

@@ -7,9 +7,9 @@ import torch
 from models import GATE_SETS, gated, images
 
 from hf_dynvit import DynViTConfig, DynViTForImageClassification
-from hf_dynvit.gate import sample_straight_through
-from hf_dynvit.gates import GATES, build_gates
-from hf_dynvit.preset_gates import PRESET_GATES, preset_gates
+from hf_dynvit.model.gate import sample_straight_through
+from hf_dynvit.model.gates import GATES, build_gates
+from hf_dynvit.model.preset_gates import PRESET_GATES, preset_gates
 from hf_dynvit.presets import PRESET_ARGUMENTS
 
 

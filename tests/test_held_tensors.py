@@ -9,7 +9,7 @@ from torch.testing import assert_close
 from transformers.models.vit.modeling_vit import ViTLayer
 
 from hf_dynvit import LayerDecisions
-from hf_dynvit.prepack import can_prepack
+from hf_dynvit.model.prepack import can_prepack
 
 
 def tensors(value):

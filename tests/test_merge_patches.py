@@ -8,8 +8,8 @@ from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
 from hf_dynvit import DynViTForImageClassification
-from hf_dynvit.cost import dense_macs
-from hf_dynvit.embed import merge_patches, take_patches
+from hf_dynvit.model.cost import dense_macs
+from hf_dynvit.model.embed import merge_patches, take_patches
 
 
 FIRST_OF_EACH = torch.arange(4)
@@ -82,7 +82,7 @@ def test_what_left_still_learns(tiny_vit):
 
 @pytest.mark.parametrize("agent", ["agentvit-plus", "random", "fixed", "center"])
 def test_agents_merge_on_request_in_training_learning_and_evaluation(tiny_vit, tmp_path, monkeypatch, agent):
-    from hf_dynvit import encode
+    from hf_dynvit.model import encoder as encode
 
     merged = []
     monkeypatch.setattr(encode, "merge_patches", lambda x, patches: merged.append(1) or merge_patches(x, patches))
@@ -97,7 +97,7 @@ def test_agents_merge_on_request_in_training_learning_and_evaluation(tiny_vit, t
 
 
 def test_unless_asked_agents_remove(tiny_vit, tmp_path, monkeypatch):
-    from hf_dynvit import encode
+    from hf_dynvit.model import encoder as encode
 
     removed = []
     monkeypatch.setattr(encode, "take_patches", lambda x, patches: removed.append(1) or take_patches(x, patches))

@@ -5,7 +5,7 @@ import torch
 from models import images, run
 
 from hf_dynvit import DynViTForImageClassification
-from hf_dynvit.novelty import novelty, novelty_macs
+from hf_dynvit.model.novelty import novelty, novelty_macs
 
 
 NOVEL = [{"gate": "patch", "drop": True, "merge": True, "novelty": 16.0}]

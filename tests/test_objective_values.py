@@ -6,7 +6,7 @@ from models import images
 from trainers import build_trainer
 
 from hf_dynvit import LayerDecisions
-from hf_dynvit.gate import Gate
+from hf_dynvit.model.gate import Gate
 from hf_dynvit.objectives import usage_loss
 from hf_dynvit.reinforce import layer_returns, outcome, terminal_reward
 

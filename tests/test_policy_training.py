@@ -4,7 +4,7 @@ import pytest
 import torch
 from trainers import assert_same, build_trainer, weights
 
-from hf_dynvit.gate import draw
+from hf_dynvit.model.gate import draw
 from hf_dynvit.reinforce import advantages, policy_loss
 from hf_dynvit.training_args import DynViTTrainingArguments
 

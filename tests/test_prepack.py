@@ -9,7 +9,7 @@ import torch
 from models import EXTREMES, GATE_SETS, extreme_decisions, gated, images, run
 
 from hf_dynvit import DynViTForImageClassification
-from hf_dynvit.prepack import PrepackedLinear, can_prepack, is_prepacked, prepack
+from hf_dynvit.model.prepack import PrepackedLinear, can_prepack, is_prepacked, prepack
 
 
 pytestmark = pytest.mark.skipif(not can_prepack(), reason="this torch has no oneDNN")
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(not can_prepack(), reason="this torch has no one
 
 @pytest.fixture(autouse=True)
 def worth_it_at_any_size(monkeypatch):
-    monkeypatch.setattr("hf_dynvit.prepack.WORTH", 0)
+    monkeypatch.setattr("hf_dynvit.model.prepack.WORTH", 0)
 
 
 @pytest.fixture
@@ -140,7 +140,7 @@ def test_copies_and_files_hold_parameters_alone(vit):
 def test_small_products_stay_plain(monkeypatch):
     layer = torch.nn.Linear(8, 4).eval()
     prepack(layer)
-    monkeypatch.setattr("hf_dynvit.prepack.WORTH", 3 * 8 * 4)
+    monkeypatch.setattr("hf_dynvit.model.prepack.WORTH", 3 * 8 * 4)
     with torch.no_grad():
         assert layer.serves(torch.zeros(3, 8))
         assert not layer.serves(torch.zeros(2, 8))
@@ -150,6 +150,6 @@ def test_refusals(vit, monkeypatch):
     model = gated(vit, GATE_SETS["sublayer"])
     with pytest.raises(ValueError, match="on CPU, this one is on .'meta'"):
         copy.deepcopy(model).to("meta").prepack()
-    monkeypatch.setattr("hf_dynvit.prepack.PRODUCT", None)
+    monkeypatch.setattr("hf_dynvit.model.prepack.PRODUCT", None)
     with pytest.raises(ValueError, match="oneDNN"):
         prepack(model)

@@ -8,7 +8,7 @@ from models import GATE_SETS, gated, images, run
 from trainers import build_trainer
 
 from hf_dynvit import DynViTForImageClassification
-from hf_dynvit.prepack import PrepackedLinear, can_prepack
+from hf_dynvit.model.prepack import PrepackedLinear, can_prepack
 
 
 pytestmark = pytest.mark.skipif(not can_prepack(), reason="this torch has no oneDNN")
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(not can_prepack(), reason="this torch has no one
 
 @pytest.fixture(autouse=True)
 def worth_it_at_any_size(monkeypatch):
-    monkeypatch.setattr("hf_dynvit.prepack.WORTH", 0)
+    monkeypatch.setattr("hf_dynvit.model.prepack.WORTH", 0)
 
 
 def backward(model):

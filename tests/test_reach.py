@@ -7,7 +7,7 @@ from trainers import build_trainer, weights
 
 from hf_dynvit import calibrate as calibration
 from hf_dynvit.calibrate import calibrate
-from hf_dynvit.gate import Gate
+from hf_dynvit.model.gate import Gate
 from hf_dynvit.reach import check_budgets, cost_range
 
 

@@ -9,7 +9,7 @@ from transformers import AutoImageProcessor
 
 from hf_dynvit import DynViTForImageClassification
 from hf_dynvit.benchmark_dense import FROZEN, OURS
-from hf_dynvit.gate import Score
+from hf_dynvit.model.gate import Score
 from hf_dynvit.report_tables import command
 
 

@@ -8,7 +8,7 @@ from trainers import GATES, Images, assert_same, build_trainer, weights
 from transformers import Trainer, TrainingArguments
 
 from hf_dynvit import DynViTForImageClassification, DynViTTrainingArguments
-from hf_dynvit.gate import Gate
+from hf_dynvit.model.gate import Gate
 
 
 @pytest.fixture

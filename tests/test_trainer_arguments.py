@@ -11,7 +11,7 @@ from trainers import GATES, Images, assert_same, build_trainer, weights
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from hf_dynvit import DynViTForImageClassification, DynViTTrainer, DynViTTrainingArguments
-from hf_dynvit.gate import Gate
+from hf_dynvit.model.gate import Gate
 
 
 # Each does here what it does in the Trainer. What that means for gates, where it says more than that:

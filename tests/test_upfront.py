@@ -6,8 +6,9 @@ from models import gated, images, run
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hf_dynvit import encode, upfront
-from hf_dynvit.gate import Exploration
+from hf_dynvit.model import encoder as encode
+from hf_dynvit.model import lookahead as upfront
+from hf_dynvit.model.gate import Exploration
 
 
 LAYERS = [1, 2, 4]

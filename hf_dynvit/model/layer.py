@@ -15,9 +15,9 @@ from torch import nn
 from transformers.models.vit.modeling_vit import ViTAttention, ViTLayer
 
 from .gate import Exploration, LayerDecisions, TokenState
-from .masked import masked_attention_sublayer, masked_mlp_sublayer
+from .layer_masked import masked_attention_sublayer, masked_mlp_sublayer
+from .layer_packed import packed_attention_sublayer, packed_block, packed_mlp_sublayer
 from .merge import merge
-from .packed import packed_attention_sublayer, packed_block, packed_mlp_sublayer
 from .prepack import is_plain
 
 

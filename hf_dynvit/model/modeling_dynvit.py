@@ -9,9 +9,9 @@ from transformers import ViTModel
 from transformers.utils.generic import can_return_tuple
 
 from .convert import dynvit_config, load_vit
-from .encode import encode
-from .execute import LAYOUTS, NO_EXPLORATION
+from .encoder import encode
 from .gates import build_gates
+from .layer import LAYOUTS, NO_EXPLORATION
 from .outputs import DynViTClassifierOutput, DynViTModelOutput
 from .pretrained import DynViTPreTrainedModel
 

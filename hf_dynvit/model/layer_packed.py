@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from transformers.activations import GELUActivation
 from transformers.models.vit.modeling_vit import ViTMLP
 
-from .attention import packed_attention
+from .packed_attention import packed_attention
 from .prepack import PrepackedLinear, are_joinable, is_plain
 from .rows import add_rows, chunks, put_rows, take_rows, take_values, used_rows
 

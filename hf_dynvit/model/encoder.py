@@ -8,10 +8,10 @@ import torch
 from .compact import compact, in_full
 from .cost import cost
 from .embed import embed, merge_patches, take_patches
-from .execute import NO_EXPLORATION, NOTHING_DROPPED, run_layer
 from .gate import GATINGS
+from .layer import NO_EXPLORATION, NOTHING_DROPPED, run_layer
+from .lookahead import decide_ahead, read_entry
 from .rows import spread_nan
-from .upfront import decide_ahead, read_entry
 
 
 def encode(

@@ -9,7 +9,7 @@ from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.vit.modeling_vit import eager_attention_forward
 
-from .packed import spread_heads
+from .layer_packed import spread_heads
 
 
 def masked_attention_sublayer(layer, x, normed, tokens, use, heads, size):

@@ -1,0 +1,1 @@
+"""The model that travels to the Hub: configuration, layers in both layouts, gates, cost."""
