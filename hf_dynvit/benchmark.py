@@ -18,7 +18,7 @@ from .benchmark_models import compare
 from .benchmark_report import models_plot, models_table, speed_plot, speed_table
 from .benchmark_runtimes import RUNTIMES, Exported, check_runtimes
 from .benchmark_speed import DTYPES, SIZES, Setting, gated, measure, random_vit
-from .data_source import DataArguments
+from .data.rows import DataArguments
 from .environment import measured_on
 from .json_files import write_json
 from .model.convert import load_vit

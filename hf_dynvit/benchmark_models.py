@@ -14,7 +14,7 @@ from transformers import AutoImageProcessor, PreTrainedConfig, ViTConfig, ViTFor
 from .benchmark_dense import OURS, dense_calls, twin
 from .benchmark_runtimes import Exported
 from .benchmark_speed import DTYPES, rounds_within, with_progress
-from .data import ImageDataset, load_validation
+from .data.datasets import ImageDataset, load_validation
 from .memory import kept_mib, peak_mib
 from .model.configuration_dynvit import DynViTConfig
 from .model.modeling_dynvit import DynViTForImageClassification

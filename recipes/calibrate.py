@@ -19,7 +19,7 @@ from transformers import AutoImageProcessor
 from hf_dynvit.benchmark_models import open_models
 from hf_dynvit.benchmark_speed import DTYPES
 from hf_dynvit.calibrate import calibrate
-from hf_dynvit.data_source import DataArguments
+from hf_dynvit.data.rows import DataArguments
 from hf_dynvit.reach import check_budgets
 from hf_dynvit.settings import parse_settings
 

@@ -25,8 +25,8 @@ from hf_dynvit.agent_pictures import AGENT_PICTURES, draw_agent
 from hf_dynvit.agents import build_agent, parse_variant
 from hf_dynvit.comparison import FOUND, KIND, check_same
 from hf_dynvit.comparison_report import publish, save
-from hf_dynvit.data import SetEpoch, load_image_data
-from hf_dynvit.data_source import DataArguments
+from hf_dynvit.data.datasets import SetEpoch, load_image_data
+from hf_dynvit.data.rows import DataArguments
 from hf_dynvit.environment import measured_on
 from hf_dynvit.json_files import read_json
 from hf_dynvit.model_source import ModelArguments, load_base, load_model, load_teacher

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from hf_dynvit.benchmark_models import CALIBRATION_IMAGES, first_images, open_models, time_batches
 from hf_dynvit.benchmark_runtimes import RUNTIMES, Exported, check_runtimes
 from hf_dynvit.benchmark_speed import DTYPES
-from hf_dynvit.data_source import DataArguments
+from hf_dynvit.data.rows import DataArguments
 from hf_dynvit.environment import measured_on
 from hf_dynvit.json_files import write_json
 from hf_dynvit.learned import gate_facts

@@ -21,8 +21,8 @@ from transformers import AutoConfig, AutoImageProcessor
 
 from hf_dynvit import DynViTForImageClassification
 from hf_dynvit.benchmark_speed import DTYPES
-from hf_dynvit.data import load_image_data, load_validation
-from hf_dynvit.data_source import DataArguments
+from hf_dynvit.data.datasets import load_image_data, load_validation
+from hf_dynvit.data.rows import DataArguments
 from hf_dynvit.environment import measured_on
 from hf_dynvit.latency import layer_latencies
 from hf_dynvit.search import exhaustive, nsga2, pick

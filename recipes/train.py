@@ -21,8 +21,8 @@ from transformers import AutoConfig, TrainingArguments, set_seed
 from transformers.utils import logging
 
 from hf_dynvit.checkpoints import check_checkpoint, checkpoints, newest_complete, unusable
-from hf_dynvit.data import SetEpoch, load_image_data
-from hf_dynvit.data_source import DataArguments
+from hf_dynvit.data.datasets import SetEpoch, load_image_data
+from hf_dynvit.data.rows import DataArguments
 from hf_dynvit.export import burn_in
 from hf_dynvit.json_files import write_json
 from hf_dynvit.model_source import ModelArguments, load_base, load_model, load_teacher, naming

@@ -13,7 +13,7 @@ from hf_dynvit.benchmark_decisions import draw_decisions, gate_entries
 from hf_dynvit.benchmark_dense import OURS, dense_calls
 from hf_dynvit.benchmark_models import dense_vit, evaluate, open_models
 from hf_dynvit.benchmark_speed import DTYPES, Setting, gated, measure
-from hf_dynvit.data_source import DataArguments
+from hf_dynvit.data.rows import DataArguments
 
 
 SETS = [("patch+sublayer", 0.6), ("patch+sublayer+head", 0.6)]

@@ -9,9 +9,9 @@ from image_files import NAMES, processor, rows, write_folders, write_parquet
 from torch.utils.data import DataLoader
 from transformers import AutoImageProcessor, ViTConfig
 
-from hf_dynvit.data import ImageDataset, load_image_data, load_validation
-from hf_dynvit.data_source import DataArguments
-from hf_dynvit.image_transforms import EvalTransform, TrainTransform, crop_box
+from hf_dynvit.data.datasets import ImageDataset, load_image_data, load_validation
+from hf_dynvit.data.rows import DataArguments
+from hf_dynvit.data.transforms import EvalTransform, TrainTransform, crop_box
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 
-from hf_dynvit.digits import digit_canvases
+from hf_dynvit.data.digits import digit_canvases
 
 
 @pytest.fixture(scope="module")

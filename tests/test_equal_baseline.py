@@ -14,7 +14,7 @@ from hf_dynvit.benchmark_decisions import gate_entries
 from hf_dynvit.benchmark_dense import FROZEN, OURS, Compiled, check_published, dense_calls
 from hf_dynvit.benchmark_models import open_models, time_batches
 from hf_dynvit.benchmark_speed import Setting, measure
-from hf_dynvit.data_source import DataArguments
+from hf_dynvit.data.rows import DataArguments
 from hf_dynvit.model.prepack import is_prepacked
 
 

@@ -10,7 +10,7 @@ from recipe_place import RECIPES, train
 from trainers import build_trainer, weights
 
 from hf_dynvit import DynViTForImageClassification, DynViTTrainingArguments
-from hf_dynvit.data_source import DataArguments
+from hf_dynvit.data.rows import DataArguments
 from hf_dynvit.model.gate import Gate
 from hf_dynvit.model_source import ModelArguments
 from hf_dynvit.presets import FAITHFUL, preset_arguments, preset_of

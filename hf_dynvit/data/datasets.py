@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from transformers import TrainerCallback
 
-from .data_source import load_rows, split_names
-from .image_transforms import EvalTransform, TrainTransform, output_size
+from .rows import load_rows, split_names
+from .transforms import EvalTransform, TrainTransform, output_size
 from .labels import check_label_order, check_label_range, label_names
 
 
