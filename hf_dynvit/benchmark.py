@@ -13,14 +13,14 @@ import torch
 from tqdm import tqdm
 from transformers import HfArgumentParser, ViTConfig, ViTForImageClassification
 
-from .benchmark_decisions import draw_decisions
-from .benchmark_models import compare
 from .benchmark_report import models_plot, models_table, speed_plot, speed_table
-from .benchmark_runtimes import RUNTIMES, Exported, check_runtimes
-from .benchmark_speed import DTYPES, SIZES, Setting, gated, measure, random_vit
 from .data.rows import DataArguments
-from .environment import measured_on
-from .json_files import write_json
+from .measure.forwards import DTYPES, SIZES, Setting, gated, measure, random_vit
+from .measure.json_files import write_json
+from .measure.provenance import measured_on
+from .measure.random_decisions import draw_decisions
+from .measure.runtimes import RUNTIMES, Exported, check_runtimes
+from .measure.trained_models import compare
 from .model.convert import load_vit
 from .model.prepack import can_prepack
 

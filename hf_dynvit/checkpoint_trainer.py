@@ -4,7 +4,7 @@ import torch
 from transformers import Trainer
 
 from .checkpoints import check_checkpoint, newest_complete
-from .weight_digest import sign_weights
+from .measure.weight_digest import sign_weights
 
 
 class CheckpointTrainer(Trainer):

@@ -6,8 +6,8 @@ from pathlib import Path
 from transformers.utils import logging
 
 from .agent import FILE as AGENT_FILE
-from .json_files import read_json
-from .weight_digest import check_weights
+from .measure.json_files import read_json
+from .measure.weight_digest import check_weights
 
 
 logger = logging.get_logger("hf_dynvit.checkpoints")

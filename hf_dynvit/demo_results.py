@@ -3,11 +3,11 @@
 import torch
 from transformers import ViTImageProcessorPil
 
-from .benchmark_dense import OURS
-from .benchmark_models import Entrant, time_batches
 from .card_tables import markdown_table
-from .environment import measured_on
-from .json_files import write_json
+from .measure.dense import OURS
+from .measure.json_files import write_json
+from .measure.provenance import measured_on
+from .measure.trained_models import Entrant, time_batches
 from .model.cost import dense_macs
 from .model.modeling_dynvit import DynViTForImageClassification
 from .model.prepack import can_prepack

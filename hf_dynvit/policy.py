@@ -5,7 +5,7 @@ from accelerate.utils import broadcast
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
-from .latency import layer_latencies
+from .measure.latency import layer_latencies
 from .model.cost import dense_macs, layer_costs, layer_shares
 from .model.gate import Exploration, Gate
 from .reinforce import (

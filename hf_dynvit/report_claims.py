@@ -3,7 +3,7 @@
 import statistics
 from typing import NamedTuple
 
-from .benchmark_dense import OURS
+from .measure.dense import OURS
 from .report_policies import best_mask, dense_checkpoint, policies, trained_alike
 from .report_seeds import mean, percent
 from .report_tables import Commands, short, table

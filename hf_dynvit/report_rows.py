@@ -1,6 +1,6 @@
 """The rows of the results tables, from the JSON that trainings, evaluations, searches and benchmarks have written."""
 
-from .benchmark_dense import OURS
+from .measure.dense import OURS
 from .report_names import cost_spread, decides, random_masks, reported_on
 from .report_policies import masked
 from .report_seeds import mean, percent, seeds

@@ -1,6 +1,6 @@
 """What stands beside the speed tables: why a ratio can exceed what the MACs promise, and the dense model in other runtimes."""
 
-from .benchmark_dense import OURS
+from .measure.dense import OURS
 from .report_rows import processor
 from .report_tables import short
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from .benchmark_speed import DTYPES
+from .measure.forwards import DTYPES
 from .reinforce import REWARDS
 from .search import OBJECTIVES
 from .search_space import GRANULARITIES

@@ -3,7 +3,7 @@
 import csv
 
 from .export import burn_in
-from .json_files import write_json
+from .measure.json_files import write_json
 from .search_plot import front_plot
 
 

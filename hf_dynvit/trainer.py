@@ -9,6 +9,7 @@ from .agent import PatchAgent
 from .agent_evaluation import ChosenEvaluation
 from .calibrate import WORTH_A_WARNING, calibrate, calibration_images
 from .checkpoint_trainer import CheckpointTrainer
+from .measure.usage import UsageMeter
 from .metrics import compute_metrics as default_metrics
 from .objectives import budget_loss, distillation_loss, is_multi_label, usage_loss
 from .parameter_groups import learning, parameter_groups
@@ -19,7 +20,6 @@ from .schedule import GateSchedule
 from .task_loss import TaskLoss
 from .trainer_checks import check_arguments, check_trainer, compares, learns
 from .tuning import PackedTuning
-from .usage import UsageMeter
 
 
 logger = logging.get_logger("hf_dynvit.trainer")

@@ -6,12 +6,12 @@ from dataclasses import asdict
 import torch
 from transformers import AutoModelForImageClassification
 
-from .environment import measured_on
 from .learned import gate_facts
+from .measure.provenance import measured_on
+from .measure.weight_digest import weights_digest
 from .model.cost import dense_macs
 from .model.modeling_dynvit import DynViTForImageClassification
 from .trainer import DynViTTrainer
-from .weight_digest import weights_digest
 
 
 def collect(model_args, data_args, trainer, data, metrics, seconds):

@@ -27,8 +27,8 @@ from hf_dynvit.comparison import FOUND, KIND, check_same
 from hf_dynvit.comparison_report import publish, save
 from hf_dynvit.data.datasets import SetEpoch, load_image_data
 from hf_dynvit.data.rows import DataArguments
-from hf_dynvit.environment import measured_on
-from hf_dynvit.json_files import read_json
+from hf_dynvit.measure.json_files import read_json
+from hf_dynvit.measure.provenance import measured_on
 from hf_dynvit.model_source import ModelArguments, load_base, load_model, load_teacher
 from hf_dynvit.publish import drawn
 from hf_dynvit.settings import parse_settings

@@ -24,7 +24,7 @@ from hf_dynvit import DynViTForImageClassification, DynViTTrainer, DynViTTrainin
 from hf_dynvit.data.digits import digit_canvases
 from hf_dynvit.demo_results import PICTURE, TIMED_BATCHES, dense_sentence, difficulty_sentence, measure, table, write
 from hf_dynvit.demo_steps import plan, seconds_per_step
-from hf_dynvit.json_files import read_json
+from hf_dynvit.measure.json_files import read_json
 from hf_dynvit.settings import parse_settings
 
 

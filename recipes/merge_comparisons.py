@@ -14,7 +14,7 @@ sys.path[:] = [path for path in sys.path if Path(path or ".").resolve() != Path(
 
 from hf_dynvit.comparison import merge
 from hf_dynvit.comparison_report import publish
-from hf_dynvit.json_files import read_json
+from hf_dynvit.measure.json_files import read_json
 from hf_dynvit.settings import parse_settings
 
 

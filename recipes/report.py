@@ -14,12 +14,12 @@ from pathlib import Path
 # This folder holds an evaluate.py, which must not hide the library of that name.
 sys.path[:] = [path for path in sys.path if Path(path or ".").resolve() != Path(__file__).resolve().parent]
 
-from hf_dynvit.benchmark_dense import check_published
 from hf_dynvit.comparison import KIND
 from hf_dynvit.comparison_front import INTRODUCTION as COMPARED
 from hf_dynvit.comparison_front import front_comparison_rows
 from hf_dynvit.comparison_report import comparison_section
-from hf_dynvit.json_files import read_json
+from hf_dynvit.measure.dense import check_published
+from hf_dynvit.measure.json_files import read_json
 from hf_dynvit.report_claims import claims_section
 from hf_dynvit.report_front import INTRODUCTION, front_rows
 from hf_dynvit.report_rows import (

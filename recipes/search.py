@@ -20,11 +20,12 @@ from torch.utils.data import DataLoader
 from transformers import AutoConfig, AutoImageProcessor
 
 from hf_dynvit import DynViTForImageClassification
-from hf_dynvit.benchmark_speed import DTYPES
 from hf_dynvit.data.datasets import load_image_data, load_validation
 from hf_dynvit.data.rows import DataArguments
-from hf_dynvit.environment import measured_on
-from hf_dynvit.latency import layer_latencies
+from hf_dynvit.measure.forwards import DTYPES
+from hf_dynvit.measure.latency import layer_latencies
+from hf_dynvit.measure.provenance import measured_on
+from hf_dynvit.measure.weight_digest import check_weights
 from hf_dynvit.search import exhaustive, nsga2, pick
 from hf_dynvit.search_arguments import NOT_OF_SCORES, SearchArguments
 from hf_dynvit.search_identity import images_fingerprint, model_fingerprint
@@ -33,7 +34,6 @@ from hf_dynvit.search_results import save_picked, write_front
 from hf_dynvit.search_scores import MaskScores
 from hf_dynvit.search_space import MaskSpace
 from hf_dynvit.settings import parse_settings
-from hf_dynvit.weight_digest import check_weights
 
 
 def main(argv=None):

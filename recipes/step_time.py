@@ -20,13 +20,13 @@ from transformers import ViTForImageClassification
 
 from hf_dynvit import DynViTForImageClassification
 from hf_dynvit.benchmark_agents import agent_calls, agent_rows, agent_steps
-from hf_dynvit.benchmark_decisions import draw_decisions, gate_entries, move
-from hf_dynvit.benchmark_speed import rounds_within, with_progress
-from hf_dynvit.environment import measured_on
-from hf_dynvit.json_files import write_json
-from hf_dynvit.memory import peak_mib
+from hf_dynvit.measure.forwards import rounds_within, with_progress
+from hf_dynvit.measure.json_files import write_json
+from hf_dynvit.measure.memory import peak_mib
+from hf_dynvit.measure.provenance import measured_on
+from hf_dynvit.measure.random_decisions import draw_decisions, gate_entries, move
+from hf_dynvit.measure.timing import interleaved_medians
 from hf_dynvit.settings import parse_settings
-from hf_dynvit.timing import interleaved_medians
 
 
 KERNELS = ("eager", "sdpa")

@@ -9,11 +9,11 @@ from models import gated as random_gated
 from models import images
 
 from hf_dynvit.benchmark import main
-from hf_dynvit.benchmark_decisions import draw_decisions, gate_entries
-from hf_dynvit.benchmark_dense import OURS, dense_calls
-from hf_dynvit.benchmark_models import dense_vit, evaluate, open_models
-from hf_dynvit.benchmark_speed import DTYPES, Setting, gated, measure
 from hf_dynvit.data.rows import DataArguments
+from hf_dynvit.measure.dense import OURS, dense_calls
+from hf_dynvit.measure.forwards import DTYPES, Setting, gated, measure
+from hf_dynvit.measure.random_decisions import draw_decisions, gate_entries
+from hf_dynvit.measure.trained_models import dense_vit, evaluate, open_models
 
 
 SETS = [("patch+sublayer", 0.6), ("patch+sublayer+head", 0.6)]

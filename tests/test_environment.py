@@ -7,7 +7,7 @@ import subprocess
 import pytest
 import torch
 
-from hf_dynvit.environment import command_line, commit, device_name, instructions, measured_on, versions
+from hf_dynvit.measure.provenance import command_line, commit, device_name, instructions, measured_on, versions
 
 
 GIT_USER = {f"GIT_{who}_{what}": "a@b.c" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}

@@ -10,11 +10,11 @@ from models import images
 from recipe_place import END, START, report
 
 from hf_dynvit.benchmark import BenchmarkArguments
-from hf_dynvit.benchmark_decisions import gate_entries
-from hf_dynvit.benchmark_dense import FROZEN, OURS, Compiled, check_published, dense_calls
-from hf_dynvit.benchmark_models import open_models, time_batches
-from hf_dynvit.benchmark_speed import Setting, measure
 from hf_dynvit.data.rows import DataArguments
+from hf_dynvit.measure.dense import FROZEN, OURS, Compiled, check_published, dense_calls
+from hf_dynvit.measure.forwards import Setting, measure
+from hf_dynvit.measure.random_decisions import gate_entries
+from hf_dynvit.measure.trained_models import open_models, time_batches
 from hf_dynvit.model.prepack import is_prepacked
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hf_dynvit.memory import kept_mib, peak_mib
+from hf_dynvit.measure.memory import kept_mib, peak_mib
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,9 @@ from PIL import Image
 from transformers import ViTImageProcessor
 
 from hf_dynvit import DynViTForImageClassification
-from hf_dynvit.environment import measured_on
+from hf_dynvit.measure.provenance import measured_on
+from hf_dynvit.measure.usage import UsageMeter
 from hf_dynvit.model_card import layer_ranges, template_path, write_model_card
-from hf_dynvit.usage import UsageMeter
 
 
 GATES = [

@@ -8,7 +8,7 @@ from recipe_place import END, START, dial, evaluate, report
 from transformers import AutoImageProcessor
 
 from hf_dynvit import DynViTForImageClassification
-from hf_dynvit.benchmark_dense import FROZEN, OURS
+from hf_dynvit.measure.dense import FROZEN, OURS
 from hf_dynvit.model.gate import Score
 from hf_dynvit.report_tables import command
 

@@ -7,7 +7,7 @@ import torch
 from models import images
 
 from hf_dynvit.benchmark import BenchmarkArguments
-from hf_dynvit.benchmark_runtimes import Exported, check_runtimes
+from hf_dynvit.measure.runtimes import Exported, check_runtimes
 from hf_dynvit.report_speed import beyond_promise, runtime_rows
 
 

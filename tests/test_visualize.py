@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from hf_dynvit import DynViTForImageClassification, LayerDecisions
-from hf_dynvit.usage import UsageMeter
+from hf_dynvit.measure.usage import UsageMeter
 from hf_dynvit.visualize import default_layers, fade, plot_usage, show_decisions, unnormalise, used_patches
 
 

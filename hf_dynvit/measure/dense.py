@@ -8,8 +8,8 @@ import copy
 
 import torch
 
-from .model.modeling_dynvit import DynViTForImageClassification
-from .model.prepack import can_prepack
+from ..model.modeling_dynvit import DynViTForImageClassification
+from ..model.prepack import can_prepack
 
 
 KERNELS = ("eager", "sdpa")

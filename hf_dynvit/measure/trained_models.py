@@ -11,14 +11,14 @@ from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 from transformers import AutoImageProcessor, PreTrainedConfig, ViTConfig, ViTForImageClassification
 
-from .benchmark_dense import OURS, dense_calls, twin
-from .benchmark_runtimes import Exported
-from .benchmark_speed import DTYPES, rounds_within, with_progress
-from .data.datasets import ImageDataset, load_validation
+from ..data.datasets import ImageDataset, load_validation
+from ..model.configuration_dynvit import DynViTConfig
+from ..model.modeling_dynvit import DynViTForImageClassification
+from ..model.prepack import is_prepacked
+from .dense import OURS, dense_calls, twin
+from .forwards import DTYPES, rounds_within, with_progress
 from .memory import kept_mib, peak_mib
-from .model.configuration_dynvit import DynViTConfig
-from .model.modeling_dynvit import DynViTForImageClassification
-from .model.prepack import is_prepacked
+from .runtimes import Exported
 from .timing import interleaved_seconds
 from .weight_digest import check_weights
 

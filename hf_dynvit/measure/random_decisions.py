@@ -5,8 +5,8 @@ Letters: B images, N tokens ([CLS] first), H heads, L layers.
 
 import torch
 
-from .model.cost import cost
-from .model.gate import LayerDecisions
+from ..model.cost import cost
+from ..model.gate import LayerDecisions
 
 
 GATE_KINDS = ("patch", "sublayer", "head", "block")

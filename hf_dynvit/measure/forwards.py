@@ -8,11 +8,11 @@ import torch
 from tqdm import tqdm
 from transformers import ViTConfig, ViTForImageClassification
 
-from .benchmark_decisions import draw_decisions, gate_entries, move
-from .benchmark_dense import OURS, dense_calls, twin
-from .benchmark_runtimes import Exported
+from ..model.modeling_dynvit import DynViTForImageClassification
+from .dense import OURS, dense_calls, twin
 from .memory import kept_mib, peak_mib
-from .model.modeling_dynvit import DynViTForImageClassification
+from .random_decisions import draw_decisions, gate_entries, move
+from .runtimes import Exported
 from .timing import interleaved_medians
 
 
