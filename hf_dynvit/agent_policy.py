@@ -19,7 +19,7 @@ from .agent_base import Agent, build_seeded, choice, linear_macs, load_optimizer
 from .agent_math import draw_with_rest, kept_count, order_log_prob, pair_loss
 from .agent_scorer import PatchScorer, feature_count, patch_features, pixel_novelty_macs
 from .agent_signal import input_macs, input_tokens
-from .reinforce import outcome
+from .objectives.reinforce import outcome
 
 
 class SubsetPolicy(Agent):

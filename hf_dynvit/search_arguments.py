@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import torch
 
 from .measure.forwards import DTYPES
-from .reinforce import REWARDS
+from .objectives.reinforce import REWARDS
 from .search import OBJECTIVES
 from .search_space import GRANULARITIES
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from .model.cost import layer_shares
-from .reinforce import depth_weights, outcome, terminal_reward
+from .objectives.reinforce import depth_weights, outcome, terminal_reward
 from .search_identity import differences
 
 

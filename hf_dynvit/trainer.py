@@ -11,13 +11,13 @@ from .calibrate import WORTH_A_WARNING, calibrate, calibration_images
 from .checkpoint_trainer import CheckpointTrainer
 from .measure.usage import UsageMeter
 from .metrics import compute_metrics as default_metrics
-from .objectives import budget_loss, distillation_loss, is_multi_label, usage_loss
+from .objectives.policy_gradient import PolicyObjective
+from .objectives.straight_through import budget_loss, distillation_loss, is_multi_label, usage_loss
+from .objectives.task_loss import TaskLoss
 from .parameter_groups import learning, parameter_groups
-from .policy import PolicyObjective
 from .processes import draw_alike, draw_apart, prepare_processes, refuse_sharding
 from .reach import check_budgets
 from .schedule import GateSchedule
-from .task_loss import TaskLoss
 from .trainer_checks import check_arguments, check_trainer, compares, learns
 from .tuning import PackedTuning
 

@@ -7,7 +7,7 @@ from transformers import TrainingArguments
 
 from .agent_evaluation import AGENT_EVALUATIONS
 from .agents import AGENTS
-from .reinforce import COST_WEIGHTS, RETURNS, REWARDS
+from .objectives.reinforce import COST_WEIGHTS, RETURNS, REWARDS
 
 
 OBJECTIVES = ("cost", "usage", "reinforce")

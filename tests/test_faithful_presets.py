@@ -13,8 +13,8 @@ from hf_dynvit import DynViTForImageClassification, DynViTTrainingArguments
 from hf_dynvit.data.rows import DataArguments
 from hf_dynvit.model.gate import Gate
 from hf_dynvit.model_source import ModelArguments
+from hf_dynvit.objectives.reinforce import layer_returns
 from hf_dynvit.presets import FAITHFUL, preset_arguments, preset_of
-from hf_dynvit.reinforce import layer_returns
 from hf_dynvit.settings import parse_settings
 
 

@@ -10,8 +10,15 @@ from torch.testing import assert_close
 from hf_dynvit import DynViTForImageClassification, LayerDecisions
 from hf_dynvit.model.gate import Exploration, Gate, draw
 from hf_dynvit.model.preset_gates import PRESET_GATES
+from hf_dynvit.objectives.reinforce import (
+    advantages,
+    depth_weights,
+    layer_returns,
+    outcome,
+    policy_loss,
+    terminal_reward,
+)
 from hf_dynvit.presets import PRESET_ARGUMENTS, preset_arguments
-from hf_dynvit.reinforce import advantages, depth_weights, layer_returns, outcome, policy_loss, terminal_reward
 from hf_dynvit.training_args import DynViTTrainingArguments
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from trainers import assert_same, build_trainer, weights
 
-from hf_dynvit.running import RunningMoments
+from hf_dynvit.objectives.running_means import RunningMoments
 
 
 BLOCKS = [{"gate": "block", "layers": [1, 2], "value_width": 8}]

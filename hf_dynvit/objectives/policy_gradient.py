@@ -5,9 +5,9 @@ from accelerate.utils import broadcast
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
-from .measure.latency import layer_latencies
-from .model.cost import dense_macs, layer_costs, layer_shares
-from .model.gate import Exploration, Gate
+from ..measure.latency import layer_latencies
+from ..model.cost import dense_macs, layer_costs, layer_shares
+from ..model.gate import Exploration, Gate
 from .reinforce import (
     advantages,
     depth_weights,
@@ -17,7 +17,7 @@ from .reinforce import (
     terminal_reward,
     value_loss,
 )
-from .running import RunningMoments
+from .running_means import RunningMoments
 
 
 class PolicyObjective(TrainerCallback, ExportableState):

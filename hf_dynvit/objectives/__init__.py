@@ -1,0 +1,1 @@
+"""What teaches gates: one objective per file."""
