@@ -4,7 +4,7 @@ import tempfile
 
 import torch
 
-from .agents import parse_variant
+from .agents.shelf import parse_variant
 from .model.modeling_dynvit import DynViTForImageClassification
 from .trainer import DynViTTrainer
 from .training_args import DynViTTrainingArguments

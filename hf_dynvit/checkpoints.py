@@ -5,7 +5,7 @@ from pathlib import Path
 
 from transformers.utils import logging
 
-from .agent import FILE as AGENT_FILE
+from .agents.callback import FILE as AGENT_FILE
 from .measure.json_files import read_json
 from .measure.weight_digest import check_weights
 

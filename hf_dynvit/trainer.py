@@ -5,8 +5,8 @@ from torch.utils.data import DataLoader
 from transformers import default_data_collator
 from transformers.utils import logging
 
-from .agent import PatchAgent
-from .agent_evaluation import ChosenEvaluation
+from .agents.callback import PatchAgent
+from .agents.evaluation import ChosenEvaluation
 from .calibrate import WORTH_A_WARNING, calibrate, calibration_images
 from .checkpoint_trainer import CheckpointTrainer
 from .measure.usage import UsageMeter

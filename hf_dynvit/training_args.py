@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 import yaml
 from transformers import TrainingArguments
 
-from .agent_evaluation import AGENT_EVALUATIONS
-from .agents import AGENTS
+from .agents.evaluation import AGENT_EVALUATIONS
+from .agents.shelf import AGENTS
 from .objectives.reinforce import COST_WEIGHTS, RETURNS, REWARDS
 
 

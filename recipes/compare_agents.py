@@ -22,7 +22,7 @@ from transformers import set_seed
 from transformers.utils import logging
 
 from hf_dynvit.agent_pictures import AGENT_PICTURES, draw_agent
-from hf_dynvit.agents import build_agent, parse_variant
+from hf_dynvit.agents.shelf import build_agent, parse_variant
 from hf_dynvit.comparison import FOUND, KIND, check_same
 from hf_dynvit.comparison_report import publish, save
 from hf_dynvit.data.datasets import SetEpoch, load_image_data

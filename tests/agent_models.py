@@ -5,8 +5,8 @@ from models import images
 from trainers import build_trainer
 
 from hf_dynvit import DynViTForImageClassification
-from hf_dynvit.agent_base import Moment
-from hf_dynvit.agents import AGENTS
+from hf_dynvit.agents.base import Moment
+from hf_dynvit.agents.shelf import AGENTS
 
 
 LEARNING = ("agentvit", "agentvit-dqn", "agentvit-plus")

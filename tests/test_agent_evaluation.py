@@ -9,7 +9,7 @@ from trainers import assert_same
 from transformers import TrainerCallback
 
 from hf_dynvit import DynViTTrainingArguments
-from hf_dynvit.agents import AGENTS
+from hf_dynvit.agents.shelf import AGENTS
 from hf_dynvit.model.cost import dense_macs
 from hf_dynvit.training_clock import TrainingClock
 
@@ -41,7 +41,7 @@ def test_the_cost_contains_what_the_agent_computes(tiny_vit, tmp_path, monkeypat
     def plain(query, key, value, scale):
         return (query @ key.transpose(-1, -2) * scale).softmax(-1) @ value
 
-    monkeypatch.setattr("hf_dynvit.agent_signal.F.scaled_dot_product_attention", plain)
+    monkeypatch.setattr("hf_dynvit.agents.features.F.scaled_dot_product_attention", plain)
     trainer = agent_trainer(tiny_vit, tmp_path, agent, desired=6, agent_evaluation="chosen")
     model, inputs = trainer.model.eval(), {"pixel_values": images(2), "labels": torch.tensor([0, 1])}
     with torch.no_grad(), FlopCounterMode(display=False) as counter:

@@ -6,10 +6,10 @@ from agent_models import build, toy
 from models import images
 from torch.testing import assert_close
 
-from hf_dynvit.agent_base import Moment, parse_options
-from hf_dynvit.agent_math import draw_order, draw_with_rest
-from hf_dynvit.agent_policy import SubsetPolicy
-from hf_dynvit.agent_scorer import patch_features, patch_places, patch_statistics, pixel_novelty
+from hf_dynvit.agents.agentvit_plus import SubsetPolicy
+from hf_dynvit.agents.base import Moment, parse_options
+from hf_dynvit.agents.q_learning import draw_order, draw_with_rest
+from hf_dynvit.agents.scorer import patch_features, patch_places, patch_statistics, pixel_novelty
 
 
 def generator(seed=0):
@@ -88,7 +88,7 @@ def test_a_share_to_explore_keeps_patches_in_training_that_the_scores_would_neve
 
 def test_chance_gets_no_credit_and_does_not_spoil_what_is_learned(tiny_vit, monkeypatch):
     credited = set()
-    from hf_dynvit import agent_policy
+    from hf_dynvit.agents import agentvit_plus as agent_policy
 
     original = agent_policy.order_log_prob
     monkeypatch.setattr(

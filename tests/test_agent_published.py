@@ -8,11 +8,11 @@ from agent_models import build
 from models import images
 from torch.testing import assert_close
 
-from hf_dynvit.agent_base import Moment
-from hf_dynvit.agent_math import above_mean, agentvit_reward, epsilon_at, patch_reward, polyak, q_target
-from hf_dynvit.agent_published import QNetwork
-from hf_dynvit.agent_replay import Replay, Transition
-from hf_dynvit.agent_signal import attention_signal, input_tokens
+from hf_dynvit.agents.agentvit import QNetwork
+from hf_dynvit.agents.base import Moment
+from hf_dynvit.agents.features import attention_signal, input_tokens
+from hf_dynvit.agents.q_learning import above_mean, agentvit_reward, epsilon_at, patch_reward, polyak, q_target
+from hf_dynvit.agents.replay import Replay, Transition
 
 
 def test_the_state_is_the_first_attention_averaged_over_channels(tiny_vit):
@@ -125,7 +125,7 @@ def test_the_schedule_of_the_published_training(tiny_vit, monkeypatch):
     push = agent.replay.push
     agent.state = lambda pixel_values: torch.zeros(1, 16)
     agent.replay.push = lambda transition: pushed.append(push(transition))
-    monkeypatch.setattr("hf_dynvit.agent_published.polyak", lambda *networks: updated.append(networks))
+    monkeypatch.setattr("hf_dynvit.agents.agentvit.polyak", lambda *networks: updated.append(networks))
     outputs = type("Outputs", (), {"loss": torch.tensor(1.0)})
     for epoch in range(100):
         for number in (49, 50, *range(100, 391, 50), 391):  # all others are like 49 and 391

@@ -7,12 +7,12 @@ from torch.testing import assert_close
 from trainers import assert_same, build_trainer, weights
 
 from hf_dynvit import DynViTTrainingArguments
-from hf_dynvit.agent import FILE, PatchAgent
-from hf_dynvit.agent_dqn import DQNAgent
-from hf_dynvit.agent_policy import SubsetPolicy
-from hf_dynvit.agent_published import AgentViTAgent
-from hf_dynvit.agent_signal import attention_signal
-from hf_dynvit.agents import AGENTS
+from hf_dynvit.agents.agentvit import AgentViTAgent
+from hf_dynvit.agents.agentvit_dqn import DQNAgent
+from hf_dynvit.agents.agentvit_plus import SubsetPolicy
+from hf_dynvit.agents.callback import FILE, PatchAgent
+from hf_dynvit.agents.features import attention_signal
+from hf_dynvit.agents.shelf import AGENTS
 
 
 @pytest.mark.parametrize("agent", AGENTS)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from trainers import assert_same, build_trainer, weights
 
 from hf_dynvit import DynViTForImageClassification
-from hf_dynvit.agent import FILE
+from hf_dynvit.agents.callback import FILE
 from hf_dynvit.checkpoints import newest_complete
 from hf_dynvit.measure.json_files import read_json, write_json
 from hf_dynvit.measure.weight_digest import check_weights, sign_weights

@@ -12,7 +12,7 @@ from torch.testing import assert_close
 from transformers import AutoModelForImageClassification
 
 from hf_dynvit import DynViTForImageClassification
-from hf_dynvit.agents import AGENTS
+from hf_dynvit.agents.shelf import AGENTS
 from hf_dynvit.model.preset_gates import PRESET_GATES
 
 

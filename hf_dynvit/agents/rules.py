@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import torch
 
-from .agent_base import Agent, share
-from .agent_math import kept_count
+from .base import Agent, share
+from .q_learning import kept_count
 
 
 class Rule(Agent):

@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 from transformers import TrainerCallback
 
-from .agent_base import Moment
-from .agents import build_agent
-from .model.cost import dense_macs
+from ..model.cost import dense_macs
+from .base import Moment
+from .shelf import build_agent
 
 
 FILE = "agent.pt"  # in each checkpoint; tensors only

@@ -6,8 +6,8 @@ Letters: B images, n patches, N = n + 1 tokens, D channels, H heads, d channels 
 import torch
 from torch.nn import functional as F
 
-from .model.cost import stem_macs
-from .model.embed import patch_tokens
+from ..model.cost import stem_macs
+from ..model.embed import patch_tokens
 
 
 @torch.no_grad()

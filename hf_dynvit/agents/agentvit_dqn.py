@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
-from .agent_math import q_target
-from .agent_published import AgentViTAgent
+from .agentvit import AgentViTAgent
+from .q_learning import q_target
 
 
 class DQNAgent(AgentViTAgent):

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .model.novelty import novelty, novelty_macs
+from ..model.novelty import novelty, novelty_macs
 
 
 class PatchScorer(nn.Module):

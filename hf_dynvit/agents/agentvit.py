@@ -15,8 +15,9 @@ from torch import nn
 from torch.nn import functional as F
 from transformers.utils import logging
 
-from .agent_base import Agent, build_seeded, linear_macs, load_optimizer_tensors, optimizer_tensors
-from .agent_math import (
+from .base import Agent, build_seeded, linear_macs, load_optimizer_tensors, optimizer_tensors
+from .features import attention_signal, attention_signal_macs
+from .q_learning import (
     above_mean,
     agentvit_reward,
     epsilon_at,
@@ -25,8 +26,7 @@ from .agent_math import (
     polyak,
     q_target,
 )
-from .agent_replay import Replay, Transition
-from .agent_signal import attention_signal, attention_signal_macs
+from .replay import Replay, Transition
 
 
 logger = logging.get_logger(__name__)

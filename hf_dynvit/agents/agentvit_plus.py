@@ -15,11 +15,11 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
-from .agent_base import Agent, build_seeded, choice, linear_macs, load_optimizer_tensors, optimizer_tensors, share
-from .agent_math import draw_with_rest, kept_count, order_log_prob, pair_loss
-from .agent_scorer import PatchScorer, feature_count, patch_features, pixel_novelty_macs
-from .agent_signal import input_macs, input_tokens
-from .objectives.reinforce import outcome
+from ..objectives.reinforce import outcome
+from .base import Agent, build_seeded, choice, linear_macs, load_optimizer_tensors, optimizer_tensors, share
+from .features import input_macs, input_tokens
+from .q_learning import draw_with_rest, kept_count, order_log_prob, pair_loss
+from .scorer import PatchScorer, feature_count, patch_features, pixel_novelty_macs
 
 
 class SubsetPolicy(Agent):

@@ -5,12 +5,12 @@ An agent is named alone ("random") or with options after a colon ("random:return
 
 import yaml
 
-from .agent_base import parse_options
-from .agent_dqn import DQNAgent
-from .agent_policy import SubsetPolicy
-from .agent_published import AgentViTAgent
-from .agent_rules import CenterRule, FixedRule, RandomRule
-from .model.gate import Gate
+from ..model.gate import Gate
+from .agentvit import AgentViTAgent
+from .agentvit_dqn import DQNAgent
+from .agentvit_plus import SubsetPolicy
+from .base import parse_options
+from .rules import CenterRule, FixedRule, RandomRule
 
 
 # Name -> class, and the options that differ from the class's own.

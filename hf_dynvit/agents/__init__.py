@@ -1,0 +1,1 @@
+"""Patch agents: what a training forward runs on."""
