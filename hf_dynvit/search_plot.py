@@ -1,7 +1,7 @@
 """The picture of a search: every mask of the front, as chosen and as reported, and the model without a mask."""
 
 from .drawing import INK, MUTED, new_figure
-from .search import OBJECTIVES
+from .search.search import OBJECTIVES
 
 
 LABELS = {

@@ -7,10 +7,10 @@ import pytest
 import torch
 from models import gated, images
 
-from hf_dynvit.search_identity import differences, images_fingerprint, model_fingerprint
-from hf_dynvit.search_origin import images_from, reward_of, training_of
-from hf_dynvit.search_scores import MaskScores
-from hf_dynvit.search_space import MaskSpace
+from hf_dynvit.search.identity import differences, images_fingerprint, model_fingerprint
+from hf_dynvit.search.masks import MaskSpace
+from hf_dynvit.search.origin import images_from, reward_of, training_of
+from hf_dynvit.search.scores import MaskScores
 
 
 def training(**options):

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from .measure.json_files import read_json
+from ..measure.json_files import read_json
 
 
 FILE = "results.json"  # what recipes/train.py writes beside a model

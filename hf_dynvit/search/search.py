@@ -44,7 +44,7 @@ def nsga2(scores, objectives="error+cost", population=24, generations=20, seed=0
         ImportError: pymoo is not installed.
     """
     try:
-        from .search_nsga2 import run_nsga2
+        from .nsga2 import run_nsga2
     except ImportError as error:
         raise ImportError("NSGA-II needs pymoo: pip install 'hf_dynvit[search]'") from error
     _check(objectives)

@@ -2,7 +2,7 @@
 
 from transformers import ViTConfig, ViTForImageClassification
 
-from .model.modeling_dynvit import DynViTForImageClassification
+from ..model.modeling_dynvit import DynViTForImageClassification
 
 
 def burn_in(model):

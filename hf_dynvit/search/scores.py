@@ -5,9 +5,9 @@ from pathlib import Path
 
 import torch
 
-from .model.cost import layer_shares
-from .objectives.reinforce import depth_weights, outcome, terminal_reward
-from .search_identity import differences
+from ..model.cost import layer_shares
+from ..objectives.reinforce import depth_weights, outcome, terminal_reward
+from .identity import differences
 
 
 class MaskScores:

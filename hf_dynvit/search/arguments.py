@@ -4,10 +4,10 @@ from dataclasses import dataclass, field
 
 import torch
 
-from .measure.forwards import DTYPES
-from .objectives.reinforce import REWARDS
+from ..measure.forwards import DTYPES
+from ..objectives.reinforce import REWARDS
+from .masks import GRANULARITIES
 from .search import OBJECTIVES
-from .search_space import GRANULARITIES
 
 
 METHODS = ("auto", "nsga2", "exhaustive")

@@ -6,7 +6,7 @@ without training. Started at the mask, what is left to learn is where an image s
 
 import torch
 
-from .model.gate_block import BlockGate
+from ..model.gate_block import BlockGate
 
 
 INSIDE, OUTSIDE = 3.0, -2.0  # logits: what the mask keeps is drawn in 95 % of the cases, what it skips in 12 %

@@ -1,0 +1,1 @@
+"""Search for static masks, and what becomes of them."""
