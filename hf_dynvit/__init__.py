@@ -5,8 +5,8 @@ from transformers import AutoConfig, AutoModel, AutoModelForImageClassification
 from .model.configuration_dynvit import DynViTConfig
 from .model.gate import LayerDecisions
 from .model.modeling_dynvit import DynViTForImageClassification, DynViTModel
-from .trainer import DynViTTrainer
-from .training_args import DynViTTrainingArguments
+from .training.arguments import DynViTTrainingArguments
+from .training.trainer import DynViTTrainer
 
 
 __version__ = "0.1.0"

@@ -12,7 +12,7 @@ from .model.cost import dense_macs
 from .model.modeling_dynvit import DynViTForImageClassification
 from .model.prepack import can_prepack
 from .model_card import write_model_card
-from .trainer import DynViTTrainer
+from .training.trainer import DynViTTrainer
 from .visualize import show_decisions
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from .card_tables import measured_table, pairs_table, results_table, throughput_table, usage_table
-from .learned import gate_facts
 from .measure.provenance import PACKAGE
 from .model.gates import GATES
 from .report_names import decides
+from .training.learned import gate_facts
 
 
 TEMPLATE = "model_card_template.md"

@@ -16,12 +16,12 @@ import torch
 from torch.utils.data import DataLoader, Subset
 from transformers import AutoImageProcessor
 
-from hf_dynvit.calibrate import calibrate
 from hf_dynvit.data.rows import DataArguments
 from hf_dynvit.measure.forwards import DTYPES
 from hf_dynvit.measure.trained_models import open_models
-from hf_dynvit.reach import check_budgets
 from hf_dynvit.settings import parse_settings
+from hf_dynvit.training.calibration import calibrate
+from hf_dynvit.training.reach import check_budgets
 
 
 @dataclass

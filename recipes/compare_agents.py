@@ -29,13 +29,13 @@ from hf_dynvit.data.datasets import SetEpoch, load_image_data
 from hf_dynvit.data.rows import DataArguments
 from hf_dynvit.measure.json_files import read_json
 from hf_dynvit.measure.provenance import measured_on
-from hf_dynvit.model_source import ModelArguments, load_base, load_model, load_teacher
 from hf_dynvit.publish import drawn
 from hf_dynvit.settings import parse_settings
-from hf_dynvit.trainer import DynViTTrainer
-from hf_dynvit.training_args import DynViTTrainingArguments
-from hf_dynvit.training_clock import TrainingClock
-from hf_dynvit.training_step import TrainingStep
+from hf_dynvit.training.arguments import DynViTTrainingArguments
+from hf_dynvit.training.clock import TrainingClock
+from hf_dynvit.training.starting_model import ModelArguments, load_base, load_model, load_teacher
+from hf_dynvit.training.trainer import DynViTTrainer
+from hf_dynvit.training.training_step import TrainingStep
 
 
 logger = logging.get_logger("hf_dynvit.recipes")

@@ -18,17 +18,17 @@ from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 from hf_dynvit.data.rows import DataArguments
-from hf_dynvit.learned import gate_facts
 from hf_dynvit.measure.forwards import DTYPES
 from hf_dynvit.measure.json_files import write_json
 from hf_dynvit.measure.provenance import measured_on
 from hf_dynvit.measure.runtimes import RUNTIMES, Exported, check_runtimes
 from hf_dynvit.measure.trained_models import CALIBRATION_IMAGES, first_images, open_models, time_batches
 from hf_dynvit.measure.usage import UsageMeter
-from hf_dynvit.metrics import cost_spread
 from hf_dynvit.model.cost import dense_macs
 from hf_dynvit.model.prepack import can_prepack
 from hf_dynvit.settings import parse_settings
+from hf_dynvit.training.learned import gate_facts
+from hf_dynvit.training.metrics import cost_spread
 
 
 @dataclass

@@ -19,7 +19,6 @@ import torch
 from transformers import ViTForImageClassification
 
 from hf_dynvit import DynViTForImageClassification
-from hf_dynvit.benchmark_agents import agent_calls, agent_rows, agent_steps
 from hf_dynvit.measure.forwards import rounds_within, with_progress
 from hf_dynvit.measure.json_files import write_json
 from hf_dynvit.measure.memory import peak_mib
@@ -27,6 +26,7 @@ from hf_dynvit.measure.provenance import measured_on
 from hf_dynvit.measure.random_decisions import draw_decisions, gate_entries, move
 from hf_dynvit.measure.timing import interleaved_medians
 from hf_dynvit.settings import parse_settings
+from hf_dynvit.training.agent_steps import agent_calls, agent_rows, agent_steps
 
 
 KERNELS = ("eager", "sdpa")

@@ -4,7 +4,7 @@ import pytest
 from trainers import GATES, assert_same, build_trainer, weights
 
 from hf_dynvit import DynViTForImageClassification
-from hf_dynvit import trainer as training
+from hf_dynvit.training import trainer as training
 
 
 STEPS = {"save_strategy": "steps", "eval_strategy": "steps", "save_steps": 2, "eval_steps": 2}

@@ -5,9 +5,9 @@ import torch
 from trainers import GATES, Images, build_trainer
 
 from hf_dynvit import DynViTForImageClassification, DynViTTrainer, DynViTTrainingArguments
-from hf_dynvit import trainer as training
-from hf_dynvit import trainer_checks as checks
-from hf_dynvit.calibrate import WIDEST, calibration_images
+from hf_dynvit.training import checks
+from hf_dynvit.training import trainer as training
+from hf_dynvit.training.calibration import WIDEST, calibration_images
 
 
 NOVELTY = [{"gate": "patch", "drop": True, "novelty": 16.0}]

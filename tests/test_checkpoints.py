@@ -13,9 +13,9 @@ from trainers import assert_same, build_trainer, weights
 
 from hf_dynvit import DynViTForImageClassification
 from hf_dynvit.agents.callback import FILE
-from hf_dynvit.checkpoints import newest_complete
 from hf_dynvit.measure.json_files import read_json, write_json
 from hf_dynvit.measure.weight_digest import check_weights, sign_weights
+from hf_dynvit.training.checkpoints import newest_complete
 
 
 STEPS = {"save_strategy": "steps", "save_steps": 2, "max_steps": 6}

@@ -12,10 +12,10 @@ from trainers import build_trainer, weights
 from hf_dynvit import DynViTForImageClassification, DynViTTrainingArguments
 from hf_dynvit.data.rows import DataArguments
 from hf_dynvit.model.gate import Gate
-from hf_dynvit.model_source import ModelArguments
 from hf_dynvit.objectives.reinforce import layer_returns
-from hf_dynvit.presets import FAITHFUL, preset_arguments, preset_of
 from hf_dynvit.settings import parse_settings
+from hf_dynvit.training.presets import FAITHFUL, preset_arguments, preset_of
+from hf_dynvit.training.starting_model import ModelArguments
 
 
 FILES = [path for path in sorted(RECIPES.glob("*.yaml")) if "new_vit:" not in path.read_text()]  # may have gates

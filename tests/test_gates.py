@@ -10,7 +10,7 @@ from hf_dynvit import DynViTConfig, DynViTForImageClassification
 from hf_dynvit.model.gate import sample_straight_through
 from hf_dynvit.model.gates import GATES, build_gates
 from hf_dynvit.model.preset_gates import PRESET_GATES, preset_gates
-from hf_dynvit.presets import PRESET_ARGUMENTS
+from hf_dynvit.training.presets import PRESET_ARGUMENTS
 
 
 DRAWS = 200_000

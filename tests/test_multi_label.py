@@ -8,9 +8,9 @@ from trainers import weights
 from transformers import EvalPrediction
 
 from hf_dynvit import DynViTForImageClassification, DynViTTrainer, DynViTTrainingArguments
-from hf_dynvit.metrics import compute_metrics, multi_label_metrics
 from hf_dynvit.objectives.reinforce import outcome
 from hf_dynvit.objectives.straight_through import distillation_loss
+from hf_dynvit.training.metrics import compute_metrics, multi_label_metrics
 
 
 BLOCKS = [{"gate": "block", "layers": [0, 1], "value_width": 8}]

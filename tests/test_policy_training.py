@@ -6,7 +6,7 @@ from trainers import assert_same, build_trainer, weights
 
 from hf_dynvit.model.gate import draw
 from hf_dynvit.objectives.reinforce import advantages, policy_loss
-from hf_dynvit.training_args import DynViTTrainingArguments
+from hf_dynvit.training.arguments import DynViTTrainingArguments
 
 
 BLOCKS = [{"gate": "block", "layers": [1, 2], "value_width": 8}]

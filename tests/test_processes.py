@@ -7,7 +7,7 @@ from trainers import build_trainer
 from transformers import TrainingArguments
 from transformers.training_args import ParallelMode
 
-from hf_dynvit.processes import draw_alike, draw_apart, rank_seed, refuse_sharding
+from hf_dynvit.training.processes import draw_alike, draw_apart, rank_seed, refuse_sharding
 
 
 SUBLAYERS = [{"gate": "sublayer", "init_bias": 0.0}]

@@ -7,7 +7,7 @@ import re
 import pytest
 from recipe_place import END, RECIPES, START, compare, merge, report, step_time
 
-from hf_dynvit.training_args import DynViTTrainingArguments
+from hf_dynvit.training.arguments import DynViTTrainingArguments
 
 
 def published_rows(folder, file):

@@ -5,8 +5,8 @@ import yaml
 from image_files import write_folders
 from recipe_place import RECIPES, train
 
-from hf_dynvit.model_source import ModelArguments
 from hf_dynvit.settings import parse_settings
+from hf_dynvit.training.starting_model import ModelArguments
 
 
 def test_the_command_line_wins_over_the_file(place, tmp_path):

@@ -18,8 +18,8 @@ from hf_dynvit.objectives.reinforce import (
     policy_loss,
     terminal_reward,
 )
-from hf_dynvit.presets import PRESET_ARGUMENTS, preset_arguments
-from hf_dynvit.training_args import DynViTTrainingArguments
+from hf_dynvit.training.arguments import DynViTTrainingArguments
+from hf_dynvit.training.presets import PRESET_ARGUMENTS, preset_arguments
 
 
 BLOCKS = [{"gate": "block", "layers": [1, 2], "value_width": 8}]

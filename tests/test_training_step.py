@@ -6,7 +6,7 @@ from agent_models import LEARNING, agent_trainer, flat
 from models import images
 from trainers import assert_same, weights
 
-from hf_dynvit.training_step import TrainingStep
+from hf_dynvit.training.training_step import TrainingStep
 
 
 def batch():

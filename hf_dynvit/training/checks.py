@@ -6,12 +6,12 @@ All that is not named here means what it means in transformers; tests/test_train
 from transformers.trainer_optimizer import is_optimizer_factory
 from transformers.utils import logging
 
-from .model.gate import Gate
+from ..model.gate import Gate
+from .arguments import DynViTTrainingArguments
 from .presets import preset_arguments, preset_of
-from .training_args import DynViTTrainingArguments
 
 
-logger = logging.get_logger("hf_dynvit.trainer")
+logger = logging.get_logger("hf_dynvit.training.trainer")
 # These group or update the parameters themselves, and would give gates the rate of the body.
 OWN_GROUPS = ("galore_", "apollo_", "lomo", "adalomo")
 
@@ -123,5 +123,5 @@ def _warn_of_another_objective(args, config):
         logger.warning(
             f"the gates are those of preset {preset!r}, which are taught with objective {wanted!r}, not "
             f"{args.objective!r}: DynViTTrainingArguments(..., **preset_arguments({preset!r})) says how "
-            "(hf_dynvit.presets)"
+            "(hf_dynvit.training.presets)"
         )

@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 import yaml
 from transformers import TrainingArguments
 
-from .agents.evaluation import AGENT_EVALUATIONS
-from .agents.shelf import AGENTS
-from .objectives.reinforce import COST_WEIGHTS, RETURNS, REWARDS
+from ..agents.evaluation import AGENT_EVALUATIONS
+from ..agents.shelf import AGENTS
+from ..objectives.reinforce import COST_WEIGHTS, RETURNS, REWARDS
 
 
 OBJECTIVES = ("cost", "usage", "reinforce")

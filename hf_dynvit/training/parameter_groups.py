@@ -2,7 +2,7 @@
 
 from contextlib import contextmanager
 
-from .model.gate import Gate
+from ..model.gate import Gate
 
 
 def parameter_groups(model, args, decaying):

@@ -14,9 +14,9 @@ from transformers import (
     ViTImageProcessorPil,
 )
 
-from .measure.weight_digest import check_weights
-from .model.modeling_dynvit import DynViTForImageClassification
-from .search.start import start_from_mask
+from ..measure.weight_digest import check_weights
+from ..model.modeling_dynvit import DynViTForImageClassification
+from ..search.start import start_from_mask
 
 
 @dataclass

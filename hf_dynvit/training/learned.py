@@ -1,7 +1,7 @@
 """What results say of a model's gates: which there are, whose preset they are, and whether they have learned."""
 
-from .model.gate import Gate
-from .model.gates import GATES
+from ..model.gate import Gate
+from ..model.gates import GATES
 from .presets import preset_of
 
 

@@ -2,9 +2,9 @@
 
 import torch
 
-from .model.encoder import encode
-from .model.gate import Gate
-from .model.gate_random import RandomGate
+from ..model.encoder import encode
+from ..model.gate import Gate
+from ..model.gate_random import RandomGate
 
 
 SHUT = 1e4  # added to logits, it decides whatever else is in them

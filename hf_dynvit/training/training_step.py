@@ -2,7 +2,7 @@
 
 import torch
 
-from .measure.memory import peak_mib
+from ..measure.memory import peak_mib
 
 
 LATE = 10**6  # learning rounds into the training: silent epochs are over, and hardly any choice is left to chance

@@ -1,6 +1,6 @@
 """What changes for the gates in the course of a training: how they decide, what they may cost, how much is chance."""
 
-from .model.gate import Exploration
+from ..model.gate import Exploration
 
 
 class GateSchedule:

@@ -4,8 +4,8 @@ import torch
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
-from .calibrate import WIDEST, shift_gates
-from .model.gate import Gate
+from ..model.gate import Gate
+from .calibration import WIDEST, shift_gates
 from .reach import TOLERANCE, steady_range
 
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from transformers.training_args import ParallelMode
 
-from .model.gate import Gate
+from ..model.gate import Gate
 
 
 def prepare_processes(model, args):

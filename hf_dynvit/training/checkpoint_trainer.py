@@ -3,8 +3,8 @@
 import torch
 from transformers import Trainer
 
+from ..measure.weight_digest import sign_weights
 from .checkpoints import check_checkpoint, newest_complete
-from .measure.weight_digest import sign_weights
 
 
 class CheckpointTrainer(Trainer):

@@ -5,12 +5,12 @@ from pathlib import Path
 
 from transformers.utils import logging
 
-from .agents.callback import FILE as AGENT_FILE
-from .measure.json_files import read_json
-from .measure.weight_digest import check_weights
+from ..agents.callback import FILE as AGENT_FILE
+from ..measure.json_files import read_json
+from ..measure.weight_digest import check_weights
 
 
-logger = logging.get_logger("hf_dynvit.checkpoints")
+logger = logging.get_logger("hf_dynvit.training.checkpoints")
 STATE, PREFIX = "trainer_state.json", "checkpoint-"
 
 

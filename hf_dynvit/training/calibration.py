@@ -5,10 +5,10 @@ from torch.utils.data import Subset
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
-from .model.gate import Gate
+from ..model.gate import Gate
 
 
-logger = logging.get_logger("hf_dynvit.calibrate")
+logger = logging.get_logger("hf_dynvit.training.calibration")
 WORTH_A_WARNING = 0.02  # a cost that far from the budget is another one
 WIDEST = 16.0  # no shift of thresholds goes further: gates that are still open or closed there decide alike for all
 

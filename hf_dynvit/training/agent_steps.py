@@ -4,10 +4,10 @@ import tempfile
 
 import torch
 
-from .agents.shelf import parse_variant
-from .model.modeling_dynvit import DynViTForImageClassification
+from ..agents.shelf import parse_variant
+from ..model.modeling_dynvit import DynViTForImageClassification
+from .arguments import DynViTTrainingArguments
 from .trainer import DynViTTrainer
-from .training_args import DynViTTrainingArguments
 from .training_step import TrainingStep
 
 

@@ -6,11 +6,11 @@ from dataclasses import asdict
 import torch
 from transformers import AutoModelForImageClassification
 
+from ..measure.provenance import measured_on
+from ..measure.weight_digest import weights_digest
+from ..model.cost import dense_macs
+from ..model.modeling_dynvit import DynViTForImageClassification
 from .learned import gate_facts
-from .measure.provenance import measured_on
-from .measure.weight_digest import weights_digest
-from .model.cost import dense_macs
-from .model.modeling_dynvit import DynViTForImageClassification
 from .trainer import DynViTTrainer
 
 

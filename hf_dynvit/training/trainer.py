@@ -5,24 +5,24 @@ from torch.utils.data import DataLoader
 from transformers import default_data_collator
 from transformers.utils import logging
 
-from .agents.callback import PatchAgent
-from .agents.evaluation import ChosenEvaluation
-from .calibrate import WORTH_A_WARNING, calibrate, calibration_images
+from ..agents.callback import PatchAgent
+from ..agents.evaluation import ChosenEvaluation
+from ..measure.usage import UsageMeter
+from ..objectives.policy_gradient import PolicyObjective
+from ..objectives.straight_through import budget_loss, distillation_loss, is_multi_label, usage_loss
+from ..objectives.task_loss import TaskLoss
+from .calibration import WORTH_A_WARNING, calibrate, calibration_images
 from .checkpoint_trainer import CheckpointTrainer
-from .measure.usage import UsageMeter
+from .checks import check_arguments, check_trainer, compares, learns
 from .metrics import compute_metrics as default_metrics
-from .objectives.policy_gradient import PolicyObjective
-from .objectives.straight_through import budget_loss, distillation_loss, is_multi_label, usage_loss
-from .objectives.task_loss import TaskLoss
 from .parameter_groups import learning, parameter_groups
 from .processes import draw_alike, draw_apart, prepare_processes, refuse_sharding
 from .reach import check_budgets
 from .schedule import GateSchedule
-from .trainer_checks import check_arguments, check_trainer, compares, learns
 from .tuning import PackedTuning
 
 
-logger = logging.get_logger("hf_dynvit.trainer")
+logger = logging.get_logger("hf_dynvit.training.trainer")
 
 
 class DynViTTrainer(CheckpointTrainer):

@@ -1,0 +1,1 @@
+"""The ordinary Trainer, taught to train gates."""
