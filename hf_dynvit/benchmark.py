@@ -13,7 +13,6 @@ import torch
 from tqdm import tqdm
 from transformers import HfArgumentParser, ViTConfig, ViTForImageClassification
 
-from .benchmark_report import models_plot, models_table, speed_plot, speed_table
 from .data.rows import DataArguments
 from .measure.forwards import DTYPES, SIZES, Setting, gated, measure, random_vit
 from .measure.json_files import write_json
@@ -23,6 +22,7 @@ from .measure.runtimes import RUNTIMES, Exported, check_runtimes
 from .measure.trained_models import compare
 from .model.convert import load_vit
 from .model.prepack import can_prepack
+from .report.benchmark_tables import models_plot, models_table, speed_plot, speed_table
 
 
 CALIBRATION = 8  # random images; they decide the scales of int8, not its speed

@@ -21,15 +21,15 @@ sys.path[:] = [path for path in sys.path if Path(path or ".").resolve() != Path(
 from transformers import set_seed
 from transformers.utils import logging
 
-from hf_dynvit.agent_pictures import AGENT_PICTURES, draw_agent
 from hf_dynvit.agents.shelf import build_agent, parse_variant
-from hf_dynvit.comparison import FOUND, KIND, check_same
-from hf_dynvit.comparison_report import publish, save
 from hf_dynvit.data.datasets import SetEpoch, load_image_data
 from hf_dynvit.data.rows import DataArguments
 from hf_dynvit.measure.json_files import read_json
 from hf_dynvit.measure.provenance import measured_on
-from hf_dynvit.publish import drawn
+from hf_dynvit.report.agent_pictures import AGENT_PICTURES, draw_agent
+from hf_dynvit.report.comparison import FOUND, KIND, check_same
+from hf_dynvit.report.comparison_tables import publish, save
+from hf_dynvit.report.publish import drawn
 from hf_dynvit.settings import parse_settings
 from hf_dynvit.training.arguments import DynViTTrainingArguments
 from hf_dynvit.training.clock import TrainingClock

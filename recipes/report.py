@@ -14,15 +14,15 @@ from pathlib import Path
 # This folder holds an evaluate.py, which must not hide the library of that name.
 sys.path[:] = [path for path in sys.path if Path(path or ".").resolve() != Path(__file__).resolve().parent]
 
-from hf_dynvit.comparison import KIND
-from hf_dynvit.comparison_front import INTRODUCTION as COMPARED
-from hf_dynvit.comparison_front import front_comparison_rows
-from hf_dynvit.comparison_report import comparison_section
 from hf_dynvit.measure.dense import check_published
 from hf_dynvit.measure.json_files import read_json
-from hf_dynvit.report_claims import claims_section
-from hf_dynvit.report_front import INTRODUCTION, front_rows
-from hf_dynvit.report_rows import (
+from hf_dynvit.report.claims import claims_section
+from hf_dynvit.report.comparison import KIND
+from hf_dynvit.report.comparison_front import INTRODUCTION as COMPARED
+from hf_dynvit.report.comparison_front import front_comparison_rows
+from hf_dynvit.report.comparison_tables import comparison_section
+from hf_dynvit.report.front import INTRODUCTION, front_rows
+from hf_dynvit.report.result_rows import (
     benchmark_row,
     chosen_rows,
     circumstances,
@@ -32,9 +32,9 @@ from hf_dynvit.report_rows import (
     step_rows,
     training_row,
 )
-from hf_dynvit.report_seeds import by_seed
-from hf_dynvit.report_speed import beyond_promise, runtime_rows
-from hf_dynvit.report_tables import Commands, numbered, table
+from hf_dynvit.report.seeds import by_seed
+from hf_dynvit.report.speed import beyond_promise, runtime_rows
+from hf_dynvit.report.tables import Commands, numbered, table
 
 
 README = Path(__file__).resolve().parent / "README.md"

@@ -24,7 +24,7 @@ from hf_dynvit.data.datasets import SetEpoch, load_image_data
 from hf_dynvit.data.rows import DataArguments
 from hf_dynvit.measure.json_files import write_json
 from hf_dynvit.measure.weight_digest import sign_weights
-from hf_dynvit.publish import describe, push
+from hf_dynvit.report.publish import describe, push
 from hf_dynvit.search.export import burn_in
 from hf_dynvit.settings import parse_settings
 from hf_dynvit.training.arguments import DynViTTrainingArguments

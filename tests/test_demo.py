@@ -10,9 +10,9 @@ import torch
 from transformers import AutoImageProcessor
 
 from hf_dynvit import DynViTForImageClassification
-from hf_dynvit.demo_steps import LEAST, MOST, plan
 from hf_dynvit.measure.dense import dense_calls
 from hf_dynvit.measure.trained_models import dense_vit
+from hf_dynvit.report.demo_steps import LEAST, MOST, plan
 
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "demo.py"

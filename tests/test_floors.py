@@ -12,57 +12,75 @@ import hf_dynvit
 
 
 PACKAGE = Path(hf_dynvit.__file__).parent
-FILES = {path.stem: path for path in PACKAGE.glob("*.py")}
+FILES = {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in PACKAGE.rglob("*.py")}
 
-# From the ground up; the first four travel to the Hub. A new gate fits a pattern; a file without a floor stays at home.
-FLOORS = (
+# Rooms from the ground up; those that stand on one floor do not import each other.
+ROOMS = (("model", "data"), ("measure",), ("objectives",), ("agents", "search"), ("training",), ("report",))
+TOP = len(ROOMS)  # what stands beside the rooms
+# Inside the room that travels, from the ground up; a new gate or host fits a pattern.
+STOREYS = (
     (
-        *("configuration_dynvit", "cost", "gate", "attention", "embed", "rows", "prepack", "packed", "masked"),
-        *("merge", "novelty", "compact", "upfront", "options"),
+        *("configuration_dynvit", "cost", "gate", "packed_attention", "embed", "rows", "prepack"),
+        *("layer_packed", "layer_masked", "merge", "novelty", "compact", "lookahead", "options"),
     ),
     ("gates", "gate_*", "preset_gates"),
-    ("execute",),
-    ("convert", "encode", "outputs", "pretrained", "modeling_dynvit"),
+    ("layer",),
+    ("convert", "encoder", "outputs", "pretrained", "modeling_dynvit"),
 )
-HOME = len(FLOORS)
 TRAVELS_WITH = {"torch", "transformers", "huggingface_hub"}  # huggingface_hub: the check of the configuration's fields
 
 
+def room(name):
+    return name.rpartition(".")[0]
+
+
 def floor(name):
-    if name == "__init__":
-        return HOME + 1
-    return next((level for level, names in enumerate(FLOORS) if any(fnmatch(name, n) for n in names)), HOME)
+    """Number of a file's floor: its room's, above all of them for what has none."""
+    return next((level for level, rooms in enumerate(ROOMS) if name.split(".")[0] in rooms), TOP + (name == "__init__"))
+
+
+def storey(name):
+    """Number of a file's floor inside the room `model`."""
+    return next(level for level, names in enumerate(STOREYS) if any(fnmatch(name, f"model.{n}") for n in names))
 
 
 def imports(name):
-    return [
-        node for node in ast.walk(ast.parse(FILES[name].read_text())) if isinstance(node, ast.Import | ast.ImportFrom)
-    ]
+    tree = ast.parse(FILES[name].read_text())
+    return [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
 
 
 def siblings(name):
     """Files of the package that file `name` imports, absolute imports included."""
     found = set()
     for node in imports(name):
-        modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
-        if isinstance(node, ast.ImportFrom) and node.level and not node.module:
-            modules = [alias.name for alias in node.names]
-        if isinstance(node, ast.ImportFrom) and node.level:
-            found |= {module.split(".")[0] for module in modules}
+        if isinstance(node, ast.Import):
+            modules = [alias.name.split(".") for alias in node.names]
         else:
-            found |= {
-                (module.split(".") + ["__init__"])[1] for module in modules if module.split(".")[0] == "hf_dynvit"
-            }
-    return found
+            above = ["hf_dynvit", *name.split(".")][: -node.level] if node.level else []
+            module = above + (node.module.split(".") if node.module else [])
+            modules = [[*module, alias.name] for alias in node.names]
+        for module in modules:
+            if module[0] == "hf_dynvit":
+                paths = [".".join(module[1:end]) for end in range(len(module), 0, -1)]
+                paths += [f"{path}.__init__".removeprefix(".") for path in paths]
+                found |= {next(path for path in paths if path in FILES)}
+    return found - {name}
 
 
-TRAVELLING = sorted(name for name in FILES if floor(name) < HOME)
+TRAVELLING = sorted(name for name in FILES if room(name) == "model" and name != "model.__init__")
 
 
 @pytest.mark.parametrize("name", sorted(FILES))
 def test_imports_never_go_up(name):
-    above = {other for other in siblings(name) if floor(other) > floor(name)}
-    assert not above, f"{name} (floor {floor(name)}) imports {above}"
+    for other in siblings(name):
+        below = floor(other) < floor(name)
+        assert below or room(other) == room(name), f"{name} (floor {floor(name)}) imports {other} ({floor(other)})"
+
+
+@pytest.mark.parametrize("name", TRAVELLING)
+def test_imports_inside_the_travelling_room_never_go_up(name):
+    above = {other for other in siblings(name) if storey(other) > storey(name)}
+    assert not above, f"{name} (floor {storey(name)}) imports {above}"
 
 
 def test_imports_have_no_circles():
@@ -86,8 +104,14 @@ def test_a_travelling_file_needs_only_torch_transformers_and_flat_siblings(name)
 
 
 def test_what_travels_is_exactly_what_the_model_needs():
-    closure = {Path(file).stem for file in get_relative_import_files(FILES["modeling_dynvit"])}
-    assert closure | {"modeling_dynvit"} == set(TRAVELLING)
+    closure = {Path(file).stem for file in get_relative_import_files(FILES["model.modeling_dynvit"])}
+    assert {f"model.{name}" for name in closure | {"modeling_dynvit"}} == set(TRAVELLING)
+
+
+def test_every_folder_is_a_room():
+    rooms = {path.parent.name for path in FILES.values()} - {PACKAGE.name}
+    assert rooms == {name for floor in ROOMS for name in floor}
+    assert all(f"{name}.__init__" in FILES for name in rooms)
 
 
 @pytest.mark.parametrize("name", sorted(FILES))

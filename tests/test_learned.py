@@ -7,7 +7,7 @@ from transformers import EvalPrediction
 
 from hf_dynvit import DynViTForImageClassification
 from hf_dynvit.model.gate import Gate
-from hf_dynvit.report_names import decides
+from hf_dynvit.report.names import decides
 from hf_dynvit.training.calibration import shift_gates
 from hf_dynvit.training.learned import gate_facts
 from hf_dynvit.training.metrics import compute_metrics

@@ -12,7 +12,7 @@ from transformers import ViTImageProcessor
 from hf_dynvit import DynViTForImageClassification
 from hf_dynvit.measure.provenance import measured_on
 from hf_dynvit.measure.usage import UsageMeter
-from hf_dynvit.model_card import layer_ranges, template_path, write_model_card
+from hf_dynvit.report.model_card import layer_ranges, template_path, write_model_card
 
 
 GATES = [

@@ -10,7 +10,7 @@ from transformers import AutoImageProcessor
 from hf_dynvit import DynViTForImageClassification
 from hf_dynvit.measure.dense import FROZEN, OURS
 from hf_dynvit.model.gate import Score
-from hf_dynvit.report_tables import command
+from hf_dynvit.report.tables import command
 
 
 def test_evaluate_measures_what_training_reported_and_report_writes_the_tables(place, trained, tmp_path):

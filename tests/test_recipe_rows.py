@@ -10,7 +10,7 @@ from recipe_place import RECIPES, compare, report
 from transformers import ViTConfig, ViTForImageClassification
 
 from hf_dynvit import DynViTForImageClassification
-from hf_dynvit.report_names import decides
+from hf_dynvit.report.names import decides
 
 
 RULE = "[{gate: patch, drop: true, merge: true, novelty: 16, layers: [1]}]"

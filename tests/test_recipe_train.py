@@ -117,7 +117,7 @@ def test_new_classes_come_from_the_data(place):
 def test_what_is_pushed_has_no_checkpoints_or_arguments(place, trained, monkeypatch):
     from huggingface_hub.utils import filter_repo_objects
 
-    from hf_dynvit import publish
+    from hf_dynvit.report import publish
 
     pushed = {}
 

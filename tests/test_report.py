@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from hf_dynvit.report_seeds import by_seed, percent
-from hf_dynvit.report_speed import runtime_rows
-from hf_dynvit.report_tables import numbered
+from hf_dynvit.report.seeds import by_seed, percent
+from hf_dynvit.report.speed import runtime_rows
+from hf_dynvit.report.tables import numbered
 
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"

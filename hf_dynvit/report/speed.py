@@ -1,8 +1,8 @@
 """What stands beside the speed tables: why a ratio can exceed what the MACs promise, and the dense model in other runtimes."""
 
-from .measure.dense import OURS
-from .report_rows import processor
-from .report_tables import short
+from ..measure.dense import OURS
+from .result_rows import processor
+from .tables import short
 
 
 def beyond_promise(*runs):

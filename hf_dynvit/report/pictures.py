@@ -5,8 +5,8 @@ Letters: B images, C channels, N tokens ([CLS] first), L layers, P patches (N - 
 
 import torch
 
+from ..measure.usage import UsageMeter
 from .drawing import INK, PAGE, TRACK, chip, cost_bar, frame, image_grid, new_figure
-from .measure.usage import UsageMeter
 
 
 ATTENTION, MLP, HEADS = "#2a6fd6", "#e07b39", "#3b9b6d"

@@ -3,17 +3,17 @@
 import torch
 from transformers import ViTImageProcessorPil
 
+from ..measure.dense import OURS
+from ..measure.json_files import write_json
+from ..measure.provenance import measured_on
+from ..measure.trained_models import Entrant, time_batches
+from ..model.cost import dense_macs
+from ..model.modeling_dynvit import DynViTForImageClassification
+from ..model.prepack import can_prepack
+from ..training.trainer import DynViTTrainer
 from .card_tables import markdown_table
-from .measure.dense import OURS
-from .measure.json_files import write_json
-from .measure.provenance import measured_on
-from .measure.trained_models import Entrant, time_batches
-from .model.cost import dense_macs
-from .model.modeling_dynvit import DynViTForImageClassification
-from .model.prepack import can_prepack
 from .model_card import write_model_card
-from .training.trainer import DynViTTrainer
-from .visualize import show_decisions
+from .pictures import show_decisions
 
 
 TIMED_BATCHES = {1: 16, 32: 4}  # batch size -> how many different batches: single images differ most in cost

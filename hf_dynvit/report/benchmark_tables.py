@@ -5,7 +5,7 @@ from collections import defaultdict
 import matplotlib
 from matplotlib.figure import Figure
 
-from .measure.dense import OURS
+from ..measure.dense import OURS
 
 
 COLORS = matplotlib.color_sequences["tab10"]

@@ -2,8 +2,8 @@
 
 import csv
 
-from .measure.json_files import write_json
-from .search.export import burn_in
+from ..measure.json_files import write_json
+from ..search.export import burn_in
 from .search_plot import front_plot
 
 

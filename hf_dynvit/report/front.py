@@ -1,9 +1,9 @@
 """README's first table: each model beside the dense model, given and tuned, and beside random decisions, tuned alike."""
 
-from .report_names import cost_spread, decides, has_gates, merges, reported_on
-from .report_policies import masked, same_images, same_start, trained_alike
-from .report_seeds import mean, percent
-from .report_tables import short
+from .names import cost_spread, decides, has_gates, merges, reported_on
+from .policies import masked, same_images, same_start, trained_alike
+from .seeds import mean, percent
+from .tables import short
 
 
 ABSENT = "–"

@@ -3,10 +3,10 @@
 import statistics
 from typing import NamedTuple
 
-from .measure.dense import OURS
-from .report_policies import best_mask, dense_checkpoint, policies, trained_alike
-from .report_seeds import mean, percent
-from .report_tables import Commands, short, table
+from ..measure.dense import OURS
+from .policies import best_mask, dense_checkpoint, policies, trained_alike
+from .seeds import mean, percent
+from .tables import Commands, short, table
 
 
 class Claim(NamedTuple):

@@ -4,7 +4,7 @@ import statistics
 import time
 from typing import NamedTuple
 
-from .training.training_step import TrainingStep
+from ..training.training_step import TrainingStep
 
 
 LEAST, MOST = 120, 400  # steps: fewer teach too little to show anything, more change little

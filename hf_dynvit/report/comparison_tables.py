@@ -8,8 +8,8 @@ from pathlib import Path
 from transformers.utils import logging
 
 from .agent_pictures import curves_plot
-from .report_names import random_masks, reported_on
-from .report_tables import Commands, table
+from .names import random_masks, reported_on
+from .tables import Commands, table
 
 
 logger = logging.get_logger(__name__)

@@ -1,6 +1,6 @@
 """The tables of a model card, as Markdown; each is empty when nothing of it was measured."""
 
-from .report_tables import command
+from .tables import command
 
 
 ABSENT = "–"

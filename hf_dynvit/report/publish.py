@@ -8,7 +8,7 @@ from transformers.utils import logging
 
 from .agent_pictures import AGENT_PICTURES, draw_agent
 from .model_card import write_model_card
-from .visualize import plot_usage, show_decisions
+from .pictures import plot_usage, show_decisions
 
 
 logger = logging.get_logger(__name__)

@@ -1,10 +1,10 @@
 """The rows of the results tables, from the JSON that trainings, evaluations, searches and benchmarks have written."""
 
-from .measure.dense import OURS
-from .report_names import cost_spread, decides, random_masks, reported_on
-from .report_policies import masked
-from .report_seeds import mean, percent, seeds
-from .report_tables import short
+from ..measure.dense import OURS
+from .names import cost_spread, decides, random_masks, reported_on
+from .policies import masked
+from .seeds import mean, percent, seeds
+from .tables import short
 
 
 PROVENANCE = ("device", "dtype", "batch", "seed", "commit", "command")

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from ..measure.provenance import PACKAGE
+from ..model.gates import GATES
+from ..training.learned import gate_facts
 from .card_tables import measured_table, pairs_table, results_table, throughput_table, usage_table
-from .measure.provenance import PACKAGE
-from .model.gates import GATES
-from .report_names import decides
-from .training.learned import gate_facts
+from .names import decides
 
 
 TEMPLATE = "model_card_template.md"

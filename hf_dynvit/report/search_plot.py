@@ -1,7 +1,7 @@
 """The picture of a search: every mask of the front, as chosen and as reported, and the model without a mask."""
 
+from ..search.search import OBJECTIVES
 from .drawing import INK, MUTED, new_figure
-from .search.search import OBJECTIVES
 
 
 LABELS = {

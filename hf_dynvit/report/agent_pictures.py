@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from .drawing import INK, MUTED, PAGE, TRACK, frame, new_figure
-from .visualize import fade, unnormalise
+from .pictures import fade, unnormalise
 
 
 # File -> caption.

@@ -1,7 +1,7 @@
 """What README's first page says of comparisons of patch agents: ours, its unlearned twin, and what else the time buys."""
 
-from .comparison_report import ABSENT, summarise
-from .report_names import reported_on
+from .comparison_tables import ABSENT, summarise
+from .names import reported_on
 
 
 SAME_TIME = 0.02  # of the dense model's: smaller differences are noise

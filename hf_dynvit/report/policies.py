@@ -2,9 +2,9 @@
 
 from typing import NamedTuple
 
-from .report_names import has_gates, units
-from .report_seeds import mean
-from .report_tables import short
+from .names import has_gates, units
+from .seeds import mean
+from .tables import short
 
 
 SAME_COST = 0.02  # a static mask may cost this much more than the policy that it is compared with
