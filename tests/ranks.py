@@ -5,10 +5,8 @@ import os
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
-
-TESTS = Path(__file__).resolve().parent
+from places import TESTS
 
 
 def run_ranks(folder, ranks=2, resume=None, **options):

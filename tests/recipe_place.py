@@ -2,15 +2,13 @@
 
 import importlib.util
 import sys
-from pathlib import Path
 
 import yaml
 from image_files import save_checkpoint, write_parquet
+from places import RECIPES
 from transformers import ViTConfig, ViTForImageClassification
 
 
-ROOT = Path(__file__).resolve().parent.parent
-RECIPES = ROOT / "recipes"
 POLICY = "[{gate: block, value_width: 8, layers: [0, 1]}]"
 
 

@@ -6,6 +6,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
+from places import TESTS
 from transformers.dynamic_module_utils import get_relative_import_files
 
 import hf_dynvit
@@ -36,7 +37,9 @@ def room(name):
 
 def floor(name):
     """Number of a file's floor: its room's, above all of them for what has none."""
-    return next((level for level, rooms in enumerate(ROOMS) if name.split(".")[0] in rooms), TOP + (name == "__init__"))
+    return next(
+        (level for level, rooms in enumerate(ROOMS) if name.split(".")[0] in rooms), TOP + (name == "__init__")
+    )
 
 
 def storey(name):
@@ -118,3 +121,8 @@ def test_every_folder_is_a_room():
 def test_a_file_opens_with_a_sentence_that_says_what_it_is_for(name):
     docstring = ast.get_docstring(ast.parse(FILES[name].read_text()))
     assert docstring and docstring.split("\n\n")[0].rstrip().endswith((".", ":"))
+
+
+def test_tests_stand_in_the_same_rooms():
+    folders = {path.name for path in TESTS.iterdir() if any(path.glob("test_*.py"))}
+    assert folders == {name for floor in ROOMS for name in floor} | {"recipes"}

@@ -1,12 +1,12 @@
 """What must not change: saved models, names of weights, agents' checkpoints and tables, against files of an earlier day."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
 from agent_models import agent_trainer, flat
 from models import GATE_SETS
+from places import FROZEN
 from recipe_place import report
 from torch.testing import assert_close
 from transformers import AutoModelForImageClassification
@@ -16,7 +16,6 @@ from hf_dynvit.agents.shelf import AGENTS
 from hf_dynvit.model.preset_gates import PRESET_GATES
 
 
-FROZEN = Path(__file__).resolve().parent / "frozen"
 MODELS = sorted(path.name for path in (FROZEN / "models").iterdir())
 GATE_WEIGHTS = json.loads((FROZEN / "gate_weights.json").read_text())
 AGENT_STATE = json.loads((FROZEN / "agent_state.json").read_text())

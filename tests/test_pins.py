@@ -1,14 +1,13 @@
 """The pinned versions are complete: make installs them without looking for what they need."""
 
 from importlib import metadata
-from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from places import ROOT
 
 
-ROOT = Path(__file__).parent.parent
 DEMO, DEV = "constraints.txt", "constraints-dev.txt"
 
 

@@ -3,12 +3,11 @@
 import subprocess
 import sys
 import zipfile
-from pathlib import Path
 
 import pytest
+from places import ROOT
 
 
-ROOT = Path(__file__).resolve().parent.parent
 TRAIN = """
 import sys
 from pathlib import Path

@@ -3,9 +3,9 @@
 import importlib.util
 import json
 import sys
-from pathlib import Path
 
 import pytest
+from places import RECIPES
 
 from hf_dynvit.report.front import front_rows, rivals
 from hf_dynvit.report.names import cost_spread, decides, reported_on
@@ -182,7 +182,7 @@ def test_several_seeds_are_summed_up_and_a_model_is_timed_once():
 
 
 def load_report():
-    path = Path(__file__).resolve().parent.parent / "recipes" / "report.py"
+    path = RECIPES / "report.py"
     spec = importlib.util.spec_from_file_location("recipe_report_front", path)
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

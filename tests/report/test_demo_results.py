@@ -3,10 +3,10 @@
 import importlib.util
 import json
 import time
-from pathlib import Path
 
 import pytest
 import torch
+from places import RECIPES
 from transformers import AutoImageProcessor
 
 from hf_dynvit import DynViTForImageClassification
@@ -15,7 +15,7 @@ from hf_dynvit.measure.trained_models import dense_vit
 from hf_dynvit.report.demo_steps import LEAST, MOST, plan
 
 
-RECIPE = Path(__file__).parent.parent / "recipes" / "demo.py"
+RECIPE = RECIPES / "demo.py"
 TINY = ["--validation", "32", "--steps", "4", "--seconds", "0.1"]
 
 

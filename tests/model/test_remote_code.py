@@ -4,12 +4,12 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from fake_hub import FakeHub
 from models import GATE_SETS, gated, images
+from places import FROZEN
 from torch.testing import assert_close
 from transformers import AutoModel, AutoModelForImageClassification, ViTImageProcessor
 
@@ -148,7 +148,7 @@ def test_where_the_package_is_installed_no_trust_is_needed(model, tmp_path):
     assert type(AutoModel.from_pretrained(tmp_path)) is DynViTModel
 
 
-FROZEN_MODELS = Path(__file__).resolve().parent / "frozen" / "models"
+FROZEN_MODELS = FROZEN / "models"
 FROZEN_LOAD = """
 import torch
 from transformers import AutoModelForImageClassification

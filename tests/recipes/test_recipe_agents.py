@@ -5,7 +5,8 @@ import os
 import re
 
 import pytest
-from recipe_place import END, RECIPES, START, compare, merge, report, step_time
+from places import RECIPES
+from recipe_place import END, START, compare, merge, report, step_time
 
 from hf_dynvit.training.arguments import DynViTTrainingArguments
 

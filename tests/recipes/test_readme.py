@@ -1,13 +1,13 @@
 """The README's code runs as it stands, with a tiny checkpoint and made-up photos in place of the named ones."""
 
 import re
-from pathlib import Path
 
 import pytest
 from image_files import save_checkpoint, write_folders
+from places import ROOT
 
 
-README = Path(__file__).parents[1] / "README.md"
+README = ROOT / "README.md"
 CHECKPOINT = "google/vit-base-patch16-224"
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from image_files import NAMES, write_folders
-from recipe_place import RECIPES, ROOT, evaluate, train
+from places import RECIPES, ROOT
+from recipe_place import evaluate, train
 from safetensors.torch import load_file
 from transformers import AutoModelForImageClassification, ViTForImageClassification
 

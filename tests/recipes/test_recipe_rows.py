@@ -6,7 +6,8 @@ import re
 import pytest
 import torch
 import yaml
-from recipe_place import RECIPES, compare, report
+from places import RECIPES
+from recipe_place import compare, report
 from transformers import ViTConfig, ViTForImageClassification
 
 from hf_dynvit import DynViTForImageClassification

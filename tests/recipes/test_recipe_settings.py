@@ -3,7 +3,8 @@
 import pytest
 import yaml
 from image_files import write_folders
-from recipe_place import RECIPES, train
+from places import RECIPES
+from recipe_place import train
 
 from hf_dynvit.settings import parse_settings
 from hf_dynvit.training.starting_model import ModelArguments

@@ -6,7 +6,8 @@ import pytest
 import torch
 import yaml
 from models import images
-from recipe_place import RECIPES, train
+from places import RECIPES
+from recipe_place import train
 from trainers import build_trainer, weights
 
 from hf_dynvit import DynViTForImageClassification, DynViTTrainingArguments

@@ -4,17 +4,14 @@ import importlib.util
 import json
 import statistics
 import sys
-from pathlib import Path
 
 import pytest
 import yaml
+from places import RECIPES
 
 from hf_dynvit.report.seeds import by_seed, percent
 from hf_dynvit.report.speed import runtime_rows
 from hf_dynvit.report.tables import numbered
-
-
-RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 
 
 def load_report():
