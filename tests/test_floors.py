@@ -20,13 +20,11 @@ ROOMS = (("model", "data"), ("measure",), ("objectives",), ("agents", "search"),
 TOP = len(ROOMS)  # what stands beside the rooms
 # Inside the room that travels, from the ground up; a new gate or host fits a pattern.
 STOREYS = (
-    (
-        *("configuration_dynvit", "cost", "gate", "packed_attention", "embed", "rows", "prepack"),
-        *("layer_packed", "layer_masked", "merge", "novelty", "compact", "lookahead", "options"),
-    ),
-    ("gates", "gate_*", "preset_gates"),
+    ("configuration_dynvit", "cost", "gate", "packed_attention", "prepack", "rows", "novelty", "tokens"),
+    ("host_*", "layer_packed", "layer_masked"),
+    ("gates", "gate_*"),
     ("layer",),
-    ("convert", "encoder", "outputs", "pretrained", "modeling_dynvit"),
+    ("convert", "encoder", "modeling_dynvit"),
 )
 TRAVELS_WITH = {"torch", "transformers", "huggingface_hub"}  # huggingface_hub: the check of the configuration's fields
 

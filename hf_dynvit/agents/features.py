@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from ..model.cost import stem_macs
-from ..model.embed import patch_tokens
+from ..model.host_vit import patch_tokens
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@
 from transformers import PreTrainedConfig, ViTForImageClassification
 
 from .configuration_dynvit import DynViTConfig
-from .preset_gates import preset_gates
+from .gates import preset_gates
 
 
 def load_vit(source, **kwargs):

@@ -3,15 +3,16 @@
 Letters: B images, N tokens ([CLS] first), D channels, H heads, L layers.
 """
 
+from typing import NamedTuple
+
 import torch
 
-from .compact import compact, in_full
 from .cost import cost
-from .embed import embed, merge_patches, take_patches
-from .gate import GATINGS
+from .gate import GATINGS, Action
+from .host_vit import embed
 from .layer import NO_EXPLORATION, NOTHING_DROPPED, run_layer
-from .lookahead import decide_ahead, read_entry
 from .rows import spread_nan
+from .tokens import compact, in_full, merge_patches, take_patches
 
 
 def encode(
@@ -139,3 +140,44 @@ def _cost(model, decisions, asked, x, num_tokens, full_tokens, merging):
             alive = decision.attention_tokens.detach().sum(1, dtype=torch.float32)
     classes = model.num_labels if hasattr(model, "classifier") else 0
     return cost(model.config, decisions, x.shape[0], num_tokens, classes, gate_macs, x.device, full_tokens)
+
+
+class Ahead(NamedTuple):
+    """What a gate has decided before its layer's turn: its `Action`, and the images (B',) that run the layer."""
+
+    action: Action
+    images: torch.Tensor
+
+
+def read_entry(state, gates, x):
+    """The state, with what up-front gates read of x (B, N, D), if this is the first layer that has one."""
+    upfront = [gate for gate in gates.values() if gate.upfront]
+    if not upfront or state.entry is not None:
+        return state
+    return state._replace(entry=upfront[0].pool(x).unsqueeze(1))
+
+
+def decide_ahead(state, gates, gating, exploration):
+    """The state with the decisions of `gates`, K block gates, as each would take them in its layer's turn.
+
+    Args:
+        state: a `TokenState` with `entry`.
+        gating: `"threshold"` or `"act"`, which draws in the order of the layers.
+    """
+    if not gates:
+        return state._replace(ahead={})
+    if gating == "act":
+        actions = [gate.act(state.entry, exploration=exploration) for gate in gates]
+    else:
+        actions = [Action(gate(state.entry, gating)) for gate in gates]
+    keeps = torch.stack([action.keep[:, 0] for action in actions])  # (K, B)
+    counts = to_host(keeps.sum(1))
+    # Where the counts are known, the images need no crossing: the kept ones first, in their order.
+    order = keeps.to(torch.uint8).sort(dim=1, descending=True, stable=True).indices
+    plan = zip(gates, actions, order, counts, strict=True)
+    return state._replace(ahead={gate: Ahead(action, images[:count]) for gate, action, images, count in plan})
+
+
+def to_host(counts):
+    """The one place where a plan waits for the device: (K,) -> list."""
+    return counts.tolist()

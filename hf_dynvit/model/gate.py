@@ -6,8 +6,6 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from .options import check_options
-
 
 # How a forward decides. sample: stochastic, straight-through; act: stochastic, with log-probabilities for policy
 # gradients; threshold: deterministic; open: keep everything.
@@ -199,3 +197,47 @@ class Gate(nn.Module):
     def macs(self, num_tokens, alive=None):
         """Multiply-accumulates of one image with `num_tokens` tokens, of which `alive` are still there (None: all)."""
         return self.score.in_features * self.score.out_features
+
+
+WIDEST = 65_536  # of a value network
+
+
+def _number(value):
+    return isinstance(value, (int, float)) and type(value) is not bool and math.isfinite(value)
+
+
+ALLOWED = {
+    "init_bias": ("a finite number", _number),
+    "tau": ("positive and finite", lambda value: _number(value) and value > 0),
+    "threshold": ("in (0, 1)", lambda value: _number(value) and 0 < value < 1),
+    "novelty": ("a finite number of at least 0", lambda value: _number(value) and value >= 0),
+    "rate": ("in [0, 1]", lambda value: _number(value) and 0 <= value <= 1),
+    "value_width": (f"an integer in 0..{WIDEST}", lambda value: type(value) is int and 0 <= value <= WIDEST),
+    # Not what is merely true: "false" would be.
+    **dict.fromkeys(("drop", "merge", "upfront"), ("True or False", lambda value: type(value) is bool)),
+}
+
+
+def check_options(gate, **options):
+    """Refuse values that an option of a gate cannot have.
+
+    Args:
+        gate: what to call it. options: of those in `ALLOWED`.
+
+    Raises:
+        ValueError: it names the option, what is allowed, and the value.
+    """
+    for name, value in options.items():
+        allowed, fits = ALLOWED[name]
+        if not fits(value):
+            raise ValueError(f"{name} of {gate} must be {allowed}, got {value!r}")
+
+
+def check_choice(gate, name, value, choices):
+    """Refuse an option that is none of the words `choices`.
+
+    Raises:
+        ValueError: it names the option, the choices, and the value.
+    """
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{name} of {gate} must be one of {sorted(choices)}, got {value!r}")

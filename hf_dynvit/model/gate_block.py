@@ -1,7 +1,6 @@
 """The layer-skipping gate: a policy per layer reads one token and runs the block or passes it by."""
 
-from .gate import Exploration, Gate
-from .options import check_choice, check_options
+from .gate import Exploration, Gate, check_choice, check_options
 
 
 class BlockGate(Gate):

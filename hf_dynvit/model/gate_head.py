@@ -1,7 +1,6 @@
 """AdaViT's head gate: the [CLS] token entering a block decides which attention heads the image uses."""
 
-from .gate import Gate
-from .options import check_choice
+from .gate import Gate, check_choice
 
 
 class HeadGate(Gate):

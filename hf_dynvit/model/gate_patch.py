@@ -2,9 +2,8 @@
 
 import torch
 
-from .gate import Exploration, Gate, Score
+from .gate import Exploration, Gate, Score, check_choice, check_options
 from .novelty import novelty, novelty_macs
-from .options import check_choice, check_options
 
 
 class PatchGate(Gate):

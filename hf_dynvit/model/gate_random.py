@@ -2,9 +2,8 @@
 
 import torch
 
-from .gate import Action, Exploration
+from .gate import Action, Exploration, check_choice, check_options
 from .gate_patch import PatchGate
-from .options import check_choice, check_options
 
 
 class RandomGate(torch.nn.Module):

@@ -17,8 +17,8 @@ from transformers.models.vit.modeling_vit import ViTAttention, ViTLayer
 from .gate import Exploration, LayerDecisions, TokenState
 from .layer_masked import masked_attention_sublayer, masked_mlp_sublayer
 from .layer_packed import packed_attention_sublayer, packed_block, packed_mlp_sublayer
-from .merge import merge
 from .prepack import is_plain
+from .tokens import merge
 
 
 LAYOUTS = ("packed", "masked")

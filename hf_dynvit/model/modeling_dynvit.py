@@ -1,19 +1,144 @@
 """A Vision Transformer that spends computation per image: a native `ViTModel`, and gates that decide what it runs.
 
-Letters: B images, N tokens ([CLS] first), D channels, L layers, C classes.
+Letters: B images, N tokens ([CLS] first), D channels, H heads, L layers, C classes.
 """
+
+from collections import OrderedDict
+from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers import ViTModel
+from transformers import PreTrainedModel, ViTModel
+from transformers import initialization as init
+from transformers.modeling_outputs import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
+from .configuration_dynvit import DynViTConfig
 from .convert import dynvit_config, load_vit
 from .encoder import encode
+from .gate import Score
 from .gates import build_gates
 from .layer import LAYOUTS, NO_EXPLORATION
-from .outputs import DynViTClassifierOutput, DynViTModelOutput
-from .pretrained import DynViTPreTrainedModel
+from .prepack import prepack
+
+
+class OutputWithDecisions(ModelOutput):
+    """An output one of whose fields, `decisions`, has an entry per layer, where the others have one per image.
+
+    transformers' pipelines take a batch apart: they walk over `items()` and index each value by image, but leave out
+    an output within an output that holds no tensors of its own. So `items()` has the decisions in such a one, as
+    `ModelOutput(layers=decisions)`. The attribute, the key, the position in the tuple and `values()` give the
+    decisions as they are, and so does an output rebuilt from items (accelerate, copies, pickle).
+    """
+
+    def items(self):
+        items = OrderedDict(super().items())
+        if items.get("decisions") is not None:
+            items["decisions"] = ModelOutput(layers=items["decisions"])
+        return items.items()
+
+    def __getitem__(self, key):
+        return OrderedDict.__getitem__(self, key) if isinstance(key, str) else super().__getitem__(key)
+
+    def __setitem__(self, key, value):
+        super().__setitem__(key, value["layers"] if isinstance(value, ModelOutput) else value)
+
+
+@dataclass
+class DynViTModelOutput(OutputWithDecisions):
+    """Features of a `DynViTModel`.
+
+    Attributes:
+        last_hidden_state: (B, N, D), after the final LayerNorm.
+        cost: (B,) multiply-accumulates spent / those of the dense model.
+        decisions: L `LayerDecisions`, what each layer ran.
+        hidden_states: L + 1 tensors (B, N, D), on request.
+        attentions: L tensors (B, H, N, N), on request.
+    """
+
+    last_hidden_state: torch.FloatTensor | None = None
+    cost: torch.FloatTensor | None = None
+    decisions: tuple | None = None
+    hidden_states: tuple | None = None
+    attentions: tuple | None = None
+
+
+@dataclass
+class DynViTClassifierOutput(OutputWithDecisions):
+    """Logits (B, C) of a `DynViTForImageClassification`, the loss if labels were given, and the rest as in
+    `DynViTModelOutput`."""
+
+    loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    cost: torch.FloatTensor | None = None
+    decisions: tuple | None = None
+    hidden_states: tuple | None = None
+    attentions: tuple | None = None
+
+
+class DynViTPreTrainedModel(PreTrainedModel):
+    config: DynViTConfig
+    config_class = DynViTConfig
+    base_model_prefix = "vit"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False  # the gates' losses are means: the Trainer must divide by the accumulation steps
+    _no_split_modules = ["ViTEmbeddings", "ViTLayer"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_attention_backend = True
+    _input_embed_layer = "patch_embeddings"
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if isinstance(module, Score):  # open: nothing is skipped before the gates have learned to
+            init.constant_(module.weight, module.init_weight)
+            if module.bias is not None:
+                init.constant_(module.bias, module.init_bias)
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        """As in transformers.
+
+        Raises:
+            ValueError: gates with weights that are not finite, which would decide, but not by what they see.
+        """
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        gates = [(name, weight) for name, weight in model.gates.named_parameters() if not weight.is_meta]
+        broken = [f"gates.{name}" for name, weight in gates if not weight.isfinite().all()]
+        if broken:
+            raise ValueError(
+                f"{len(broken)} weights of gates hold numbers that are not finite, {broken[0]} first: the checkpoint is "
+                "damaged or its training diverged"
+            )
+        return loaded
+
+    def activation_checkpointing_enable(self, activation_checkpointing_kwargs=None, **options):
+        """Recompute layers in the backward pass; as in transformers, without the reentrant variant.
+
+        Raises:
+            ValueError: `use_reentrant=True`, which would lose the gradients that reach gates through the cost.
+        """
+        if (activation_checkpointing_kwargs or {}).get("use_reentrant"):
+            raise ValueError("activation checkpointing needs use_reentrant=False: decisions carry gradients too")
+        super().activation_checkpointing_enable(activation_checkpointing_kwargs, **options)
+
+    def prepack(self):
+        """For inference on CPU: keep the layers' weights also in the order that its products want. Returns the model.
+
+        The result is the same and faster, most in float32, at the price of these weights' memory once more. The
+        copies are for evaluation without gradient alone: they are dropped when the model trains, moves or computes with
+        gradient, and renewed when weights change; after changing single elements of `weight.data`, call it again.
+        Compiled and exported graphs hold the plain products.
+
+        Raises:
+            ValueError: a model that is not on CPU, or a torch without oneDNN.
+        """
+        prepack(self.vit.layers)
+        return self
 
 
 class DynViTModel(DynViTPreTrainedModel):

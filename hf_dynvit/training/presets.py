@@ -14,7 +14,7 @@
    where it throws all but the last away. Clipping, where it is on, is of body and policies together.
 """
 
-from ..model.preset_gates import PRESET_GATES, preset_gates
+from ..model.gates import PRESET_GATES, preset_gates
 
 
 # Nothing of ours beside the published loss: no ramp, frozen phase, tuning, calibration or teacher.

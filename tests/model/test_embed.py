@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hf_dynvit.model.embed import embed
+from hf_dynvit.model.host_vit import embed
 
 
 @pytest.mark.parametrize("patch", [8, (8, 16)])

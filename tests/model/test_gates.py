@@ -8,8 +8,7 @@ from models import GATE_SETS, gated, images
 
 from hf_dynvit import DynViTConfig, DynViTForImageClassification
 from hf_dynvit.model.gate import sample_straight_through
-from hf_dynvit.model.gates import GATES, build_gates
-from hf_dynvit.model.preset_gates import PRESET_GATES, preset_gates
+from hf_dynvit.model.gates import GATES, PRESET_GATES, build_gates, preset_gates
 from hf_dynvit.training.presets import PRESET_ARGUMENTS
 
 

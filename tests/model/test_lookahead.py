@@ -6,8 +6,7 @@ from models import gated, images, run
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hf_dynvit.model import encoder as encode
-from hf_dynvit.model import lookahead as upfront
+from hf_dynvit.model import encoder
 from hf_dynvit.model.gate import Exploration
 
 
@@ -32,18 +31,18 @@ class Waits(TorchDispatchMode):
 @pytest.fixture
 def plans(monkeypatch):
     """The counts of each plan that was brought to the host."""
-    made, to_host = [], upfront.to_host
+    made, to_host = [], encoder.to_host
 
     def counted(counts):
         made.append(to_host(counts))
         return made[-1]
 
-    monkeypatch.setattr(upfront, "to_host", counted)
+    monkeypatch.setattr(encoder, "to_host", counted)
     return made
 
 
 def without_plans(model, monkeypatch):
-    monkeypatch.setattr(encode, "_gates_ahead", lambda *args: [])
+    monkeypatch.setattr(encoder, "_gates_ahead", lambda *args: [])
 
 
 @pytest.mark.parametrize("gating", ["threshold", "act"])

@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hf_dynvit import DynViTForImageClassification
 from hf_dynvit.model.cost import dense_macs
-from hf_dynvit.model.embed import merge_patches, take_patches
+from hf_dynvit.model.tokens import merge_patches, take_patches
 
 
 FIRST_OF_EACH = torch.arange(4)
@@ -82,11 +82,11 @@ def test_what_left_still_learns(tiny_vit):
 
 @pytest.mark.parametrize("agent", ["agentvit-plus", "random", "fixed", "center"])
 def test_agents_merge_on_request_in_training_learning_and_evaluation(tiny_vit, tmp_path, monkeypatch, agent):
-    from hf_dynvit.model import encoder as encode
+    from hf_dynvit.model import encoder
 
     merged = []
-    monkeypatch.setattr(encode, "merge_patches", lambda x, patches: merged.append(1) or merge_patches(x, patches))
-    monkeypatch.setattr(encode, "take_patches", lambda x, patches: pytest.fail("patches were removed"))
+    monkeypatch.setattr(encoder, "merge_patches", lambda x, patches: merged.append(1) or merge_patches(x, patches))
+    monkeypatch.setattr(encoder, "take_patches", lambda x, patches: pytest.fail("patches were removed"))
     options = {"merge": True, "return_fraction": 0.0} | ({"learn_every": 1} if agent == "agentvit-plus" else {})
     trainer = agent_trainer(tiny_vit, tmp_path, agent, agent_options=options, max_steps=2, agent_evaluation="chosen")
     trainer.train()
@@ -97,9 +97,9 @@ def test_agents_merge_on_request_in_training_learning_and_evaluation(tiny_vit, t
 
 
 def test_unless_asked_agents_remove(tiny_vit, tmp_path, monkeypatch):
-    from hf_dynvit.model import encoder as encode
+    from hf_dynvit.model import encoder
 
     removed = []
-    monkeypatch.setattr(encode, "take_patches", lambda x, patches: removed.append(1) or take_patches(x, patches))
+    monkeypatch.setattr(encoder, "take_patches", lambda x, patches: removed.append(1) or take_patches(x, patches))
     agent_trainer(tiny_vit, tmp_path, "random", max_steps=2).train()
     assert len(removed) == 2

@@ -1,0 +1,255 @@
+"""Tokens leave the stream: patches not chosen before the first layer, dropped ones that merge, compacted storage.
+
+Merging is that of ToMe (Bolya et al., 2023, section 3): a token that goes leaves its content to the kept token most like
+it, as a mean weighted by how many patches each stands for, and attention counts a token as often as it has patches.
+
+Compaction takes dropped tokens out of the stream where nothing reads them any more: in the packed layout, without
+gradients, for a classifier that reads [CLS].
+
+Letters: B images, N tokens ([CLS] first), K of a compacted stream or kept patches, D channels, T rows of all images.
+"""
+
+import torch
+from torch.nn import functional as F
+
+
+WORTH = 0.95  # a copy of the stream does not pay for less than this much fewer tokens
+
+
+def take_patches(x, patches):
+    """[CLS] and the given patches of the token stream, which is as if the others had never been there.
+
+    Args:
+        x: (B, N, D), positions added.
+        patches: int64 (K,) for all images, or (B, K), counted from 0 without [CLS].
+
+    Returns:
+        (B, 1 + K, D), dense.
+
+    Raises:
+        ValueError: another type or shape, or more patches than there are; on CPU, one that is given twice.
+        IndexError: on CPU, a patch that does not exist; other devices check while they gather.
+    """
+    fits = torch.is_tensor(patches) and patches.dtype == torch.int64 and patches.ndim in (1, 2)
+    if not fits or (patches.ndim == 2 and len(patches) != len(x)) or not 0 < patches.shape[-1] < x.shape[1]:
+        given = f"{patches.dtype} {tuple(patches.shape)}" if torch.is_tensor(patches) else type(patches).__name__
+        raise ValueError(
+            f"patches must be int64 indices (K,) or ({len(x)}, K) of 1 to {x.shape[1] - 1} patches, got {given}"
+        )
+    if patches.device.type == "cpu" and not torch.compiler.is_compiling():
+        if patches.min() < 0 or patches.max() >= x.shape[1] - 1:
+            raise IndexError(f"patches must be in 0..{x.shape[1] - 2}, got {patches.min()}..{patches.max()}")
+        in_order = patches.sort(-1).values
+        if (twice := in_order[..., 1:] == in_order[..., :-1]).any():
+            raise ValueError(f"each patch must be given at most once, got {in_order[..., 1:][twice][0]} twice")
+    tokens = torch.cat((patches.new_zeros(*patches.shape[:-1], 1), patches + 1), -1).to(x.device)
+    return _take(x, tokens)
+
+
+def merge_patches(x, patches):
+    """As `take_patches`, but each patch that goes leaves its content to the kept one most like it (cosine).
+
+    ToMe's merging (Bolya et al., 2023, section 3), once, before the first layer, where the agent says who stays.
+
+    Returns:
+        (B, 1 + K, D) means of what was merged, and (B, 1 + K) how many patches each token stands for, [CLS] one.
+    """
+    kept = take_patches(x, patches)
+    left = patches.to(x.device) + 1
+    stays = torch.zeros(*left.shape[:-1], x.shape[1], dtype=torch.int8, device=x.device)
+    stays[..., 0] = 1
+    order = stays.scatter(-1, left, 1).sort(dim=-1, stable=True).indices  # those that go first, in the image's order
+    gone = _take(x, order[..., : x.shape[1] - kept.shape[1]])  # (B, n - K, D)
+    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+        into = 1 + (gone @ F.normalize(kept[:, 1:], dim=-1).transpose(1, 2)).argmax(-1)  # (B, n - K)
+        size = torch.ones(kept.shape[:2], device=x.device)
+        size.scatter_add_(1, into, torch.ones_like(into, dtype=size.dtype))
+    total = kept.scatter_add(1, into.unsqueeze(-1).expand_as(gone), gone)
+    return total / size.unsqueeze(-1).to(x.dtype), size
+
+
+def _take(x, tokens):
+    """Tokens (T,) for all images, or (B, T) for each, of x (B, N, D)."""
+    if tokens.ndim == 1:
+        return x.index_select(1, tokens)
+    return x.gather(1, tokens.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+
+
+def merge(x, normed, tokens, into, state, packed):
+    """Kept tokens take on those that are dropped.
+
+    Args:
+        x: (B, N, D). normed: the same after LayerNorm.
+        tokens: (B, N) tokens that stay; bool, or float with a gradient.
+        into: (B, N) where each token goes, to replay; None: to the nearest.
+        state: the `TokenState` before. packed: whether the layout is packed.
+
+    Returns:
+        x, into (B, N) and the state with the new sizes.
+    """
+    itself = torch.arange(x.shape[1], device=x.device)
+    if into is None:
+        keep = tokens > 0.5 if tokens.dtype != torch.bool else tokens
+        leave = ~keep if state.alive is None else (state.alive > 0.5) & ~keep
+        if packed:
+            x, size, into = merge_packed(x, normed, keep, leave, state.size)
+            return x, into, state._replace(size=size)
+        place = nearest(normed, keep)  # of the kept ones too: a sampled token learns what would become of it
+        into = torch.where(leave, place, itself)
+        if tokens.requires_grad:
+            moving = (1 - tokens) * (place != itself)
+            moving = moving if state.alive is None else moving * state.alive.detach()
+            x, size = absorb(x, state.size, place, moving)
+            return x, into, state._replace(size=size)
+    moving = into != itself
+    x, size = absorb(x, state.size, into, moving if packed else moving.float())
+    return x, into, state._replace(size=size)
+
+
+def nearest(normed, keep):
+    """For each token the kept patch token most like it (cosine), other than itself; itself where there is none.
+
+    Args:
+        normed: (B, N, D) tokens after LayerNorm. keep: bool (B, N) tokens that stay.
+
+    Returns:
+        (B, N) token indices; [CLS] is never one, nor has it one.
+    """
+    batch, num_tokens = keep.shape
+    itself = torch.arange(num_tokens, device=keep.device).expand(batch, -1)
+    with torch.no_grad(), torch.autocast(normed.device.type, enabled=False):
+        targets = keep.unsqueeze(1) & ~torch.eye(num_tokens, dtype=torch.bool, device=keep.device)  # (B, N, N)
+        targets[:, :, 0] = False
+        normed = _exact(normed)
+        likeness = normed @ F.normalize(normed, dim=-1).transpose(1, 2)
+        into = likeness.masked_fill(~targets, -torch.inf).argmax(-1)
+        found = targets.any(-1)
+        found[:, 0] = False
+        return torch.where(found, into, itself)
+
+
+def merge_packed(x, normed, keep, leave, size):
+    """`nearest` and `absorb` for the tokens that leave alone, without the products that need not be.
+
+    Args:
+        x: (B, N, D). normed: the same after LayerNorm. keep, leave: bool (B, N).
+        size: (B, N) as in `absorb`.
+
+    Returns:
+        x and size as `absorb` gives them, and (B, N) where each token went, itself if it did not.
+    """
+    batch, num_tokens = keep.shape
+    itself = torch.arange(num_tokens, device=keep.device).expand(batch, -1)
+    targets = keep.clone()
+    targets[:, 0] = False
+    if batch > 1:
+        leave = leave & targets.any(1, keepdim=True)
+    rows, columns = leave.flatten().nonzero().squeeze(1), targets.flatten().nonzero().squeeze(1)
+    if not len(rows) or not len(columns):
+        return x, size, itself
+    with torch.no_grad(), torch.autocast(normed.device.type, enabled=False):
+        flat = normed.flatten(0, 1)
+        leaving = _exact(flat.index_select(0, rows))
+        places = F.normalize(_exact(flat.index_select(0, columns)), dim=-1)
+        if batch == 1:
+            best = (leaving @ places.T).argmax(-1)
+        else:
+            ends, counts = targets.sum(1).cumsum(0).tolist(), leave.sum(1).tolist()
+            best = torch.cat(
+                [
+                    (one @ places[start:end].T).argmax(-1) + start
+                    for one, start, end in zip(leaving.split(counts), [0, *ends[:-1]], ends, strict=True)
+                    if len(one)
+                ]
+            )
+        place = columns[best]
+    size = torch.ones(batch, num_tokens, device=x.device) if size is None else size
+    x, size = _move(x, size, rows, place, size.flatten()[rows])
+    return x, size, itself.flatten().index_copy(0, rows, place % num_tokens).view_as(itself)
+
+
+def _exact(rows):
+    """Not in 16 bit on CPU, which compiles such a product for each shape, and every image has its own."""
+    rows = rows.detach()
+    return rows.float() if rows.device.type == "cpu" else rows
+
+
+def absorb(x, size, into, leave):
+    """x and sizes after tokens have left for others.
+
+    Args:
+        x: (B, N, D). size: (B, N) patches that each token stands for, or None for one each.
+        into: (B, N) where each token goes if it leaves.
+        leave: (B, N) bool, or float 0.0 or 1.0 that carries a gradient (then all tokens are computed).
+
+    Returns:
+        x (B, N, D): tokens that receive are the mean, those that leave are as before; and sizes (B, N), no gradient.
+    """
+    batch, num_tokens, _ = x.shape
+    size = torch.ones(batch, num_tokens, device=x.device) if size is None else size
+    place = (into + num_tokens * torch.arange(batch, device=x.device).unsqueeze(1)).flatten()
+    amount = (size * leave).flatten()
+    if leave.dtype != torch.bool:
+        return _move(x, size, None, place, amount)
+    rows = leave.flatten().nonzero().squeeze(1)
+    return _move(x, size, rows, place[rows], amount[rows]) if len(rows) else (x, size)
+
+
+def _move(x, size, rows, place, amount):
+    """Rows (T,) of x (B, N, D), None for all, into the rows place (T,), where they count amount (T,)."""
+    flat = x.flatten(0, 1)
+    source = flat if rows is None else flat.index_select(0, rows)
+    new_size = size.flatten().index_add(0, place, amount)
+    moved = (source - flat.index_select(0, place)) * (amount / new_size[place]).unsqueeze(1).to(x.dtype)
+    return flat.index_add(0, place, moved).view_as(x), new_size.detach().view_as(size)
+
+
+def compact(x, state, num_tokens):
+    """Take the dropped tokens out; with several images up to the number that the fullest of them keeps.
+
+    Args:
+        x: (B, K', D). state: a `TokenState` with `alive` (B, K').
+        num_tokens: N.
+
+    Returns:
+        x (B, K, D) and the state in its places; [CLS] stays first and the order of tokens as it was.
+    """
+    if not len(x):
+        return x, state
+    alive = state.alive > 0.5
+    counts = alive.sum(1)
+    longest = int(counts.max())
+    if longest > WORTH * x.shape[1]:
+        if state.places is None:
+            return x, state
+        return x, state._replace(shown=torch.zeros_like(state.shown).scatter(1, state.places, alive))
+    if len(x) == 1:
+        index = alive[0].nonzero().T  # (1, K)
+        left = None
+    else:
+        index = alive.to(torch.uint8).sort(dim=1, descending=True, stable=True).indices[:, :longest]
+        left = torch.arange(longest, device=x.device) < counts.unsqueeze(1)
+    x = x.gather(1, index.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+    places = index if state.places is None else state.places.gather(1, index)
+    shown = torch.zeros(len(x), num_tokens, dtype=torch.bool, device=x.device)
+    shown.scatter_(1, places, torch.ones_like(places, dtype=torch.bool) if left is None else left)
+    size = None if state.size is None else state.size.gather(1, index)
+    return x, state._replace(alive=left, size=size, places=places, shown=shown)
+
+
+def in_full(decision, state, num_tokens):
+    """`LayerDecisions` made in a compacted stream, in the places of the full one; `state` is the one before the layer."""
+    if state.places is None:
+        return decision
+
+    def spread(keep):
+        if keep is None or keep is state.alive:
+            return state.shown
+        return torch.zeros_like(state.shown).scatter(1, state.places, keep > 0.5)
+
+    into = decision.into
+    if into is not None:
+        itself = torch.arange(num_tokens, device=into.device).expand(len(into), -1)
+        into = itself.scatter(1, state.places, state.places.gather(1, into))
+    tokens = {"attention_tokens": spread(decision.attention_tokens), "mlp_tokens": spread(decision.mlp_tokens)}
+    return decision._replace(**tokens, into=into)
