@@ -20,8 +20,7 @@ from hf_dynvit.data.rows import DataArguments
 from hf_dynvit.measure.forwards import DTYPES
 from hf_dynvit.measure.trained_models import open_models
 from hf_dynvit.settings import parse_settings
-from hf_dynvit.training.calibration import calibrate
-from hf_dynvit.training.reach import check_budgets
+from hf_dynvit.training.calibration import calibrate, check_budgets
 
 
 @dataclass

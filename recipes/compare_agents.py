@@ -32,10 +32,9 @@ from hf_dynvit.report.comparison_tables import publish, save
 from hf_dynvit.report.publish import drawn
 from hf_dynvit.settings import parse_settings
 from hf_dynvit.training.arguments import DynViTTrainingArguments
-from hf_dynvit.training.clock import TrainingClock
 from hf_dynvit.training.starting_model import ModelArguments, load_base, load_model, load_teacher
 from hf_dynvit.training.trainer import DynViTTrainer
-from hf_dynvit.training.training_step import TrainingStep
+from hf_dynvit.training.training_step import TrainingClock, TrainingStep
 
 
 logger = logging.get_logger("hf_dynvit.recipes")

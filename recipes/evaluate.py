@@ -27,8 +27,8 @@ from hf_dynvit.measure.usage import UsageMeter
 from hf_dynvit.model.cost import dense_macs
 from hf_dynvit.model.prepack import can_prepack
 from hf_dynvit.settings import parse_settings
-from hf_dynvit.training.learned import gate_facts
 from hf_dynvit.training.metrics import cost_spread
+from hf_dynvit.training.presets import gate_facts
 
 
 @dataclass

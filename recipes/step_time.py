@@ -26,7 +26,7 @@ from hf_dynvit.measure.provenance import measured_on
 from hf_dynvit.measure.random_decisions import draw_decisions, gate_entries, move
 from hf_dynvit.measure.timing import interleaved_medians
 from hf_dynvit.settings import parse_settings
-from hf_dynvit.training.agent_steps import agent_calls, agent_rows, agent_steps
+from hf_dynvit.training.training_step import agent_calls, agent_rows, agent_steps
 
 
 KERNELS = ("eager", "sdpa")

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
-from ..objectives.reinforce import outcome
+from ..objectives.policy_gradient import outcome
 from .base import Agent, build_seeded, choice, linear_macs, load_optimizer_tensors, optimizer_tensors, share
 from .features import input_macs, input_tokens
 from .q_learning import draw_with_rest, kept_count, order_log_prob, pair_loss

@@ -1,98 +1,173 @@
-"""Policy gradients for gates: reward, returns, advantages and losses, as pure functions on tensors.
-
-An image is an episode of at most L decisions, one per layer that has a policy; it ends with one prediction.
-Letters: B images, L layers that decide, K all layers.
-"""
+"""The policy objective: REINFORCE on the decisions of one forward, at a price of computation that meets the budget."""
 
 import torch
-from torch.nn import functional as F
+from accelerate.utils import broadcast
+from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
+
+from ..measure.latency import layer_latencies
+from ..model.cost import dense_macs, layer_costs, layer_shares
+from ..model.gate import Exploration, Gate
+from .policy_gradient import (
+    advantages,
+    depth_weights,
+    layer_returns,
+    outcome,
+    policy_loss,
+    terminal_reward,
+    value_loss,
+)
+from .running_means import RunningMoments
 
 
-REWARDS = ("correct", "probability", "blockdrop")
-RETURNS = ("to-go", "terminal", "dynavit")
-COST_WEIGHTS = ("uniform", "depth", "latency")
+class PolicyObjective(TrainerCallback, ExportableState):
+    """Teaches whatever gates acted: blocks, sub-layers, heads, patches.
 
+    With `price_gain` the price follows the cost of the batch, so that the budget stays the one dial: `price +
+    price_gain * (mean cost - budget)` is the derivative of a squared distance from the budget, as the gradient
+    objective has it. A batch of one image says neither what its advantage nor what its cost is to be compared with: there
+    running means take the place of the batch's, and of the value baseline (running.py).
 
-def depth_weights(num_layers):
-    """(K,) weights of the layers' costs that rise with depth, as in the public code of Mersha & Assefa (2022).
-
-    A geometric curve from 0.1 to 0.9 with K + 1 points, through a softmax, without its last point: they do not sum to 1.
+    Raises:
+        ValueError: nothing would learn, or a value baseline without value networks.
     """
-    curve = torch.logspace(-1, torch.log10(torch.tensor(0.9)).item(), num_layers + 1, dtype=torch.float64)
-    return curve.softmax(0)[:-1].float()
 
+    def __init__(self, trainer):
+        self.trainer, self.args = trainer, trainer.args
+        self.layer_weights = self.running = None
+        self._check([module for module in trainer.model.modules() if isinstance(module, Gate)])
+        self.reset()
 
-def outcome(logits, labels, reward):
-    """What the prediction earns, (B,): 1 or 0 for `"correct"` and `"blockdrop"`, the label's probability otherwise.
+    def _check(self, gates):
+        if not self.args.train_body and not gates:
+            raise ValueError("train_body is false, which needs gates that learn: the model has none")
+        without = any(gate.value is None for gate in gates)
+        if self.args.objective == "reinforce" and self.args.baseline == "value" and without:
+            raise ValueError(
+                "baseline 'value' needs gates with a value network: give them value_width, or take another baseline"
+            )
 
-    Args:
-        labels: (B,) class indices, or (B, C) of 1 and 0 for multi-label problems: the share of labels that are right,
-            the mean probability of what they are, and for `"blockdrop"` whether all are right.
-    """
-    if labels.ndim == 2:
-        said, true = logits.detach().float(), labels > 0.5
-        if reward == "probability":
-            return torch.where(true, said, -said).sigmoid().mean(1)
-        right = ((said > 0) == true).float()
-        return right.amin(1) if reward == "blockdrop" else right.mean(1)
-    if reward == "probability":
-        return logits.detach().float().softmax(-1).gather(1, labels[:, None]).squeeze(1)
-    return (logits.detach().argmax(-1) == labels).float()
+    def reset(self):
+        self.logged = {}
 
+    def state(self):
+        running = None if self.running is None else self.running.state()
+        weights = None if self.layer_weights is None else self.layer_weights.tolist()
+        return {"args": {}, "attributes": {"running": running, "layer_weights": weights}}
 
-def terminal_reward(earned, spent, price, reward="correct", penalty=1.0):
-    """Reward of each image, (B,).
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        if args.objective != "reinforce":
+            return
+        self.running = None
+        saved = state.stateful_callbacks.get(type(self).__name__) if state.global_step else None
+        saved = saved["attributes"] if isinstance(saved, dict) else {}
+        if saved.get("running") is not None:
+            self.moments().load(saved["running"])
+        if saved.get("layer_weights") is not None:  # measured latencies would be others now
+            self.layer_weights = torch.tensor(saved["layer_weights"])
+        else:
+            self.layer_weights = self._layer_weights(self.trainer.accelerator.unwrap_model(self.trainer.model))
 
-    Args:
-        earned: (B,) from `outcome`. spent: (B,) weighted cost of the image. price: what cost 1 takes from the reward.
-        reward: `"correct"`, `"probability"`: earned - price * spent; `"blockdrop"` (Wu et al., 2018, Eq. 2):
-            1 - spent^2 where the prediction is right, -penalty where it is wrong.
-    """
-    if reward == "blockdrop":
-        return torch.where(earned > 0.5, 1 - spent**2, torch.full_like(spent, -penalty))
-    return earned - price * spent
+    def moments(self):
+        """The `RunningMoments` of this training."""
+        if self.running is None:
+            self.running = RunningMoments(self.trainer.model.config.num_hidden_layers, self.args.device)
+        return self.running
 
+    def price(self, cost):
+        """What a cost of 1 takes from the reward, given the costs (B,) of the batch; the same in all processes."""
+        budget = self.trainer.schedule.budget()
+        # With its own cost in its price, an image would be drawn to half of the budget.
+        distance = self.moments().distance(budget) if len(cost) == 1 else cost.detach().mean() - budget
+        distance = self.trainer.accelerator.reduce(torch.as_tensor(distance, device=cost.device), "mean")
+        return self.args.price + self.args.price_gain * distance
 
-def layer_returns(rewards, layer_spent, price, kind="to-go", discount=1.0):
-    """Return of each decision, (L, B).
+    def exploration(self, progress):
+        """How the policies draw at this point of training, in [0, 1]."""
+        layers = self.trainer.model.config.num_hidden_layers
+        opened = 1.0 if self.args.curriculum == 0 else min(1.0, progress / self.args.curriculum)
+        # The last layer's policy acts from the first step on.
+        return Exploration(bound=self.args.probability_bound, from_layer=int((1 - opened) * (layers - 1)))
 
-    Args:
-        rewards: (B,). layer_spent: (L, B) what each deciding layer spent of the weighted cost.
-        kind: `"to-go"`: the reward without the cost of earlier layers, which the decision cannot change;
-            `"terminal"`: the reward, discounted by the layers still to come;
-            `"dynavit"`: the latter, normalised over the layers of each image. A labelled reproduction: it keeps the
-            sign of the reward alone, for it is a fixed vector over layers times the reward (public code); it needs two
-            layers at least.
-    """
-    layers = len(layer_spent)
-    if kind == "dynavit":
-        if layers < 2:
-            raise ValueError("returns 'dynavit' compare the layers of an image: they need two that decide, not one")
-        rewards = rewards + 1e-5  # of the public code: a reward of exactly 0 would have no sign
-    if kind == "to-go":
-        before = layer_spent.cumsum(0) - layer_spent
-        return rewards + price * before
-    later = torch.arange(layers - 1, -1, -1, device=rewards.device)
-    returns = rewards * (discount**later)[:, None]
-    if kind == "dynavit":
-        returns = (returns - returns.mean(0)) / returns.std(0).clamp(min=1e-8)
-    return returns
+    def loss(self, model, inputs, outputs):
+        """The policies' and value networks' part of the loss; 0 where nothing acted."""
+        args, decisions = self.args, outputs.decisions
+        deciding = [layer for layer, decision in enumerate(decisions) if decision.log_prob is not None]
+        if not deciding:
+            return 0.0
+        earned = outcome(outputs.logits, inputs["labels"], args.reward)
+        spent = self._spent(decisions, outputs)  # (K, B)
+        price = self.price(outputs.cost)
+        rewards = terminal_reward(earned, spent.sum(0), price, args.reward, args.penalty)
+        # The cost of the reward of BlockDrop is not a sum over layers.
+        refund = 0.0 if args.reward == "blockdrop" else price
+        returns = layer_returns(rewards, spent[deciding], refund, args.returns, args.discount)
+        log_probs = torch.stack([decisions[layer].log_prob for layer in deciding])
+        entropy = torch.stack([decisions[layer].entropy for layer in deciding]).sum(0).mean()
+        values = [decisions[layer].value for layer in deciding]
+        total = -args.entropy_weight * entropy
+        baseline = 0.0
+        if args.baseline == "self-critical":
+            baseline = self._greedy_rewards(model, inputs, price)
+        elif args.baseline == "value":
+            values = torch.stack(values)
+            baseline = values.detach()
+            total = total + args.value_weight * value_loss(values, returns)
+        normalise = args.returns != "dynavit"
+        # A running mean of what is left of a value network's error would lag behind the network.
+        compared = returns - baseline if args.baseline == "self-critical" else returns
+        if normalise and len(earned) == 1:
+            advantage = self.moments().normalised(compared, deciding)
+        else:
+            advantage = advantages(returns, baseline, normalise)
+        self.moments().update(*self._of_all_processes(compared, outputs.cost.detach()), deciding)
+        total = total + args.policy_weight * policy_loss(log_probs, advantage)
+        self._log(reward=rewards.mean(), entropy=entropy.detach(), earned=earned.mean(), price=torch.as_tensor(price))
+        return total
 
+    def _of_all_processes(self, returns, cost):
+        """returns (L, B) and cost (B,) of the batches of all processes: what they remember must be the same."""
+        if self.args.world_size == 1:
+            return returns, cost
+        gather = self.trainer.accelerator.gather
+        return gather(returns.T.contiguous()).T, gather(cost)
 
-def advantages(returns, baseline, normalise=True):
-    """returns (L, B) - baseline, which broadcasts; centred per layer and scaled to deviation 1 over the batch."""
-    advantage = returns - baseline
-    if not normalise:
-        return advantage
-    advantage = advantage - advantage.mean(1, keepdim=True)
-    return advantage / advantage.std().clamp(min=1e-6) if advantage.numel() > 1 else advantage
+    def _spent(self, decisions, outputs):
+        """What each layer spent of the weighted cost, (K, B); by default MACs / MACs of the dense model."""
+        config = self.trainer.model.config
+        num_tokens = self.trainer.model.vit.embeddings.position_embeddings.shape[1]
+        given = config, decisions, len(outputs.logits), num_tokens, outputs.logits.device
+        if self.layer_weights is None:
+            return layer_costs(*given).detach() / dense_macs(config, num_tokens, config.num_labels)
+        return self.layer_weights.to(outputs.logits.device)[:, None] * layer_shares(*given).detach()
 
+    @torch.no_grad()
+    def _greedy_rewards(self, model, inputs, price):
+        """Rewards of the thresholded policy on the same images, the self-critical baseline, (B,)."""
+        model.eval()
+        outputs = model(**inputs, gating="threshold")
+        model.train()
+        earned = outcome(outputs.logits, inputs["labels"], self.args.reward)
+        spent = self._spent(outputs.decisions, outputs).sum(0)
+        return terminal_reward(earned, spent, price, self.args.reward, self.args.penalty)
 
-def policy_loss(log_probs, advantage):
-    """REINFORCE: its gradient is that of -E[return]. log_probs, advantage (L, B); sum over layers, mean over images."""
-    return -(advantage.detach() * log_probs).sum(0).mean()
+    def _layer_weights(self, model):
+        """(K,) weights of the layers' costs, or None for MACs over those of the whole dense model."""
+        if self.args.cost_weights == "depth":
+            return depth_weights(model.config.num_hidden_layers)
+        if self.args.cost_weights == "latency":
+            size = model.config.image_size
+            size = (size, size) if isinstance(size, int) else size
+            images = torch.randn(8, model.config.num_channels, *size, device=self.args.device)
+            return broadcast(layer_latencies(model, images).to(self.args.device)).cpu()
+        return None
 
+    def _log(self, **values):
+        for name, value in values.items():
+            self.logged.setdefault(name, []).append(value)
 
-def value_loss(values, returns):
-    """Squared error of the value networks' predictions (L, B)."""
-    return F.mse_loss(values, returns.detach())
+    def logs(self):
+        """Means since the last call."""
+        means = {name: round(torch.stack(values).float().mean().item(), 4) for name, values in self.logged.items()}
+        self.reset()
+        return means

@@ -9,7 +9,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..measure.provenance import PACKAGE
 from ..model.gates import GATES
-from ..training.learned import gate_facts
+from ..training.presets import gate_facts
 from .card_tables import measured_table, pairs_table, results_table, throughput_table, usage_table
 from .names import decides
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import torch
 
 from ..measure.forwards import DTYPES
-from ..objectives.reinforce import REWARDS
+from ..objectives.policy_gradient import REWARDS
 from .masks import GRANULARITIES
 from .search import OBJECTIVES
 

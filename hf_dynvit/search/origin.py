@@ -12,7 +12,7 @@ SAME_DATA = ("dataset_name", "dataset_config_name", "data_dir", "train_split")
 
 
 class Reward(NamedTuple):
-    """What a joint search pays for; `kind`, `price` and `penalty` as in `reinforce.terminal_reward`.
+    """What a joint search pays for; `kind`, `price` and `penalty` as in `policy_gradient.terminal_reward`.
 
     Attributes:
         cost_weights: as in `DynViTTrainingArguments`; "uniform" counts the cost of the whole model, whose stem and

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from ..model.cost import layer_shares
-from ..objectives.reinforce import depth_weights, outcome, terminal_reward
+from ..objectives.policy_gradient import depth_weights, outcome, terminal_reward
 from .identity import differences
 
 
@@ -26,7 +26,7 @@ class MaskScores:
         identity: what the scores depend on besides the mask, JSON-ready; a file of another identity is refused.
         autocast: dtype of products, or None.
         gating: `"threshold"`: the policy acts; `"open"`: everything that the mask allows runs.
-        reward, penalty: as in `reinforce.terminal_reward`.
+        reward, penalty: as in `policy_gradient.terminal_reward`.
         cost_weights: of the reward's cost: `"uniform"`: the cost of the whole model; `"depth"` or `"latency"`: weighted
             shares of what each layer runs, as in training.
 

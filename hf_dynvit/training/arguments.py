@@ -7,7 +7,7 @@ from transformers import TrainingArguments
 
 from ..agents.evaluation import AGENT_EVALUATIONS
 from ..agents.shelf import AGENTS
-from ..objectives.reinforce import COST_WEIGHTS, RETURNS, REWARDS
+from ..objectives.policy_gradient import COST_WEIGHTS, RETURNS, REWARDS
 
 
 OBJECTIVES = ("cost", "usage", "reinforce")

@@ -1,11 +1,13 @@
-"""Meet the budget exactly: shift all learned gates by one number until the mean cost in evaluation is the budget."""
+"""Meet the budget exactly: shift all learned gates by one number, within the reach of their thresholds."""
 
 import torch
 from torch.utils.data import Subset
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
+from ..model.encoder import encode
 from ..model.gate import Gate
+from ..model.gate_random import RandomGate
 
 
 logger = logging.get_logger("hf_dynvit.training.calibration")
@@ -88,3 +90,70 @@ def shift_gates(gates, amount):
 def _mean_cost(model, batches):
     costs = [model(pixel_values, gating="threshold").cost for pixel_values in batches]
     return torch.cat(costs).mean().item()
+
+
+SHUT = 1e4  # added to logits, it decides whatever else is in them
+TOLERANCE = 0.002  # that of the calibration
+
+
+def check_budgets(model, budgets):
+    """Refuse budgets that no thresholds can meet, of a mask that leaves too little, or of gates on too few layers.
+
+    Args:
+        model: a model with gates; without learned gates, or with random ones beside them, nothing is refused.
+        budgets: mean costs to aim at.
+
+    Returns:
+        The greatest mean cost to start from, at most 1.
+
+    Raises:
+        ValueError: a budget out of reach; it names the reach.
+    """
+    if not _learned(model) or _draws(model):
+        return 1.0
+    least, most = cost_range(model)
+    for budget in budgets:
+        if not least - TOLERANCE <= budget <= most + TOLERANCE:
+            where = "its gates" if model.config.layer_mask is None else "its gates under its layer_mask"
+            raise ValueError(
+                f"a budget of {budget} is out of reach: {where} can bring the cost of this model to between {least:.3f} "
+                f"and {most:.3f}"
+            )
+    return min(1.0, most)
+
+
+@torch.no_grad()
+def cost_range(model):
+    """(least, most): the cost of an image with all learned gates closed, and with all open, the gates' own included."""
+    biases = [gate.score.bias for gate in _learned(model)]
+    given, was_training, layout = [bias.clone() for bias in biases], model.training, model._layout
+    size, parameter = model.config.image_size, next(model.parameters())
+    size = (size, size) if isinstance(size, int) else size
+    image = torch.zeros(1, model.config.num_channels, *size, device=parameter.device, dtype=parameter.dtype)
+    costs = []
+    model.eval()
+    model.layout = None
+    try:
+        for shift in (-SHUT, SHUT):
+            for bias, value in zip(biases, given, strict=True):
+                bias.copy_(value + shift)
+            costs.append(encode(model, image, gating="threshold")[1].item())
+    finally:
+        for bias, value in zip(biases, given, strict=True):
+            bias.copy_(value)
+        model.layout = layout
+        model.train(was_training)
+    return tuple(costs)
+
+
+def steady_range(model):
+    """`cost_range`, without limits where gates draw at random, which would be drawn from for it."""
+    return (-float("inf"), float("inf")) if _draws(model) else cost_range(model)
+
+
+def _draws(model):
+    return any(isinstance(module, RandomGate) for module in model.modules())
+
+
+def _learned(model):
+    return [module for module in model.modules() if isinstance(module, Gate)]

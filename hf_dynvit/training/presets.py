@@ -14,7 +14,8 @@
    where it throws all but the last away. Clipping, where it is on, is of body and policies together.
 """
 
-from ..model.gates import PRESET_GATES, preset_gates
+from ..model.gate import Gate
+from ..model.gates import GATES, PRESET_GATES, preset_gates
 
 
 # Nothing of ours beside the published loss: no ramp, frozen phase, tuning, calibration or teacher.
@@ -97,3 +98,23 @@ def preset_arguments(name):
     if name in PRESET_GATES:
         return dict(PRESET_ARGUMENTS[name])
     return {}
+
+
+def gate_facts(model):
+    """Facts that rows and cards name a model by; JSON-ready.
+
+    Args:
+        model: a `DynViTForImageClassification`, unwrapped.
+
+    Returns:
+        dict with `gates` (of the configuration), `preset` (its name, or None) and `learned`: for each kind of learnable
+        gate the largest distance of a score weight from its fresh value. At 0 the score reads nothing of the tokens:
+        what such a gate decides comes from its bias and, for patches, from their novelty.
+    """
+    names, learned = {kind: name for name, kind in GATES.items()}, {}
+    for gate in model.modules():
+        if isinstance(gate, Gate):
+            moved = (gate.score.weight.detach().float() - gate.score.init_weight).abs().max().item()
+            name = names.get(type(gate), type(gate).__name__)
+            learned[name] = max(learned.get(name, 0.0), moved)
+    return {"gates": model.config.gates, "preset": preset_of(model.config), "learned": learned}

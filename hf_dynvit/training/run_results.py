@@ -10,7 +10,7 @@ from ..measure.provenance import measured_on
 from ..measure.weight_digest import weights_digest
 from ..model.cost import dense_macs
 from ..model.modeling_dynvit import DynViTForImageClassification
-from .learned import gate_facts
+from .presets import gate_facts
 from .trainer import DynViTTrainer
 
 

@@ -1,6 +1,11 @@
-"""What changes for the gates in the course of a training: how they decide, what they may cost, how much is chance."""
+"""The course of a training: how gates decide, what they may cost, how much is chance, and the packed tuning at its end."""
 
-from ..model.gate import Exploration
+import torch
+from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
+
+from ..model.gate import Exploration, Gate
+from .calibration import TOLERANCE, WIDEST, shift_gates, steady_range
 
 
 class GateSchedule:
@@ -47,3 +52,73 @@ class GateSchedule:
     def frozen(self):
         """Whether the packed tuning has begun."""
         return self.args.freeze_gates_at < 1.0 and self.progress() >= self.args.freeze_gates_at
+
+
+class PackedTuning(TrainerCallback, ExportableState):
+    """From `freeze_gates_at` on: gates learn no more, the layout is packed, and thresholds follow the budgets.
+
+    As the body changes, fixed gates drift to another cost than the one the model is to be used at. After each step
+    the gates' common shift moves by `tuning_gain * (budget - mean cost)`; no forward is added. With several
+    `tuning_budgets` the steps take them in turn, each with a shift of its own: one training then serves them all.
+
+    A shift does not move where that changes no cost: towards closing gates that are all closed, or opening ones that are
+    all open, nor further than the calibration goes; it would only have to come back later (anti-windup). Under an
+    objective that follows no budget, thresholds stay where training has left them.
+
+    Attributes:
+        shifts: one for each tuning budget; between steps the model has the first.
+    """
+
+    def __init__(self, trainer):
+        self.trainer = trainer
+        self.shifts, self.reach = [], None
+
+    def state(self):
+        return {"args": {}, "attributes": {"shifts": list(self.shifts)}}
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.reach = None
+        saved = state.stateful_callbacks.get(type(self).__name__) if state.global_step else None
+        self.shifts = list(saved["attributes"]["shifts"]) if isinstance(saved, dict) else []
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.trainer.step_costs.clear()
+        if not self.trainer.schedule.frozen():
+            return
+        model = self.trainer.accelerator.unwrap_model(self.trainer.model)
+        gates = [gate for gate in model.modules() if isinstance(gate, Gate)]
+        if not gates:
+            return
+        if not self.shifts:  # not when a later step is resumed
+            self.trainer.calibrate()
+            self.shifts = [0.0] * len(self._budgets())
+        if self.reach is None:
+            self.reach = steady_range(model)
+        for gate in gates:
+            gate.requires_grad_(False)
+        model.layout = "packed"
+        shift_gates(gates, self.shifts[self._turn(state.global_step)] - self.shifts[0])
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if not self.shifts or not args.follows_budget():
+            return
+        accelerator = self.trainer.accelerator
+        gates = [gate for gate in accelerator.unwrap_model(self.trainer.model).modules() if isinstance(gate, Gate)]
+        turn = self._turn(state.global_step - 1)
+        cost = accelerator.reduce(torch.stack(self.trainer.step_costs).mean(), "mean").item()
+        before, first = self.shifts[turn], self.shifts[0]
+        self.shifts[turn] = self._moved(before, self._budgets()[turn] - cost, cost)
+        shift_gates(gates, (self.shifts[0] - first) - (before - first))
+
+    def _moved(self, shift, distance, cost):
+        """The shift after a step of that mean cost, which is `distance` below its budget."""
+        least, most = self.reach
+        if (distance < 0 and cost <= least + TOLERANCE) or (distance > 0 and cost >= most - TOLERANCE):
+            return shift
+        return min(WIDEST, max(-WIDEST, shift + self.trainer.args.tuning_gain * distance))
+
+    def _budgets(self):
+        return self.trainer.args.tuning_budgets or [self.trainer.model.config.budget]
+
+    def _turn(self, step):
+        return step % len(self._budgets())

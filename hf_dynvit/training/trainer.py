@@ -8,18 +8,16 @@ from transformers.utils import logging
 from ..agents.callback import PatchAgent
 from ..agents.evaluation import ChosenEvaluation
 from ..measure.usage import UsageMeter
-from ..objectives.policy_gradient import PolicyObjective
+from ..objectives.reinforce import PolicyObjective
 from ..objectives.straight_through import budget_loss, distillation_loss, is_multi_label, usage_loss
 from ..objectives.task_loss import TaskLoss
-from .calibration import WORTH_A_WARNING, calibrate, calibration_images
-from .checkpoint_trainer import CheckpointTrainer
+from .calibration import WORTH_A_WARNING, calibrate, calibration_images, check_budgets
+from .checkpoints import CheckpointTrainer
 from .checks import check_arguments, check_trainer, compares, learns
 from .metrics import compute_metrics as default_metrics
 from .parameter_groups import learning, parameter_groups
 from .processes import draw_alike, draw_apart, prepare_processes, refuse_sharding
-from .reach import check_budgets
-from .schedule import GateSchedule
-from .tuning import PackedTuning
+from .schedule import GateSchedule, PackedTuning
 
 
 logger = logging.get_logger("hf_dynvit.training.trainer")

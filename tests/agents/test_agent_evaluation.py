@@ -11,7 +11,7 @@ from transformers import TrainerCallback
 from hf_dynvit import DynViTTrainingArguments
 from hf_dynvit.agents.shelf import AGENTS
 from hf_dynvit.model.cost import dense_macs
-from hf_dynvit.training.clock import TrainingClock
+from hf_dynvit.training.training_step import TrainingClock
 
 
 @pytest.mark.parametrize("agent", ["agentvit-plus", "random", "center"])
@@ -113,7 +113,7 @@ class Slow(TrainerCallback):
 def test_the_clock_of_training_stands_still_during_both_evaluations(tiny_vit, tmp_path, monkeypatch, evaluation):
     options = {"eval_strategy": "steps", "eval_steps": 3, "max_steps": 8, "agent_evaluation": evaluation}
     trainer, slow, clock = agent_trainer(tiny_vit, tmp_path, "random", **options), Slow(), TrainingClock()
-    monkeypatch.setattr("hf_dynvit.training.clock.perf_counter", lambda: slow.now)
+    monkeypatch.setattr("hf_dynvit.training.training_step.perf_counter", lambda: slow.now)
     trainer.add_callback(slow)
     trainer.add_callback(clock)
     trainer.train()

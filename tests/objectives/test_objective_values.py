@@ -7,7 +7,7 @@ from trainers import build_trainer
 
 from hf_dynvit import LayerDecisions
 from hf_dynvit.model.gate import Gate
-from hf_dynvit.objectives.reinforce import layer_returns, outcome, terminal_reward
+from hf_dynvit.objectives.policy_gradient import layer_returns, outcome, terminal_reward
 from hf_dynvit.objectives.straight_through import usage_loss
 
 

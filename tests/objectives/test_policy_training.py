@@ -5,7 +5,7 @@ import torch
 from trainers import assert_same, build_trainer, weights
 
 from hf_dynvit.model.gate import draw
-from hf_dynvit.objectives.reinforce import advantages, policy_loss
+from hf_dynvit.objectives.policy_gradient import advantages, policy_loss
 from hf_dynvit.training.arguments import DynViTTrainingArguments
 
 

@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from hf_dynvit import DynViTForImageClassification, LayerDecisions
 from hf_dynvit.model.gate import Exploration, Gate, draw
 from hf_dynvit.model.gates import PRESET_GATES
-from hf_dynvit.objectives.reinforce import (
+from hf_dynvit.objectives.policy_gradient import (
     advantages,
     depth_weights,
     layer_returns,

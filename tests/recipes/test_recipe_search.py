@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageClassification, ViTForImageClassification
 
 from hf_dynvit import DynViTForImageClassification
-from hf_dynvit.training.reach import cost_range
+from hf_dynvit.training.calibration import cost_range
 
 
 def find(place, folder, model, *words):

@@ -107,7 +107,7 @@ def test_the_reward_weighs_layers_as_the_training_did(tiny_vit):
     found = scores_of(tiny_vit(3), price=2.0, **options)((True, False))
     assert found["latency"] == pytest.approx(0.7)
     assert found["reward"] == pytest.approx(found["accuracy"] - 2.0 * 0.7, abs=1e-6)
-    from hf_dynvit.objectives.reinforce import depth_weights
+    from hf_dynvit.objectives.policy_gradient import depth_weights
 
     found = scores_of(tiny_vit(3), cost_weights="depth", gating="open")((False, True))
     spent = depth_weights(3)[[0, 2]].sum().item()

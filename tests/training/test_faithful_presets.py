@@ -13,7 +13,7 @@ from trainers import build_trainer, weights
 from hf_dynvit import DynViTForImageClassification, DynViTTrainingArguments
 from hf_dynvit.data.rows import DataArguments
 from hf_dynvit.model.gate import Gate
-from hf_dynvit.objectives.reinforce import layer_returns
+from hf_dynvit.objectives.policy_gradient import layer_returns
 from hf_dynvit.settings import parse_settings
 from hf_dynvit.training.presets import FAITHFUL, preset_arguments, preset_of
 from hf_dynvit.training.starting_model import ModelArguments

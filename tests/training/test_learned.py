@@ -9,8 +9,8 @@ from hf_dynvit import DynViTForImageClassification
 from hf_dynvit.model.gate import Gate
 from hf_dynvit.report.names import decides
 from hf_dynvit.training.calibration import shift_gates
-from hf_dynvit.training.learned import gate_facts
 from hf_dynvit.training.metrics import compute_metrics
+from hf_dynvit.training.presets import gate_facts
 
 
 def gates_in(model):

@@ -8,7 +8,7 @@ from trainers import weights
 from transformers import EvalPrediction
 
 from hf_dynvit import DynViTForImageClassification, DynViTTrainer, DynViTTrainingArguments
-from hf_dynvit.objectives.reinforce import outcome
+from hf_dynvit.objectives.policy_gradient import outcome
 from hf_dynvit.objectives.straight_through import distillation_loss
 from hf_dynvit.training.metrics import compute_metrics, multi_label_metrics
 

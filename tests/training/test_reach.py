@@ -7,8 +7,7 @@ from trainers import build_trainer, weights
 
 from hf_dynvit.model.gate import Gate
 from hf_dynvit.training import calibration
-from hf_dynvit.training.calibration import calibrate
-from hf_dynvit.training.reach import check_budgets, cost_range
+from hf_dynvit.training.calibration import calibrate, check_budgets, cost_range
 
 
 BLOCKS = [{"gate": "block", "layers": [1, 2, 3], "value_width": 8}]
