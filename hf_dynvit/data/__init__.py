@@ -1,0 +1,1 @@
+"""Labelled images: read, checked, split and made into pixels."""
