@@ -20,11 +20,12 @@ ROOMS = (("model", "data"), ("measure",), ("objectives",), ("agents", "search"),
 TOP = len(ROOMS)  # what stands beside the rooms
 # Inside the room that travels, from the ground up; a new gate or host fits a pattern.
 STOREYS = (
-    ("configuration_dynvit", "cost", "gate", "packed_attention", "prepack", "rows", "novelty", "tokens"),
-    ("host_*", "layer_packed", "layer_masked"),
-    ("gates", "gate_*"),
-    ("layer",),
-    ("convert", "encoder", "modeling_dynvit"),
+    ("configuration_dynvit", "host", "prepack", "rows", "packed_attention"),
+    ("host_*", "cost", "gate", "novelty", "tokens"),
+    ("gate_*", "gates", "layer_packed", "layer_masked"),
+    ("convert", "layer"),
+    ("encoder",),
+    ("modeling_dynvit",),
 )
 TRAVELS_WITH = {"torch", "transformers", "huggingface_hub"}  # huggingface_hub: the check of the configuration's fields
 

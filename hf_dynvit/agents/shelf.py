@@ -5,7 +5,6 @@ An agent is named alone ("random") or with options after a colon ("random:return
 
 import yaml
 
-from ..model.gate import Gate
 from .agentvit import AgentViTAgent
 from .agentvit_dqn import DQNAgent
 from .agentvit_plus import SubsetPolicy
@@ -66,7 +65,7 @@ def _check(kind, model, args):
             f"agent {name!r} reads the attention of the first layer, and saves in the layers: on a model "
             f"with {layers} it would cost what it saves; take one with {kind.layers_needed} layers or more"
         )
-    if args.objective == "reinforce" or any(isinstance(module, Gate) for module in model.modules()):
+    if args.objective == "reinforce" or model.learned_gates():
         raise ValueError(
             f"agent {name!r} removes patches in training alone, while the budget and the price of gates are "
             "for all patches: train gates without an agent, and an agent without gates"

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from transformers import TrainerCallback
 
+from .labels import check_label_order, check_label_range, label_names
 from .rows import load_rows, split_names
 from .transforms import EvalTransform, TrainTransform, output_size
-from .labels import check_label_order, check_label_range, label_names
 
 
 CALIBRATION_POOL = 4096  # rows offered for calibration, drawn at random: files are often sorted by class

@@ -24,6 +24,12 @@ MOST_PIXELS, MOST_PATCHES = 65_536, 1_048_576
 MOST_GATES = 4  # on a layer: one for each of its decisions
 
 
+def check_budget(budget):
+    """Raise ValueError for what is no budget."""
+    if type(budget) is bool or not isinstance(budget, (int, float)) or not 0.0 < budget <= 1.0:
+        raise ValueError(f"budget must be in (0, 1], got {budget!r}")
+
+
 @strict
 class DynViTConfig(ViTConfig):
     r"""Everything of `ViTConfig`, plus which gates sit on which layers and the cost they aim at.
@@ -44,6 +50,7 @@ class DynViTConfig(ViTConfig):
     """
 
     model_type = "dynvit"
+    host = "vit"  # which adapter knows the backbone; as `model_type`, no field
     # A Trainer that knows nothing of gates sees the logits alone.
     keys_to_ignore_at_inference = ["cost", "decisions", "hidden_states", "attentions"]
 
@@ -55,8 +62,7 @@ class DynViTConfig(ViTConfig):
         self._check_sizes(kwargs.get("num_labels"))
         super().__post_init__(**kwargs)
         self.auto_map = {**AUTO_MAP, **(getattr(self, "auto_map", None) or {})}
-        if not 0.0 < self.budget <= 1.0:
-            raise ValueError(f"budget must be in (0, 1], got {self.budget}")
+        check_budget(self.budget)
         if len(self.gates or []) > MOST_GATES * self.num_hidden_layers:
             raise ValueError(
                 f"gates must have at most {MOST_GATES} entries for each of {self.num_hidden_layers} layers, "

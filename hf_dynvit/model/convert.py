@@ -1,31 +1,36 @@
-"""From a trained ViT to the parts of a `DynViT`: the loaded native model, and a configuration with gates."""
+"""From a trained ViT to the parts of a model with gates: the loaded native classifier, and a configuration with gates."""
 
-from transformers import PreTrainedConfig, ViTForImageClassification
+from transformers import PreTrainedConfig
 
 from .configuration_dynvit import DynViTConfig
 from .gates import preset_gates
+from .host import host_of
 
 
-def load_vit(source, **kwargs):
+def load_vit(source, kind=DynViTConfig, **kwargs):
     """The native classifier at `source` (folder or Hub id), or `source` itself if it is one.
+
+    Args:
+        kind: the class of configurations whose host says which family it is.
 
     Raises:
         ValueError: another architecture, a checkpoint that lacks weights of the body, or a `device_map` that leaves some
             on disk.
     """
-    if isinstance(source, ViTForImageClassification):
+    native = host_of(kind).native
+    if isinstance(source, native):
         if kwargs:
             raise ValueError(f"{sorted(kwargs)} can only be given with a folder or a Hub id")
         return source
     if not isinstance(source, str) and not hasattr(source, "__fspath__"):
         raise ValueError(
-            f"source must be a ViTForImageClassification, or a folder or Hub id of one, got {type(source).__name__}"
+            f"source must be a {native.__name__}, or a folder or Hub id of one, got {type(source).__name__}"
         )
     model_type = PreTrainedConfig.get_config_dict(source)[0].get("model_type")
-    if model_type != "vit":
-        hint = "; load it with from_pretrained" if model_type == "dynvit" else ""
-        raise ValueError(f"{source} is a {model_type!r} model, not a 'vit'{hint}")
-    model, info = ViTForImageClassification.from_pretrained(source, output_loading_info=True, **kwargs)
+    if model_type != kind.host:
+        hint = "; load it with from_pretrained" if model_type == kind.model_type else ""
+        raise ValueError(f"{source} is a {model_type!r} model, not a {kind.host!r}{hint}")
+    model, info = native.from_pretrained(source, output_loading_info=True, **kwargs)
     missing = sorted(key for key in info["missing_keys"] if not key.startswith("classifier."))
     if missing:
         raise ValueError(f"{source} lacks {len(missing)} weights of a ViT, for example {missing[:3]}")
@@ -38,13 +43,13 @@ def load_vit(source, **kwargs):
     return model
 
 
-def dynvit_config(config, gates, budget):
-    """A `ViTConfig`, the gates and the budget -> `DynViTConfig`."""
+def dynvit_config(config, gates, budget, kind=DynViTConfig):
+    """A native configuration, the gates and the budget -> one of class `kind`."""
     fields = config.to_dict()
     for name in ("model_type", "architectures", "transformers_version", "auto_map", "_name_or_path"):
         fields.pop(name, None)
     if isinstance(gates, str):
         gates = preset_gates(gates, config)
-    built = DynViTConfig(**fields, gates=gates, budget=budget)
+    built = kind(**fields, gates=gates, budget=budget)
     built._name_or_path = config._name_or_path  # the base model, for the card
     return built

@@ -4,51 +4,52 @@ Counted: the patch projection, all matrix products of the layers, the gates, the
 the classifier. Not counted, here as in the dense model: norms, activations, softmax, additions. A head that is off
 saves its attention; the projections and the MLP's input keep their full width.
 
-Letters: B images, N tokens, D channels, F channels of the MLP, H heads, L layers.
+Letters: B images, N tokens, H heads, L layers. `config` is a native configuration or one with gates; its host says the
+sizes.
 """
 
 import torch
 
-
-def layer_macs(config, attention_tokens, mlp_tokens, heads):
-    """MACs of one layer for one image; numbers or tensors that broadcast.
-
-    Args:
-        attention_tokens: tokens that take part in attention, 0 where the image skips it.
-        mlp_tokens: tokens that the MLP transforms, 0 where the image skips it.
-        heads: heads that are on.
-    """
-    return attention_macs(config, attention_tokens, heads) + mlp_macs(config, mlp_tokens)
+from .host import host_of
 
 
 def attention_macs(config, tokens, heads):
-    """MACs of one layer's attention for one image, projections included."""
-    width = config.hidden_size
-    share = heads / config.num_attention_heads
-    return 4 * tokens * width * width + 2 * tokens * tokens * width * share
+    """MACs of one layer's attention for one image, projections included; numbers or tensors that broadcast.
+
+    Args:
+        tokens: that take part, 0 where the image skips it. heads: that are on.
+    """
+    sizes = host_of(config).sizes(config)
+    return tokens * sizes.attention_weights + 2 * tokens * tokens * sizes.attention * (heads / sizes.heads)
 
 
 def mlp_macs(config, tokens):
-    """MACs of one layer's MLP for one image."""
-    return 2 * tokens * config.hidden_size * config.intermediate_size
+    """MACs of one layer's MLP for one image; tokens: that it transforms, 0 where the image skips it."""
+    return tokens * host_of(config).sizes(config).mlp_weights
 
 
-def merging_macs(into, kept_tokens, width):
-    """MACs of finding where tokens merge, per image: into (B, N), kept_tokens (B,) with [CLS] -> (B,)."""
+def layer_macs(config, attention_tokens, mlp_tokens, heads):
+    """MACs of one layer for one image; the arguments are those of `attention_macs` and `mlp_macs`."""
+    return attention_macs(config, attention_tokens, heads) + mlp_macs(config, mlp_tokens)
+
+
+def merging_macs(config, into, kept_tokens):
+    """MACs of finding where tokens merge, per image: into (B, N), kept_tokens (B,) with protected ones -> (B,)."""
+    host = host_of(config)
     leaving = (into != torch.arange(into.shape[1], device=into.device)).sum(1)
-    return leaving * (kept_tokens - 1) * width
+    return leaving * (kept_tokens - len(host.protected)) * host.sizes(config).width
 
 
 def stem_macs(config, num_tokens, classes):
     """MACs outside the layers for one image: patch projection and classifier."""
-    patch = config.patch_size
-    pixels = patch * patch if isinstance(patch, int) else patch[0] * patch[1]
-    return (num_tokens - 1) * pixels * config.num_channels * config.hidden_size + config.hidden_size * classes
+    host = host_of(config)
+    sizes = host.sizes(config)
+    return (num_tokens - len(host.protected)) * sizes.patch_weights + sizes.features * classes
 
 
 def dense_macs(config, num_tokens, classes):
-    """MACs of the dense model for one image of `num_tokens` tokens, [CLS] included."""
-    layer = layer_macs(config, num_tokens, num_tokens, config.num_attention_heads)
+    """MACs of the dense model for one image of `num_tokens` tokens, protected ones included."""
+    layer = layer_macs(config, num_tokens, num_tokens, host_of(config).sizes(config).heads)
     return stem_macs(config, num_tokens, classes) + config.num_hidden_layers * layer
 
 
@@ -76,7 +77,7 @@ def layer_costs(config, decisions, batch, num_tokens, device):
 
     sublayers = usage("sublayers", 1)
     attention, mlp = sublayers.unbind(-1) if torch.is_tensor(sublayers) else (1, 1)
-    heads = usage("heads", config.num_attention_heads)
+    heads = usage("heads", host_of(config).sizes(config).heads)
     # Switches multiply MACs, not tokens, which attention squares: the gradient of a switch is what it saves.
     layers = attention * attention_macs(config, usage("attention_tokens", num_tokens), heads)
     layers = layers + mlp * mlp_macs(config, usage("mlp_tokens", num_tokens))
@@ -86,7 +87,7 @@ def layer_costs(config, decisions, batch, num_tokens, device):
 
 def layer_shares(config, decisions, batch, num_tokens, device):
     """What each layer spends of its own dense MACs, for each image: (L, B); the arguments are those of `layer_costs`."""
-    dense = layer_macs(config, num_tokens, num_tokens, config.num_attention_heads)
+    dense = layer_macs(config, num_tokens, num_tokens, host_of(config).sizes(config).heads)
     return layer_costs(config, decisions, batch, num_tokens, device) / dense
 
 
@@ -105,7 +106,7 @@ def cost(config, decisions, batch, num_tokens, classes, gate_macs, device, full_
     """
     layers = layer_costs(config, decisions, batch, num_tokens, device).sum(0)
     merging = [
-        merging_macs(decision.into, decision.attention_tokens.detach().sum(1, dtype=torch.float32), config.hidden_size)
+        merging_macs(config, decision.into, decision.attention_tokens.detach().sum(1, dtype=torch.float32))
         for decision in decisions
         if decision.into is not None
     ]

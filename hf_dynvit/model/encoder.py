@@ -1,6 +1,9 @@
 """The forward of all models here: embeddings, then each layer under its gates, and what that cost.
 
-Letters: B images, N tokens ([CLS] first), D channels, H heads, L layers.
+Lookahead: gates with `upfront` all read the tokens that enter the first of them. In the packed layout the CPU must know
+which images run a layer, and waits for a GPU at each one; deciding all layers first needs one synchronisation instead.
+
+Letters: B images, N tokens ([CLS] first), D channels, H heads, L layers, K gates.
 """
 
 from typing import NamedTuple
@@ -8,16 +11,32 @@ from typing import NamedTuple
 import torch
 
 from .cost import cost
-from .gate import GATINGS, Action
-from .host_vit import embed
-from .layer import NO_EXPLORATION, NOTHING_DROPPED, run_layer
+from .gate import GATINGS, NO_EXPLORATION, Action, TokenState
+from .layer import Ahead, Seen, run_layer
 from .rows import spread_nan
 from .tokens import compact, in_full, merge_patches, take_patches
 
 
+class Encoded(NamedTuple):
+    """What `encode` gives.
+
+    Attributes:
+        x: (B, N, D) before the final norm. cost: (B,). decisions: L `LayerDecisions`.
+        hidden_states, attentions: as in the outputs of the models.
+        state: the `TokenState` of x, which may be without tokens that were dropped.
+    """
+
+    x: torch.Tensor
+    cost: torch.Tensor
+    decisions: tuple
+    hidden_states: tuple | None
+    attentions: tuple | None
+    state: TokenState
+
+
 def encode(
     model,
-    pixel_values,
+    pixel_values=None,
     decisions=None,
     gating=None,
     exploration=NO_EXPLORATION,
@@ -25,71 +44,81 @@ def encode(
     output_attentions=None,
     output_hidden_states=None,
     patches=None,
-    merge=False,
+    merge_patches=False,
 ):
-    """Run a model's embeddings and layers; the arguments are those of `DynViTModel.forward`.
+    """Run a model's embeddings and layers on pixel_values (B, channels, height, width).
 
-    Returns:
-        x (B, N, D) before the final LayerNorm, cost (B,), decisions, hidden_states, attentions.
+    Args:
+        decisions: L `LayerDecisions` to replay instead of the gates' own.
+        gating: how gates decide, one of `GATINGS`; sample in training, else threshold.
+        exploration: how stochastic decisions are drawn.
+        interpolate_pos_encoding: accept another image size than the configured one.
+        output_attentions: needs eager attention, and runs the masked layout.
+        output_hidden_states: collect the token stream before and after each layer; a list of indices collects those
+            alone (None stands for the others).
+        patches: int64 indices of the patches to run on, counted from 0 without [CLS], each at most once: (K,) for all
+            images or (B, K) for each. The others are gone before the first layer, the token stream has N = 1 + K tokens,
+            and the cost stays relative to the dense model on all patches.
+        merge_patches: the others leave their content to the kept patch most like them, which then counts as often as it
+            has patches (eager or sdpa attention in the masked layout); without patches it says nothing.
 
     Raises:
         ValueError: patches that are not int64 indices for this batch, or, on CPU, the same patch twice.
         IndexError: on CPU, indices of patches that do not exist.
     """
-    config = model.config
+    config, host, backbone = model.config, model.host, model.base_model
     gating = gating or ("sample" if model.training else "threshold")
     _check(model, pixel_values, decisions, gating)
     output_attentions = config.output_attentions if output_attentions is None else output_attentions
     wants_hidden = config.output_hidden_states if output_hidden_states is None else output_hidden_states
     # The packed layout has no (N, N) matrix; the meaning of the masked one is the same.
-    layout = "masked" if output_attentions else model.layout
+    packed = not output_attentions and model.layout == "packed"
     if output_attentions and config._attn_implementation != "eager":
         raise ValueError(
             "output_attentions needs eager attention, not "
             f'{config._attn_implementation!r}: call model.set_attn_implementation("eager")'
         )
-    x = embed(model.vit.embeddings, pixel_values, bool(interpolate_pos_encoding))
-    full_tokens = x.shape[1]
-    state = NOTHING_DROPPED
-    if patches is not None and merge:
-        x, size = merge_patches(x, patches)
-        state = state._replace(size=size)
-    elif patches is not None:
-        x = take_patches(x, patches)
-    if layout == "packed":
+    x, side = host.embed(backbone, pixel_values, bool(interpolate_pos_encoding))
+    full_tokens, state, entry, ahead, places = x.shape[1], TokenState(), None, None, None
+    if patches is not None:
+        x, side, state = _choose(host, x, side, patches, merge_patches)
+    if packed:
         x = spread_nan(x)
-    num_tokens, num_layers, alone = x.shape[1], len(model.gates), layout == "packed" and decisions is None
+    num_tokens, num_layers, alone = x.shape[1], len(model.gates), packed and decisions is None
     compacts = alone and _compacts(model, wants_hidden)
     plans = alone and gating in ("threshold", "act")
     used, asked, attentions, hidden = [], [], [], [_snapshot(x, 0, num_layers, wants_hidden)]
-    for index, (layer, gates) in enumerate(zip(model.vit.layers, model.gates, strict=True)):
+    for index, (layer, gates) in enumerate(zip(host.layers(backbone), model.gates, strict=True)):
         replay = decisions[index] if decisions is not None else None
         how = "open" if gating == "act" and index < exploration.from_layer else gating
         allowed = _allowed(config, index)
-        if replay is not None or any(allowed):
-            state = read_entry(state, gates, x)
-        if plans and state.entry is not None and state.ahead is None:
-            state = decide_ahead(state, _gates_ahead(model, index, gating, exploration), gating, exploration)
+        asks = replay is not None or any(allowed)
+        if entry is None and asks and (upfront := [gate for gate in gates.values() if gate.upfront]):
+            entry = upfront[0].pool(x).unsqueeze(1)
+            if plans:
+                ahead = _decide_ahead(_gates_ahead(model, index, gating, exploration), entry, gating, exploration)
+        decided = ahead.get(index) if ahead else None
+        seen = Seen(how, packed, replay, exploration, state, allowed, output_attentions, side, entry, decided)
         before = state
-        options = (layer, gates, x, how, layout, replay, exploration, state, allowed, output_attentions)
         if getattr(layer, "gradient_checkpointing", False) and model.training:
             # Gates sample from the global generator, which checkpointing restores for the second forward.
-            x, decision, state, weights = layer._gradient_checkpointing_func(run_layer, *options)
+            result = layer._gradient_checkpointing_func(run_layer, host, layer, gates, x, seen)
         else:
-            x, decision, state, weights = run_layer(*options)
+            result = run_layer(host, layer, gates, x, seen)
+        x, decision, state, weights = result
         if compacts:
-            decision = in_full(decision, before, num_tokens)
+            decision = in_full(decision, before.alive, places, num_tokens)
             if state.alive is not before.alive:
-                x, state = compact(x, state, num_tokens)
+                x, side, state, places = compact(x, side, state, places, num_tokens)
         used.append(decision)
-        asked.append(how != "open" and (replay is not None or any(allowed)))
+        asked.append(how != "open" and asks)
         attentions.append(weights)
         hidden.append(_snapshot(x, index + 1, num_layers, wants_hidden))
-    merging = (full_tokens - num_tokens) * (num_tokens - 1) * config.hidden_size if merge else 0
+    merging = (full_tokens - num_tokens) * (num_tokens - len(host.protected)) * x.shape[2] if merge_patches else 0
     spent = _cost(model, used, asked, x, num_tokens, full_tokens, merging)
     hidden = tuple(hidden) if wants_hidden else None
     attentions = tuple(attentions) if output_attentions else None
-    return x, spent, tuple(used), hidden, attentions
+    return Encoded(x, spent, tuple(used), hidden, attentions, state)
 
 
 def _check(model, pixel_values, decisions, gating):
@@ -101,26 +130,28 @@ def _check(model, pixel_values, decisions, gating):
         raise ValueError(f"decisions must have one entry per layer ({len(model.gates)}), got {len(decisions)}")
 
 
+def _choose(host, x, side, patches, merges):
+    """x, side and state of the chosen patches and the protected tokens, which must come first."""
+    if not host.protects_first():
+        raise ValueError(f"patches can only be chosen where protected tokens come first, not at {host.protected}")
+    first = len(host.protected)
+    side = None if side is None else take_patches(side.expand(len(x), -1, -1), patches, first)
+    if not merges:
+        return take_patches(x, patches, first), side, TokenState()
+    x, size = merge_patches(x, patches, first)
+    return x, side, TokenState(size=size)
+
+
 def _allowed(config, index):
     """Whether the attention and the MLP of a layer may run at all."""
     return (True, True) if config.layer_mask is None else tuple(config.layer_mask[index])
 
 
-def _gates_ahead(model, index, gating, exploration):
-    """The gates, from a layer on, that decide up front all that the host must know of their layer."""
-    first = max(index, exploration.from_layer) if gating == "act" else index
-    return [
-        gates["sublayers"]
-        for layer, gates in enumerate(model.gates)
-        if layer >= first and all(_allowed(model.config, layer)) and set(gates) == {"sublayers"}
-        if gates["sublayers"].upfront and gates["sublayers"].whole
-    ]
-
-
 def _compacts(model, wants_hidden):
-    """Whether dropped tokens may leave the stream: nobody reads them any more."""
-    reads_all = any(gate.reads_all for gates in model.gates for gate in gates.values())
-    return not (reads_all or wants_hidden or torch.is_grad_enabled()) and hasattr(model, "classifier")
+    """Whether dropped tokens may leave the stream: only the classifier reads it, and protected ones keep their places."""
+    if wants_hidden or torch.is_grad_enabled() or not hasattr(model, "classifier") or not model.host.protects_first():
+        return False
+    return not any(gate.reads_all for gates in model.gates for gate in gates.values())
 
 
 def _snapshot(x, index, num_layers, wanted):
@@ -142,40 +173,36 @@ def _cost(model, decisions, asked, x, num_tokens, full_tokens, merging):
     return cost(model.config, decisions, x.shape[0], num_tokens, classes, gate_macs, x.device, full_tokens)
 
 
-class Ahead(NamedTuple):
-    """What a gate has decided before its layer's turn: its `Action`, and the images (B',) that run the layer."""
-
-    action: Action
-    images: torch.Tensor
-
-
-def read_entry(state, gates, x):
-    """The state, with what up-front gates read of x (B, N, D), if this is the first layer that has one."""
-    upfront = [gate for gate in gates.values() if gate.upfront]
-    if not upfront or state.entry is not None:
-        return state
-    return state._replace(entry=upfront[0].pool(x).unsqueeze(1))
+def _gates_ahead(model, index, gating, exploration):
+    """Layer -> gate, from a layer on, of the gates with `upfront` that decide all that the CPU must know of their layer."""
+    first = max(index, exploration.from_layer) if gating == "act" else index
+    return {
+        layer: gates["sublayers"]
+        for layer, gates in enumerate(model.gates)
+        if layer >= first and all(_allowed(model.config, layer)) and set(gates) == {"sublayers"}
+        if gates["sublayers"].upfront and gates["sublayers"].whole
+    }
 
 
-def decide_ahead(state, gates, gating, exploration):
-    """The state with the decisions of `gates`, K block gates, as each would take them in its layer's turn.
+def _decide_ahead(gates, entry, gating, exploration):
+    """Layer -> `Ahead`, as each of K gates (layer -> gate) would decide in its layer's turn.
 
     Args:
-        state: a `TokenState` with `entry`.
+        entry: (B, 1, D), what they read.
         gating: `"threshold"` or `"act"`, which draws in the order of the layers.
     """
     if not gates:
-        return state._replace(ahead={})
+        return {}
     if gating == "act":
-        actions = [gate.act(state.entry, exploration=exploration) for gate in gates]
+        actions = [gate.act(entry, exploration=exploration) for gate in gates.values()]
     else:
-        actions = [Action(gate(state.entry, gating)) for gate in gates]
+        actions = [Action(gate(entry, gating)) for gate in gates.values()]
     keeps = torch.stack([action.keep[:, 0] for action in actions])  # (K, B)
     counts = to_host(keeps.sum(1))
     # Where the counts are known, the images need no crossing: the kept ones first, in their order.
     order = keeps.to(torch.uint8).sort(dim=1, descending=True, stable=True).indices
     plan = zip(gates, actions, order, counts, strict=True)
-    return state._replace(ahead={gate: Ahead(action, images[:count]) for gate, action, images, count in plan})
+    return {layer: Ahead(action, images[:count]) for layer, action, images, count in plan}
 
 
 def to_host(counts):

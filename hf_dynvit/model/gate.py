@@ -1,10 +1,15 @@
-"""The contract of all gates: what a decision is, and how logits become one (sampled, acted, thresholded or replayed)."""
+"""The contract of gates: decisions, the tokens they are about, and how logits become one (sampled, acted, thresholded).
+
+Letters: B images, N tokens, D channels, H heads.
+"""
 
 import math
 from typing import NamedTuple
 
 import torch
 from torch import nn
+
+from .host import CLS
 
 
 # How a forward decides. sample: stochastic, straight-through; act: stochastic, with log-probabilities for policy
@@ -24,6 +29,9 @@ class Exploration(NamedTuple):
     noise: float = 1.0
     bound: float = 1.0
     from_layer: int = 0
+
+
+NO_EXPLORATION = Exploration()
 
 
 class LayerDecisions(NamedTuple):
@@ -52,14 +60,10 @@ KEEPS = ("attention_tokens", "mlp_tokens", "heads", "sublayers")
 
 
 class TokenState(NamedTuple):
-    """What earlier layers have done to the tokens for good."""
+    """What earlier layers have done to the tokens permanently."""
 
     alive: torch.Tensor | None = None  # (B, N) not dropped; None: all
     size: torch.Tensor | None = None  # (B, N) patches that a token stands for; None: one each
-    places: torch.Tensor | None = None  # (B, K) where the tokens of a compacted stream were; None: all are there
-    shown: torch.Tensor | None = None  # (B, N) what is alive in a compacted stream, in the places of the full one
-    entry: torch.Tensor | None = None  # (B, 1, D) what gates that decide up front have read
-    ahead: dict | None = None  # gate -> what it has decided before its layer's turn (upfront.py)
 
 
 class Action(NamedTuple):
@@ -137,22 +141,50 @@ class Score(nn.Linear):
 
 
 class Gate(nn.Module):
-    """A small policy that sits on one layer and decides one kind of unit.
+    """Sits on one layer and decides one kind of unit: the contract, which learned gates fulfil by a score.
 
-    Subclasses set `slots` (the fields of `LayerDecisions` they fill) and define `logits`. Gates of tokens read the tokens
-    after the sub-layer's LayerNorm, gates of heads and sub-layers those entering the block.
-
-    Args:
-        value_width: hidden width of the network that predicts the return from [CLS], the baseline of policy gradients;
-            0: none.
+    Subclasses take `(config, **options)`, set `slots` and define `forward`. Fresh, a gate that learns keeps everything.
+    Gates of tokens are asked with the tokens after the sub-layer's LayerNorm, others with those entering the block.
     """
 
-    slots: tuple[str, ...] = ()
+    slots: tuple[str, ...] = ()  # fields of `LayerDecisions` that it fills
     drop = False  # whether tokens that are not kept are gone for later layers too
     merge = False  # and leave their content to the kept token most like them
     upfront = False  # whether it reads the tokens that entered the first gate of its kind
     reads_all = False  # whether a decision depends on tokens that are gone, or on how many there are
     whole = False  # whether attention and MLP are always decided alike
+    hides_channels = False  # whether heads that are off also hide their channels from the MLP
+    protected = CLS  # tokens that are always kept, as the host says
+
+    def pool(self, tokens):
+        """tokens (B, N, D) -> (B, D), what a gate with `upfront` reads, as a stream of one token."""
+        return tokens[:, 0]
+
+    def forward(self, tokens, gating, replay=None, exploration=NO_EXPLORATION, alive=None):
+        """tokens (B, N, D) -> keep (B, units): bool, or float with a straight-through gradient when sampled.
+
+        Args:
+            gating: one of `GATINGS` but "open". replay: (B, units) to return instead.
+            alive: (B, N) tokens that are still there, or None for all.
+        """
+        raise NotImplementedError
+
+    def act(self, tokens, replay=None, exploration=NO_EXPLORATION, alive=None):
+        """An `Action`: what `forward` keeps, without a log-probability unless a policy draws."""
+        return Action(self(tokens, "threshold", replay, exploration, alive))
+
+    def macs(self, num_tokens, alive=None):
+        """Multiply-accumulates of one image with `num_tokens` tokens, of which `alive` are still there (None: all)."""
+        return 0
+
+
+class LearnedGate(Gate):
+    """A gate whose `logits` come from a score, which training moves: keep where a logit exceeds that of the threshold.
+
+    Args:
+        value_width: hidden width of the network that predicts the return from `pool`, the baseline of policy gradients;
+            0: none.
+    """
 
     def __init__(self, in_features, units, init_bias=3.0, tau=1.0, threshold=0.5, value_width=0):
         super().__init__()
@@ -167,35 +199,33 @@ class Gate(nn.Module):
         """tokens (B, N, D), of which those that `alive` (B, N) keeps are still there (None: all) -> (B, units)."""
         raise NotImplementedError
 
-    def pool(self, tokens):
-        """tokens (B, N, D) -> (B, D), what the value network reads."""
-        return tokens[:, 0]
+    def settle(self, keep):
+        """What is kept (B, units of the slot), given what the logits (B, units) say."""
+        return keep
 
-    def forward(self, tokens, gating, replay=None, exploration=Exploration(), alive=None):  # noqa: B008 - immutable
-        """tokens (B, N, D) -> keep (B, units): bool, or float with a straight-through gradient when sampled."""
+    def decidable(self, tokens, alive):
+        """Bool (B, units) that are the policy's to decide; None: all. The others have no log-probability."""
+        return None
+
+    def forward(self, tokens, gating, replay=None, exploration=NO_EXPLORATION, alive=None):
         logits = self.logits(tokens, alive)
         if replay is not None:
             return replay
         if gating == "sample":
-            return sample_straight_through(logits, self.tau, self.threshold, exploration.noise)
+            return self.settle(sample_straight_through(logits, self.tau, self.threshold, exploration.noise))
         # What is not a number is kept, and so shows in the logits of the model as it does in those of a plain ViT.
-        return ~(logits <= cut(self.threshold))
+        return self.settle(~(logits <= cut(self.threshold)))
 
-    def act(self, tokens, replay=None, exploration=Exploration(), alive=None, valid=None):  # noqa: B008 - immutable
-        """An `Action`: drawn, or `replay` scored. No gradient enters the tokens.
-
-        Args:
-            tokens: (B, N, D). replay: (B, units) to score instead of drawing.
-            alive: (B, N) tokens that are still there, or None for all.
-            valid: (B, units), units that are there to be decided, or None for all.
-        """
+    def act(self, tokens, replay=None, exploration=NO_EXPLORATION, alive=None):
+        """An `Action`: drawn, or `replay` (B, units) scored. No gradient enters the tokens."""
         tokens = tokens.detach()
         logits = self.logits(tokens, alive).float() - cut(self.threshold)
-        drawn = draw(logits, exploration.bound, replay, valid)
-        return Action(*drawn, None if self.value is None else self.value(self.pool(tokens)).float().squeeze(1))
+        replay = None if replay is None else replay[:, : logits.shape[1]]
+        keep, *policy = draw(logits, exploration.bound, replay, self.decidable(tokens, alive))
+        value = None if self.value is None else self.value(self.pool(tokens)).float().squeeze(1)
+        return Action(self.settle(keep), *policy, value)
 
     def macs(self, num_tokens, alive=None):
-        """Multiply-accumulates of one image with `num_tokens` tokens, of which `alive` are still there (None: all)."""
         return self.score.in_features * self.score.out_features
 
 

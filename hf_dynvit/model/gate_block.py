@@ -1,9 +1,9 @@
-"""The layer-skipping gate: a policy per layer reads one token and runs the block or passes it by."""
+"""The layer-skipping gate: a policy per layer reads one token and runs the block, or its two sub-layers, or passes by."""
 
-from .gate import Exploration, Gate, check_choice, check_options
+from .gate import LearnedGate, check_choice, check_options
 
 
-class BlockGate(Gate):
+class BlockGate(LearnedGate):
     """`Linear(D, 1)` on the token entering the block: run attention and MLP, or neither (Mersha & Assefa, 2022).
 
     The published policy is a softmax over two logits, of which only the difference matters: one logit is the same.
@@ -32,10 +32,15 @@ class BlockGate(Gate):
     def logits(self, tokens, alive=None):
         return self.score(self.pool(tokens))  # (B, 1) or (B, 2)
 
-    def forward(self, tokens, gating, replay=None, exploration=Exploration(), alive=None):  # noqa: B008 - immutable
-        return super().forward(tokens, gating, replay, exploration, alive).expand(-1, 2)
+    def settle(self, keep):
+        return keep.expand(-1, 2)
 
-    def act(self, tokens, replay=None, exploration=Exploration(), alive=None, valid=None):  # noqa: B008 - immutable
-        units = None if replay is None else replay[:, : self.score.out_features]
-        action = super().act(tokens, units, exploration, alive, valid)
-        return action._replace(keep=action.keep.expand(-1, 2))
+
+class SublayerGate(BlockGate):
+    """AdaViT's sub-layer gate: the [CLS] token entering a block switches attention and MLP separately (section 3.2).
+
+    `BlockGate` with granularity `"sublayer"`, under the name that configurations have for it.
+    """
+
+    def __init__(self, config, **options):
+        super().__init__(config, granularity="sublayer", **options)

@@ -1,9 +1,9 @@
 """AdaViT's head gate: the [CLS] token entering a block decides which attention heads the image uses."""
 
-from .gate import Gate, check_choice
+from .gate import LearnedGate, check_choice
 
 
-class HeadGate(Gate):
+class HeadGate(LearnedGate):
     """`Linear(D, H)` on the [CLS] token (AdaViT, section 3.2).
 
     Args:
@@ -17,7 +17,7 @@ class HeadGate(Gate):
     def __init__(self, config, deactivation="attention", **options):
         check_choice("a head gate", "deactivation", deactivation, self.DEACTIVATIONS)
         super().__init__(config.hidden_size, config.num_attention_heads, **options)
-        self.deactivation = deactivation
+        self.hides_channels = deactivation == "official"
 
     def logits(self, tokens, alive=None):
         return self.score(tokens[:, 0])  # (B, H)

@@ -2,19 +2,19 @@
 
 import torch
 
-from .gate import Exploration, Gate, Score, check_choice, check_options
+from .gate import LearnedGate, Score, check_choice, check_options
 from .novelty import novelty, novelty_macs
 
 
-class PatchGate(Gate):
-    """`Linear(D, 1)` on every normed token; [CLS] is always kept (AdaViT, section 3.2).
+class PatchGate(LearnedGate):
+    """`Linear(D, 1)` on every normed token; protected tokens ([CLS]) are always kept (AdaViT, section 3.2).
 
     Args:
         on: `"block"`: one decision, read before attention, for attention and MLP (AdaViT); `"attention"` or `"mlp"`:
             for that sub-layer alone, read at its own entrance.
         drop: tokens that are not kept are gone for all later layers too (as in DynamicViT), instead of passing this
             layer unchanged and coming back.
-        merge: before they are gone, the kept tokens most like them take on their content (merge.py).
+        merge: before they are gone, the kept tokens most like them take on their content (tokens.py).
         novelty: what a token's novelty (novelty.py) counts in its logit at first; learned from there. 0: not at all.
     """
 
@@ -41,19 +41,16 @@ class PatchGate(Gate):
         if self.novelty is None:
             return logits
         # Not in 16 bit, which would be coarse beside the distance of two tokens' novelties.
-        return logits.float() + self.novelty.weight.float().squeeze() * novelty(tokens, alive)
+        return logits.float() + self.novelty.weight.float().squeeze() * novelty(tokens, alive, self.protected)
 
-    def forward(self, tokens, gating, replay=None, exploration=Exploration(), alive=None):  # noqa: B008 - immutable
-        keep = super().forward(tokens, gating, replay, exploration, alive)
-        if replay is None:
-            keep[:, 0] = True
+    def settle(self, keep):
+        keep[:, self.protected] = True
         return keep
 
-    def act(self, tokens, replay=None, exploration=Exploration(), alive=None, valid=None):  # noqa: B008 - immutable
-        patches = torch.arange(tokens.shape[1], device=tokens.device) > 0
-        valid = patches if alive is None else patches & (alive > 0.5)
-        action = super().act(tokens, replay, exploration, alive, valid)
-        return action._replace(keep=action.keep | ~patches)
+    def decidable(self, tokens, alive):
+        patches = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+        patches[:, self.protected] = False
+        return patches if alive is None else patches & (alive > 0.5)
 
     def macs(self, num_tokens, alive=None):
         macs = num_tokens * super().macs(num_tokens)

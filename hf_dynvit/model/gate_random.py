@@ -2,12 +2,12 @@
 
 import torch
 
-from .gate import Action, Exploration, check_choice, check_options
+from .gate import NO_EXPLORATION, Gate, check_choice, check_options
 from .gate_patch import PatchGate
 
 
-class RandomGate(torch.nn.Module):
-    """Keeps each unit of each image with probability `rate`, independently; [CLS] always.
+class RandomGate(Gate):
+    """Keeps each unit of each image with probability `rate`, independently; protected tokens ([CLS]) always.
 
     Args:
         unit: `"patch"`, `"head"`, `"sublayer"` or `"block"` (attention and MLP alike).
@@ -15,8 +15,6 @@ class RandomGate(torch.nn.Module):
         on, drop, merge: for patches, as in `PatchGate`.
     """
 
-    deactivation = "attention"
-    upfront = False
     reads_all = True  # the next draw is another one if this one is shorter
 
     def __init__(self, config, unit="patch", rate=0.5, on="block", drop=False, merge=False):
@@ -32,17 +30,11 @@ class RandomGate(torch.nn.Module):
         self.units = {"head": config.num_attention_heads, "sublayer": 2, "block": 1}.get(unit)
         self.whole = unit == "block"
 
-    def forward(self, tokens, gating, replay=None, exploration=Exploration(), alive=None):  # noqa: B008 - immutable
+    def forward(self, tokens, gating, replay=None, exploration=NO_EXPLORATION, alive=None):
         if replay is not None:
             return replay
         units = self.units or tokens.shape[1]
         keep = torch.rand(tokens.shape[0], units, device=tokens.device) < self.rate
         if self.unit == "patch":
-            keep[:, 0] = True
+            keep[:, self.protected] = True
         return keep.expand(-1, 2) if self.whole else keep
-
-    def act(self, tokens, replay=None, exploration=Exploration(), alive=None, valid=None):  # noqa: B008 - immutable
-        return Action(self(tokens, "threshold", replay))
-
-    def macs(self, num_tokens, alive=None):
-        return 0

@@ -4,11 +4,12 @@ import inspect
 
 from torch import nn
 
-from .gate_block import BlockGate
+from .gate import KEEPS, Gate
+from .gate_block import BlockGate, SublayerGate
 from .gate_head import HeadGate
 from .gate_patch import PatchGate
 from .gate_random import RandomGate
-from .gate_sublayer import SublayerGate
+from .host import host_of
 
 
 GATES = {
@@ -18,6 +19,24 @@ GATES = {
     "block": BlockGate,
     "random": RandomGate,
 }
+
+
+def register_gate(name, kind):
+    """Put a gate of your own on the shelf, before models that have it are built or loaded.
+
+    Args:
+        name: what `gates` of a configuration calls it.
+        kind: a `Gate`, most often a `LearnedGate`, called with `(config, **options)`. Its code does not travel to the Hub
+            with a model: who loads the model registers the gate first.
+
+    Raises:
+        ValueError: what is not a class of gates, or a name that another one has.
+    """
+    if not (isinstance(kind, type) and issubclass(kind, Gate)):
+        raise ValueError(f"gate {name!r} must be a subclass of Gate, got {kind!r}")
+    if GATES.get(name, kind) is not kind:
+        raise ValueError(f"there is a gate {name!r} already: {GATES[name].__name__}")
+    GATES[name] = kind
 
 
 def build_gates(config):
@@ -43,11 +62,18 @@ def build_gates(config):
 def build_gate(name, config, options):
     """One gate by its name on the shelf."""
     if name not in GATES:
-        raise ValueError(f"unknown gate {name!r}; there are {sorted(GATES)}")
+        raise ValueError(
+            f"unknown gate {name!r}; there are {sorted(GATES)}. A gate from elsewhere must be registered first "
+            "(hf_dynvit.model.register_gate)"
+        )
     try:
-        return GATES[name](config, **options)
+        gate = GATES[name](config, **options)
     except TypeError as error:
         raise ValueError(f"gate {name!r} does not take {sorted(options)}: {error}; {_options(name)}") from error
+    if not gate.slots or not set(gate.slots) <= set(KEEPS):
+        raise ValueError(f"slots of gate {name!r} must be some of {KEEPS}, got {gate.slots}")
+    gate.protected = host_of(config).index()
+    return gate
 
 
 def _options(name):

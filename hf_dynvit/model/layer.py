@@ -1,83 +1,93 @@
-"""One ViT layer run under its decisions, in either layout.
+"""One layer run under its decisions, in either layout.
 
-Masking is the meaning (masked.py); packing is the speed: the packed layout gathers the rows that a sub-layer uses into
-one (T, D) matrix and computes on that alone (packed.py). A row that is not used passes by unchanged.
+Masking is the meaning (layer_masked.py); packing is the speed: the packed layout gathers the rows that a sub-layer uses
+into one (T, D) matrix and computes on that alone (layer_packed.py). A row that is not used passes by unchanged.
 
-The host's own `forward` of a layer runs where no gate decides, if anybody has hooks on the layer or its attention or has
-put another class in their place. A layer that its gates run in part is never called: such hooks do not fire there, those
-on its linear layers, norms and MLP do, on the rows that are computed.
+The backbone's own `forward` of a layer runs where no gate decides, if anybody has hooks on the layer or its attention or
+has put another class in their place. A layer that its gates run in part is never called: such hooks do not fire there,
+those on its linear layers, norms and MLP do, on the rows that are computed.
 
-Letters: B images, N tokens ([CLS] first), D channels, H heads, d channels of a head, T packed rows.
+Letters: B images, N tokens ([CLS] first), D channels, H heads, S numbers per token, T packed rows.
 """
 
-import torch
-from torch import nn
-from transformers.models.vit.modeling_vit import ViTAttention, ViTLayer
+from typing import NamedTuple
 
-from .gate import Exploration, LayerDecisions, TokenState
+import torch
+
+from .gate import NO_EXPLORATION, Action, Exploration, LayerDecisions, TokenState
 from .layer_masked import masked_attention_sublayer, masked_mlp_sublayer
 from .layer_packed import packed_attention_sublayer, packed_block, packed_mlp_sublayer
-from .prepack import is_plain
 from .tokens import merge
 
 
 LAYOUTS = ("packed", "masked")
-NOTHING_DROPPED = TokenState()
-NO_EXPLORATION = Exploration()
 
 
-def run_layer(
-    layer,
-    gates,
-    x,
-    gating,
-    layout,
-    replay=None,
-    exploration=NO_EXPLORATION,
-    state=NOTHING_DROPPED,
-    allowed=(True, True),
-    wants_weights=False,
-):
-    """Run one host layer under the decisions of its gates; nothing is written into x.
+class Ahead(NamedTuple):
+    """What a gate has decided before its layer's turn: its `Action`, and the images (B',) that run the layer."""
 
-    Args:
-        layer: the host's `ViTLayer`.
-        gates: `ModuleDict`, first slot of a gate -> gate.
-        x: (B, N, D).
-        gating: one of `GATINGS`.
-        layout: one of `LAYOUTS`.
+    action: Action
+    images: torch.Tensor
+
+
+class Seen(NamedTuple):
+    """What a layer is told beside its tokens.
+
+    Attributes:
+        gating: one of `GATINGS`. packed: whether the layout is packed.
         replay: `LayerDecisions` to use instead of the gates' own, which are evaluated all the same; its `None`s too.
         exploration: how stochastic decisions are drawn.
-        state: what earlier layers have dropped for good, which is not applied to what is replayed, and merged.
+        state: what earlier layers have dropped permanently, which is not applied to what is replayed, and merged.
         allowed: whether attention and MLP may run at all, whatever the gates say; not applied to what is replayed.
-        wants_weights: whether the attention weights are needed, which a layer that is called keeps to itself.
+        wants_weights: whether attention weights are needed, which a layer that is called keeps to itself.
+        side: (B, N, S), what the host knows of each token beside x, or None.
+        entry: (B, 1, D), what gates with `upfront` read, or None. ahead: what is decided of this layer already, or None.
+    """
+
+    gating: str
+    packed: bool
+    replay: LayerDecisions | None = None
+    exploration: Exploration = NO_EXPLORATION
+    state: TokenState = TokenState()
+    allowed: tuple = (True, True)
+    wants_weights: bool = False
+    side: torch.Tensor | None = None
+    entry: torch.Tensor | None = None
+    ahead: Ahead | None = None
+
+
+def run_layer(host, layer, gates, x, seen):
+    """Run one layer under the decisions of its gates; nothing is written into x.
+
+    Args:
+        host: the `Host` of the layer. gates: `ModuleDict`, first slot of a gate -> gate.
+        x: (B, N, D). seen: a `Seen`.
 
     Returns:
-        x (B, N, D), the `LayerDecisions` used, the new state, and the attention weights (B, H, N, N) if the attention
-        gives them.
+        x (B, N, D), the `LayerDecisions` used, the new `TokenState`, and the attention weights (B, H, N, N) if the
+        attention gives them.
 
     Raises:
         ValueError: sampled straight-through decisions in the packed layout, where they cannot learn.
     """
-    packed, alive = layout == "packed", state.alive if replay is None else None
+    gating, packed, replay, exploration, state, allowed, wants_weights, side, entry, ahead = seen
+    alive = state.alive if replay is None else None
     if replay is None and not any(allowed):
         return x, LayerDecisions(alive, alive, sublayers=_none(x)), state, None
-    if not wants_weights and _runs_whole(gates, gating, replay, state, allowed) and _is_watched(layer):
-        # Not through the host's own checkpointing, which would be a second one.
-        return nn.Module.__call__(layer, x), LayerDecisions(), state, None
-    actions = []
-    ahead = _ahead(gates, state)
+    if not wants_weights and _runs_whole(gates, seen) and not host.is_own(layer):
+        return host.call(layer, x, side), LayerDecisions(), state, None
+    parts, actions = host.parts(layer), []
 
     def ask(slot, tokens):
         given = getattr(replay, slot) if replay is not None else None
         if slot not in gates or gating == "open":
             return given
         gate, there = gates[slot], state.alive if "tokens" in slot else None
-        if gate.upfront:
-            tokens = state.entry
         if ahead is not None:
             actions.append(ahead.action)
             return ahead.action.keep
+        if gate.upfront:
+            tokens = entry
         if gating == "act":
             actions.append(gate.act(tokens, given, exploration, there))
             keep = actions[-1].keep
@@ -92,11 +102,11 @@ def run_layer(
     if packed and sublayers is not None and all(allowed) and _skips_whole_images(gates, replay, state):
         _refuse_straight_through(sublayers)
         images = (sublayers[:, 0] > 0.5).nonzero().squeeze(1) if ahead is None else ahead.images
-        x = _run_images(layer, x, images)
+        x = _run_images(parts, x, images, side)
         return x, _with_policy(LayerDecisions(sublayers=sublayers), actions), state, None
     use_attention, use_mlp = (None, None) if sublayers is None else sublayers.unbind(1)  # (B,)
 
-    normed = layer.layernorm_before(x) if not packed or "attention_tokens" in gates else None
+    normed = parts.attention_norm(x) if not packed or "attention_tokens" in gates else None
     gate = gates["attention_tokens"] if "attention_tokens" in gates else None
     attention_tokens = _both(ask("attention_tokens", normed), alive)
     if packed:
@@ -105,43 +115,39 @@ def run_layer(
             use_attention, use_mlp = (sublayers > 0.5).T.tolist()  # one way to the host for both
     into = None if replay is None else replay.into
     if into is not None or (replay is None and gate is not None and gate.merge and gating != "open"):
-        x, into, state = merge(x, normed, attention_tokens, into, state, packed)
-        normed = None if packed else layer.layernorm_before(x)
-    hide = heads if "heads" in gates and gates["heads"].deactivation == "official" else None
+        x, into, size = merge(x, normed, attention_tokens, into, state, packed, host.index())
+        state = state._replace(size=size)
+        normed = None if packed else parts.attention_norm(x)
+    hide = heads if "heads" in gates and gates["heads"].hides_channels else None
     weights, together = None, _one_decision(gates, replay)
     if packed and together and use_attention == use_mlp:
         mlp_tokens = attention_tokens
-        x = packed_block(layer, x, normed, attention_tokens, use_mlp, heads, state.size, hide)
+        x = packed_block(parts, x, normed, attention_tokens, use_mlp, heads, state.size, side, hide)
     else:
+        attention = (parts, x, normed, attention_tokens, use_attention, heads, state.size, side)
         if packed:
-            x = packed_attention_sublayer(layer, x, normed, attention_tokens, use_attention, heads, state.size)
+            x = packed_attention_sublayer(*attention)
         else:
-            x, weights = masked_attention_sublayer(
-                layer, x, normed, attention_tokens, use_attention, heads, state.size
-            )
-        normed = layer.layernorm_after(x) if "mlp_tokens" in gates else None
+            x, weights = masked_attention_sublayer(*attention)
+        normed = parts.mlp_norm(x) if "mlp_tokens" in gates else None
         mlp_tokens = attention_tokens if together else _both(ask("mlp_tokens", normed), alive)
         if packed:
             _refuse_straight_through(mlp_tokens)
-        x = (packed_mlp_sublayer if packed else masked_mlp_sublayer)(layer, x, normed, mlp_tokens, use_mlp, hide)
+        x = (packed_mlp_sublayer if packed else masked_mlp_sublayer)(parts, x, normed, mlp_tokens, use_mlp, hide)
     if gate is not None and gate.drop:
         state = state._replace(alive=attention_tokens)
     decisions = LayerDecisions(attention_tokens, mlp_tokens, heads, sublayers, into)
     return x, _with_policy(decisions, actions), state, weights
 
 
-def _is_watched(layer):
-    """Whether somebody needs the host's `forward` to be called: hooks, or a class of their own."""
-    return not (is_plain(layer, ViTLayer) and is_plain(layer.attention, ViTAttention))
-
-
-def _runs_whole(gates, gating, replay, state, allowed):
+def _runs_whole(gates, seen):
     """Whether nothing is decided here and nothing was before: the layer is the host's, for all tokens of all images."""
-    if state.size is not None:
+    replay, state = seen.replay, seen.state
+    if state.size is not None or (gates and seen.gating != "open"):
         return False
     if replay is not None:
-        return (not gates or gating == "open") and not replay.keeps() and replay.into is None
-    return (not gates or gating == "open") and state.alive is None and all(allowed)
+        return not replay.keeps() and replay.into is None
+    return state.alive is None and all(seen.allowed)
 
 
 def _one_decision(gates, replay):
@@ -156,11 +162,6 @@ def _one_decision(gates, replay):
 def _none(x):
     """Neither sub-layer, for all images: (B, 2)."""
     return torch.zeros(x.shape[0], 2, dtype=torch.bool, device=x.device)
-
-
-def _ahead(gates, state):
-    """What was decided for this layer before its turn, or None."""
-    return next((state.ahead[gate] for gate in gates.values() if gate in state.ahead), None) if state.ahead else None
 
 
 def _skips_whole_images(gates, replay, state):
@@ -180,14 +181,14 @@ def _skips_whole_images(gates, replay, state):
     return torch.equal(attention, mlp)
 
 
-def _run_images(layer, x, images):
+def _run_images(parts, x, images, side):
     """x (B, N, D) after the layer for images (B',), and as it was for the others: one gather for the block."""
     if not len(images):
         return x
-    part = x if len(images) == len(x) else x.index_select(0, images)
-    part = packed_block(layer, part, None, None, None, None)
     if len(images) == len(x):
-        return part
+        return packed_block(parts, x, None, None, None, None, None, side)
+    some = None if side is None else side.expand(len(x), -1, -1).index_select(0, images)
+    part = packed_block(parts, x.index_select(0, images), None, None, None, None, None, some)
     return x.index_copy(0, images, part)
 
 

@@ -1,4 +1,4 @@
-"""A Vision Transformer that spends computation per image: a native `ViTModel`, and gates that decide what it runs.
+"""A Vision Transformer that spends computation per image: a native backbone, and gates that decide what it runs.
 
 Letters: B images, N tokens ([CLS] first), D channels, H heads, L layers, C classes.
 """
@@ -8,17 +8,19 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel, ViTModel
+from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
-from .configuration_dynvit import DynViTConfig
+from .configuration_dynvit import DynViTConfig, check_budget
 from .convert import dynvit_config, load_vit
 from .encoder import encode
-from .gate import Score
+from .gate import LearnedGate, Score
 from .gates import build_gates
-from .layer import LAYOUTS, NO_EXPLORATION
+from .host import host_of
+from .host_vit import ViTHost
+from .layer import LAYOUTS
 from .prepack import prepack
 
 
@@ -49,7 +51,7 @@ class DynViTModelOutput(OutputWithDecisions):
     """Features of a `DynViTModel`.
 
     Attributes:
-        last_hidden_state: (B, N, D), after the final LayerNorm.
+        last_hidden_state: (B, N, D), after the final norm.
         cost: (B,) multiply-accumulates spent / those of the dense model.
         decisions: L `LayerDecisions`, what each layer ran.
         hidden_states: L + 1 tensors (B, N, D), on request.
@@ -84,7 +86,7 @@ class DynViTPreTrainedModel(PreTrainedModel):
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = False  # the gates' losses are means: the Trainer must divide by the accumulation steps
-    _no_split_modules = ["ViTEmbeddings", "ViTLayer"]
+    _no_split_modules = list(ViTHost.no_split)
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_attention_backend = True
@@ -126,30 +128,26 @@ class DynViTPreTrainedModel(PreTrainedModel):
             raise ValueError("activation checkpointing needs use_reentrant=False: decisions carry gradients too")
         super().activation_checkpointing_enable(activation_checkpointing_kwargs, **options)
 
-    def prepack(self):
-        """For inference on CPU: keep the layers' weights also in the order that its products want. Returns the model.
-
-        The result is the same and faster, most in float32, at the price of these weights' memory once more. The
-        copies are for evaluation without gradient alone: they are dropped when the model trains, moves or computes with
-        gradient, and renewed when weights change; after changing single elements of `weight.data`, call it again.
-        Compiled and exported graphs hold the plain products.
-
-        Raises:
-            ValueError: a model that is not on CPU, or a torch without oneDNN.
-        """
-        prepack(self.vit.layers)
-        return self
-
 
 class DynViTModel(DynViTPreTrainedModel):
-    """A native `ViTModel` without pooler, and gates on its layers; gives features."""
+    """A native backbone without pooler, and gates on its layers; gives features."""
 
     def __init__(self, config):
         super().__init__(config)
-        self.vit = ViTModel(config, add_pooling_layer=False)
+        setattr(self, self.base_model_prefix, self.host.build(config))
         self.gates = build_gates(config)
         self._layout = None
         self.post_init()
+
+    @property
+    def host(self):
+        """The `Host` that knows the backbone by name."""
+        return host_of(self.config)
+
+    @property
+    def num_tokens(self):
+        """Tokens of an image of the configured size, [CLS] included."""
+        return self.host.sizes(self.config).tokens
 
     @property
     def layout(self):
@@ -164,61 +162,59 @@ class DynViTModel(DynViTPreTrainedModel):
             raise ValueError(f"layout must be one of {LAYOUTS} or None, got {value!r}")
         self._layout = value
 
+    def learned_gates(self):
+        """The `LearnedGate`s, those of the first layer first."""
+        return [gate for gates in self.gates for gate in gates.values() if isinstance(gate, LearnedGate)]
+
+    def set_budget(self, budget):
+        """Set the mean cost to aim at, in (0, 1]. Returns the model.
+
+        It is what training aims at and what is saved with the model. Gates decide as before until training or
+        `calibrate(model, batches, model.config.budget)` has moved their thresholds to where the mean cost is the budget.
+
+        Raises:
+            ValueError: another value.
+        """
+        check_budget(budget)
+        self.config.budget = budget
+        return self
+
+    def prepack(self):
+        """For inference on CPU: keep the layers' weights also in the order that its products want. Returns the model.
+
+        The result is the same and faster, most in float32, at the price of these weights' memory once more. The
+        copies are for evaluation without gradient alone: they are dropped when the model trains, moves or computes with
+        gradient, and renewed when weights change; after changing single elements of `weight.data`, call it again.
+        Compiled and exported graphs hold the plain products.
+
+        Raises:
+            ValueError: a model that is not on CPU, or a torch without oneDNN.
+        """
+        prepack(self.host.layers(self.base_model))
+        return self
+
     @can_return_tuple
-    def forward(
-        self,
-        pixel_values=None,
-        decisions=None,
-        gating=None,
-        exploration=NO_EXPLORATION,
-        interpolate_pos_encoding=None,
-        output_attentions=None,
-        output_hidden_states=None,
-        patches=None,
-        merge_patches=False,
-    ):
-        """Features of images.
+    def forward(self, pixel_values=None, **options):
+        """Features of images (B, channels, height, width).
 
         Args:
-            pixel_values: (B, channels, height, width).
-            decisions: L `LayerDecisions` to replay instead of the gates' own.
-            gating: how gates decide, one of `GATINGS`; sample in training, else threshold.
-            exploration: how stochastic decisions are drawn.
-            interpolate_pos_encoding: accept another image size than the configured one.
-            output_attentions: needs eager attention, and runs the masked layout.
-            output_hidden_states: collect the token stream before and after each layer; a list of indices collects
-                those alone (None stands for the others).
-            patches: int64 indices of the patches to run on, counted from 0 without [CLS], each at most once: (K,) for
-                all images or (B, K) for each. The others are gone before the first layer, the token stream has
-                N = 1 + K tokens, and the cost stays relative to the dense model on all patches.
-            merge_patches: the others leave their content to the kept patch most like them, which then counts as often
-                as it has patches (eager or sdpa attention in the masked layout); without patches it says nothing.
+            options: those of `encode` (encoder.py): decisions, gating, exploration, interpolate_pos_encoding,
+                output_attentions, output_hidden_states, patches, merge_patches.
 
         Returns:
             `DynViTModelOutput`, or a tuple with `return_dict=False`.
         """
-        x, spent, used, hidden, attentions = encode(
-            self,
-            pixel_values,
-            decisions,
-            gating,
-            exploration,
-            interpolate_pos_encoding,
-            output_attentions,
-            output_hidden_states,
-            patches,
-            merge_patches,
-        )
-        return DynViTModelOutput(self.vit.layernorm(x), spent, used, hidden, attentions)
+        x, *rest, _ = encode(self, pixel_values, **options)
+        return DynViTModelOutput(self.host.norm(self.base_model, x), *rest)
 
 
 class DynViTForImageClassification(DynViTModel):
-    """A `ViTForImageClassification` with gates: the same weights under the same names, and those of the gates."""
+    """A native image classifier with gates: the same weights under the same names, and those of the gates."""
 
     def __init__(self, config):
         super().__init__(config)
-        self.num_labels = config.num_labels
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels) if config.num_labels > 0 else nn.Identity()
+        self.num_labels, features = config.num_labels, self.host.sizes(config).features
+        self.classifier = nn.Linear(features, config.num_labels) if config.num_labels > 0 else nn.Identity()
         self.post_init()
 
     @classmethod
@@ -235,26 +231,14 @@ class DynViTForImageClassification(DynViTModel):
         Raises:
             ValueError: a source that is not a ViT, lacks weights or has some on disk, an unknown preset, gate or option.
         """
-        vit = load_vit(source, **kwargs)
-        model = cls(dynvit_config(vit.config, gates, budget)).to(vit.device, vit.dtype)
+        vit = load_vit(source, cls.config_class, **kwargs)
+        model = cls(dynvit_config(vit.config, gates, budget, cls.config_class)).to(vit.device, vit.dtype)
         model.load_state_dict({**model.state_dict(), **vit.state_dict()})
         model.set_attn_implementation(vit.config._attn_implementation)
         return model.eval()
 
     @can_return_tuple
-    def forward(
-        self,
-        pixel_values=None,
-        labels=None,
-        decisions=None,
-        gating=None,
-        exploration=NO_EXPLORATION,
-        interpolate_pos_encoding=None,
-        output_attentions=None,
-        output_hidden_states=None,
-        patches=None,
-        merge_patches=False,
-    ):
+    def forward(self, pixel_values=None, labels=None, **options):
         """Logits of images; arguments as in `DynViTModel.forward`.
 
         Args:
@@ -263,21 +247,10 @@ class DynViTForImageClassification(DynViTModel):
         Returns:
             `DynViTClassifierOutput`, or a tuple with `return_dict=False`.
         """
-        x, spent, used, hidden, attentions = encode(
-            self,
-            pixel_values,
-            decisions,
-            gating,
-            exploration,
-            interpolate_pos_encoding,
-            output_attentions,
-            output_hidden_states,
-            patches,
-            merge_patches,
-        )
-        logits = self.classifier(self.vit.layernorm(x[:, 0]))  # (B, C)
+        x, *rest, state = encode(self, pixel_values, **options)
+        logits = self.classifier(self.host.head(self.base_model, x, *state))  # (B, C)
         loss = None if labels is None else self.loss_function(labels, logits, self.config)
-        return DynViTClassifierOutput(loss, logits, spent, used, hidden, attentions)
+        return DynViTClassifierOutput(loss, logits, *rest)
 
 
 # Saving a model also saves its code.

@@ -8,13 +8,16 @@ it counts beside what the gate learns, and how new is new enough.
 import torch
 from torch.nn import functional as F
 
+from .host import CLS
 
-def novelty(tokens, alive=None):
+
+def novelty(tokens, alive=None, protected=CLS):
     """1 - the largest cosine between each token and those before it; no gradient.
 
     Args:
-        tokens: (B, N, D), [CLS] first, which is compared with none.
-        alive: (B, N) tokens that are still there; None: all. What is gone is compared with none.
+        tokens: (B, N, D).
+        alive: (B, N) tokens that are still there; None: all. Nothing is compared with what is gone.
+        protected: indices of tokens that nothing is compared with, [CLS].
 
     Returns:
         (B, N) in [0, 2]; 2 where there is nothing to compare with. It depends on the tokens that are alive and on
@@ -26,7 +29,7 @@ def novelty(tokens, alive=None):
         tokens = tokens.detach().float() if tokens.device.type == "cpu" else tokens.detach()
         unit = F.normalize(tokens, dim=-1)
         earlier = torch.ones(num_tokens, num_tokens, dtype=torch.bool, device=tokens.device).tril(-1)
-        earlier[:, 0] = False
+        earlier[:, protected] = False
         if alive is not None:
             earlier = earlier & (alive > 0.5).unsqueeze(1)  # (B, N, N)
         likeness = (unit @ unit.transpose(1, 2)).masked_fill(~earlier, -1.0)

@@ -7,7 +7,7 @@ from transformers.trainer_callback import ExportableState
 
 from ..measure.latency import layer_latencies
 from ..model.cost import dense_macs, layer_costs, layer_shares
-from ..model.gate import Exploration, Gate
+from ..model.gate import Exploration
 from .policy_gradient import (
     advantages,
     depth_weights,
@@ -35,7 +35,7 @@ class PolicyObjective(TrainerCallback, ExportableState):
     def __init__(self, trainer):
         self.trainer, self.args = trainer, trainer.args
         self.layer_weights = self.running = None
-        self._check([module for module in trainer.model.modules() if isinstance(module, Gate)])
+        self._check(trainer.model.learned_gates())
         self.reset()
 
     def _check(self, gates):

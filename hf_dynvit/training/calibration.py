@@ -6,7 +6,6 @@ from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from ..model.encoder import encode
-from ..model.gate import Gate
 from ..model.gate_random import RandomGate
 
 
@@ -49,7 +48,7 @@ def calibrate(model, batches, budget, tolerance=0.002, widest=WIDEST, steps=12):
     Returns:
         The shift, and the mean cost that it gives on the batches.
     """
-    gates = [module for module in model.modules() if isinstance(module, Gate)]
+    gates = model.learned_gates()
     if not gates or not batches:
         raise ValueError(
             f"calibrate needs learned gates and images, got {len(gates)} gates and {len(batches)} batches"
@@ -109,7 +108,7 @@ def check_budgets(model, budgets):
     Raises:
         ValueError: a budget out of reach; it names the reach.
     """
-    if not _learned(model) or _draws(model):
+    if not model.learned_gates() or _draws(model):
         return 1.0
     least, most = cost_range(model)
     for budget in budgets:
@@ -125,7 +124,7 @@ def check_budgets(model, budgets):
 @torch.no_grad()
 def cost_range(model):
     """(least, most): the cost of an image with all learned gates closed, and with all open, the gates' own included."""
-    biases = [gate.score.bias for gate in _learned(model)]
+    biases = [gate.score.bias for gate in model.learned_gates()]
     given, was_training, layout = [bias.clone() for bias in biases], model.training, model._layout
     size, parameter = model.config.image_size, next(model.parameters())
     size = (size, size) if isinstance(size, int) else size
@@ -153,7 +152,3 @@ def steady_range(model):
 
 def _draws(model):
     return any(isinstance(module, RandomGate) for module in model.modules())
-
-
-def _learned(model):
-    return [module for module in model.modules() if isinstance(module, Gate)]

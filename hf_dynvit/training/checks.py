@@ -6,7 +6,6 @@ All that is not named here means what it means in transformers; tests/test_train
 from transformers.trainer_optimizer import is_optimizer_factory
 from transformers.utils import logging
 
-from ..model.gate import Gate
 from .arguments import DynViTTrainingArguments
 from .presets import preset_arguments, preset_of
 
@@ -18,7 +17,7 @@ OWN_GROUPS = ("galore_", "apollo_", "lomo", "adalomo")
 
 def learns(model):
     """Whether the model has gates that learn."""
-    return any(isinstance(module, Gate) for module in model.modules())
+    return bool(model.learned_gates())
 
 
 def compares(args):

@@ -2,8 +2,6 @@
 
 from contextlib import contextmanager
 
-from ..model.gate import Gate
-
 
 def parameter_groups(model, args, decaying):
     """Body with weight decay, body without, gates alike; groups that would be empty are left out.
@@ -14,7 +12,7 @@ def parameter_groups(model, args, decaying):
             the body's where it is None; where both are, gates are in the body's groups, as the `Trainer` has them.
         decaying: names of the parameters that weight decay is for.
     """
-    gates = {id(p) for module in model.modules() if isinstance(module, Gate) for p in module.parameters()}
+    gates = {id(p) for gate in model.learned_gates() for p in gate.parameters()}
     if args.gate_learning_rate is None and args.gate_weight_decay is None:
         gates = set()
     rate = {} if args.gate_learning_rate is None else {"lr": args.gate_learning_rate}
@@ -39,9 +37,8 @@ def learning(model, body):
     learned = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     if not body:
         model.requires_grad_(False)
-        for module in model.modules():
-            if isinstance(module, Gate):
-                module.requires_grad_(True)
+        for gate in model.learned_gates():
+            gate.requires_grad_(True)
     try:
         yield
     finally:

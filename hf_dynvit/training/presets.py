@@ -14,7 +14,6 @@
    where it throws all but the last away. Clipping, where it is on, is of body and policies together.
 """
 
-from ..model.gate import Gate
 from ..model.gates import GATES, PRESET_GATES, preset_gates
 
 
@@ -112,9 +111,8 @@ def gate_facts(model):
         what such a gate decides comes from its bias and, for patches, from their novelty.
     """
     names, learned = {kind: name for name, kind in GATES.items()}, {}
-    for gate in model.modules():
-        if isinstance(gate, Gate):
-            moved = (gate.score.weight.detach().float() - gate.score.init_weight).abs().max().item()
-            name = names.get(type(gate), type(gate).__name__)
-            learned[name] = max(learned.get(name, 0.0), moved)
+    for gate in model.learned_gates():
+        moved = (gate.score.weight.detach().float() - gate.score.init_weight).abs().max().item()
+        name = names.get(type(gate), type(gate).__name__)
+        learned[name] = max(learned.get(name, 0.0), moved)
     return {"gates": model.config.gates, "preset": preset_of(model.config), "learned": learned}

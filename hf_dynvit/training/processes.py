@@ -6,8 +6,6 @@ from contextlib import contextmanager
 import torch
 from transformers.training_args import ParallelMode
 
-from ..model.gate import Gate
-
 
 def prepare_processes(model, args):
     """Make the arguments fit what gates need of `DistributedDataParallel`.
@@ -23,7 +21,7 @@ def prepare_processes(model, args):
         return
     fixed = {"ddp_find_unused_parameters": args.ddp_find_unused_parameters is False}
     fixed["ddp_static_graph"] = bool(args.ddp_static_graph)
-    gates = any(isinstance(module, Gate) for module in model.modules()) or getattr(model.config, "gates", None)
+    gates = getattr(model.config, "gates", None)
     for name, says_so in fixed.items():
         if says_so and gates:
             raise ValueError(

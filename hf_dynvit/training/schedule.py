@@ -4,7 +4,7 @@ import torch
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
-from ..model.gate import Exploration, Gate
+from ..model.gate import Exploration
 from .calibration import TOLERANCE, WIDEST, shift_gates, steady_range
 
 
@@ -86,7 +86,7 @@ class PackedTuning(TrainerCallback, ExportableState):
         if not self.trainer.schedule.frozen():
             return
         model = self.trainer.accelerator.unwrap_model(self.trainer.model)
-        gates = [gate for gate in model.modules() if isinstance(gate, Gate)]
+        gates = model.learned_gates()
         if not gates:
             return
         if not self.shifts:  # not when a later step is resumed
@@ -103,7 +103,7 @@ class PackedTuning(TrainerCallback, ExportableState):
         if not self.shifts or not args.follows_budget():
             return
         accelerator = self.trainer.accelerator
-        gates = [gate for gate in accelerator.unwrap_model(self.trainer.model).modules() if isinstance(gate, Gate)]
+        gates = accelerator.unwrap_model(self.trainer.model).learned_gates()
         turn = self._turn(state.global_step - 1)
         cost = accelerator.reduce(torch.stack(self.trainer.step_costs).mean(), "mean").item()
         before, first = self.shifts[turn], self.shifts[0]

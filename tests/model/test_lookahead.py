@@ -42,7 +42,7 @@ def plans(monkeypatch):
 
 
 def without_plans(model, monkeypatch):
-    monkeypatch.setattr(encoder, "_gates_ahead", lambda *args: [])
+    monkeypatch.setattr(encoder, "_gates_ahead", lambda *args: {})
 
 
 @pytest.mark.parametrize("gating", ["threshold", "act"])

@@ -85,8 +85,8 @@ def test_agents_merge_on_request_in_training_learning_and_evaluation(tiny_vit, t
     from hf_dynvit.model import encoder
 
     merged = []
-    monkeypatch.setattr(encoder, "merge_patches", lambda x, patches: merged.append(1) or merge_patches(x, patches))
-    monkeypatch.setattr(encoder, "take_patches", lambda x, patches: pytest.fail("patches were removed"))
+    monkeypatch.setattr(encoder, "merge_patches", lambda *args: merged.append(1) or merge_patches(*args))
+    monkeypatch.setattr(encoder, "take_patches", lambda *args: pytest.fail("patches were removed"))
     options = {"merge": True, "return_fraction": 0.0} | ({"learn_every": 1} if agent == "agentvit-plus" else {})
     trainer = agent_trainer(tiny_vit, tmp_path, agent, agent_options=options, max_steps=2, agent_evaluation="chosen")
     trainer.train()
@@ -100,6 +100,6 @@ def test_unless_asked_agents_remove(tiny_vit, tmp_path, monkeypatch):
     from hf_dynvit.model import encoder
 
     removed = []
-    monkeypatch.setattr(encoder, "take_patches", lambda x, patches: removed.append(1) or take_patches(x, patches))
+    monkeypatch.setattr(encoder, "take_patches", lambda *args: removed.append(1) or take_patches(*args))
     agent_trainer(tiny_vit, tmp_path, "random", max_steps=2).train()
     assert len(removed) == 2

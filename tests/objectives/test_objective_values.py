@@ -6,7 +6,7 @@ from models import images
 from trainers import build_trainer
 
 from hf_dynvit import LayerDecisions
-from hf_dynvit.model.gate import Gate
+from hf_dynvit.model.gate import LearnedGate
 from hf_dynvit.objectives.policy_gradient import layer_returns, outcome, terminal_reward
 from hf_dynvit.objectives.straight_through import usage_loss
 
@@ -53,7 +53,7 @@ def trainer_of(tiny_vit, folder, layers=3, gates=BLOCKS, **options):
     """A trainer of policies whose scores are random, so that images differ in what they run."""
     options = {"objective": "reinforce", "calibration_images": 0, "budget_ramp": 0.0, "entropy_weight": 0.0} | options
     trainer = build_trainer(lambda **fields: tiny_vit(layers, **fields), folder, gates=gates, **options)
-    gated_ = [module for module in trainer.model.modules() if isinstance(module, Gate)]
+    gated_ = [module for module in trainer.model.modules() if isinstance(module, LearnedGate)]
     for gate in gated_:
         torch.nn.init.normal_(gate.score.weight, std=0.5)
         torch.nn.init.zeros_(gate.score.bias)
@@ -79,7 +79,7 @@ def returns_of(trainer, inputs, outputs):
 
 def score_gradients(trainer, loss):
     parameters = [
-        p for module in trainer.model.modules() if isinstance(module, Gate) for p in module.score.parameters()
+        p for module in trainer.model.modules() if isinstance(module, LearnedGate) for p in module.score.parameters()
     ]
     return torch.cat([gradient.flatten() for gradient in torch.autograd.grad(loss, parameters)])
 
@@ -122,7 +122,7 @@ def test_entropy_is_raised(tiny_vit, tmp_path):
     loss = trainer.policy.loss(trainer.model, inputs, outputs)
     assert loss.item() == pytest.approx(-entropy.item(), abs=1e-6) and entropy > 0.1
     # Descent on the loss moves keep probabilities towards one half.
-    gates = [module for module in trainer.model.modules() if isinstance(module, Gate)]
+    gates = [module for module in trainer.model.modules() if isinstance(module, LearnedGate)]
     with torch.no_grad():
         for gate in gates:
             gate.score.weight.zero_()
@@ -156,7 +156,7 @@ def test_policies_that_are_sure_are_drawn_against_as_often_as_the_bound_says(tin
     trainer = trainer_of(
         tiny_vit, tmp_path, probability_bound=bound, max_steps=4, gate_learning_rate=0.0, curriculum=0.0
     )
-    for gate in [module for module in trainer.model.modules() if isinstance(module, Gate)]:
+    for gate in [module for module in trainer.model.modules() if isinstance(module, LearnedGate)]:
         torch.nn.init.zeros_(gate.score.weight)
         torch.nn.init.constant_(gate.score.bias, 30.0)
     kept = []

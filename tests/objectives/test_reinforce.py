@@ -8,7 +8,7 @@ from models import gated, images, run
 from torch.testing import assert_close
 
 from hf_dynvit import DynViTForImageClassification, LayerDecisions
-from hf_dynvit.model.gate import Exploration, Gate, draw
+from hf_dynvit.model.gate import Exploration, LearnedGate, draw
 from hf_dynvit.model.gates import PRESET_GATES
 from hf_dynvit.objectives.policy_gradient import (
     advantages,
@@ -71,7 +71,7 @@ def test_outcomes():
 def test_the_expected_reinforce_gradient_is_that_of_the_expected_reward(tiny_vit, returns):
     model = gated(tiny_vit(3), BLOCKS)
     pixel_values, price, batch = images(1), 0.7, 1
-    parameters = [p for gate in model.modules() if isinstance(gate, Gate) for p in gate.score.parameters()]
+    parameters = [p for gate in model.modules() if isinstance(gate, LearnedGate) for p in gate.score.parameters()]
     exact, estimate = 0.0, 0.0
     for actions in itertools.product([False, True], repeat=2):
         keeps = [torch.tensor([[on, on]]) for on in actions]

@@ -12,7 +12,7 @@ from trainers import build_trainer, weights
 
 from hf_dynvit import DynViTForImageClassification, DynViTTrainingArguments
 from hf_dynvit.data.rows import DataArguments
-from hf_dynvit.model.gate import Gate
+from hf_dynvit.model.gate import LearnedGate
 from hf_dynvit.objectives.policy_gradient import layer_returns
 from hf_dynvit.settings import parse_settings
 from hf_dynvit.training.presets import FAITHFUL, preset_arguments, preset_of
@@ -143,7 +143,7 @@ def test_official_gates_learn_at_the_rate_and_decay_of_the_body(tiny_vit, tmp_pa
     groups = trainer.create_optimizer().param_groups
     assert [(group["lr"], group["weight_decay"]) for group in groups] == [(1e-3, 0.05), (1e-3, 0.0)]
     decaying = {id(parameter) for parameter in groups[0]["params"]}
-    gates = [module for module in trainer.model.modules() if isinstance(module, Gate)]
+    gates = [module for module in trainer.model.modules() if isinstance(module, LearnedGate)]
     assert all(id(gate.score.weight) in decaying and id(gate.score.bias) not in decaying for gate in gates)
 
 

@@ -6,7 +6,7 @@ import torch
 from transformers import EvalPrediction
 
 from hf_dynvit import DynViTForImageClassification
-from hf_dynvit.model.gate import Gate
+from hf_dynvit.model.gate import LearnedGate
 from hf_dynvit.report.names import decides
 from hf_dynvit.training.calibration import shift_gates
 from hf_dynvit.training.metrics import compute_metrics
@@ -14,7 +14,7 @@ from hf_dynvit.training.presets import gate_facts
 
 
 def gates_in(model):
-    return [module for module in model.modules() if isinstance(module, Gate)]
+    return [module for module in model.modules() if isinstance(module, LearnedGate)]
 
 
 def test_fresh_gates_have_not_learned_wherever_their_thresholds_are(tiny_vit):

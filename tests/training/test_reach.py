@@ -5,7 +5,7 @@ import torch
 from models import GATE_SETS, gated, images, run
 from trainers import build_trainer, weights
 
-from hf_dynvit.model.gate import Gate
+from hf_dynvit.model.gate import LearnedGate
 from hf_dynvit.training import calibration
 from hf_dynvit.training.calibration import calibrate, check_budgets, cost_range
 
@@ -42,7 +42,7 @@ def test_a_mask_lowers_what_can_be_reached(tiny_vit):
     assert 0.7 < most < 0.8 and free[1] == pytest.approx(1.0, abs=1e-2)
     assert least == pytest.approx(free[0], abs=1e-3)
     for gate in model.modules():
-        if isinstance(gate, Gate):
+        if isinstance(gate, LearnedGate):
             torch.nn.init.constant_(gate.score.bias, 1e3)
     assert run(model, "masked", images(3)).cost.tolist() == pytest.approx([most] * 3)
 
@@ -110,7 +110,7 @@ def test_a_calibration_that_misses_says_so(tiny_vit, monkeypatch):
     monkeypatch.setattr(calibration.logger, "warning", said.append)
     model = gated(tiny_vit(3), [{"gate": "block"}])
     for gate in model.modules():
-        if isinstance(gate, Gate):  # all images alike
+        if isinstance(gate, LearnedGate):  # all images alike
             torch.nn.init.zeros_(gate.score.weight)
             torch.nn.init.zeros_(gate.score.bias)
     _, cost = calibrate(model, [images(4)], 0.5)

@@ -8,7 +8,7 @@ from trainers import GATES, Images, assert_same, build_trainer, weights
 from transformers import Trainer, TrainingArguments
 
 from hf_dynvit import DynViTForImageClassification, DynViTTrainingArguments
-from hf_dynvit.model.gate import Gate
+from hf_dynvit.model.gate import LearnedGate
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def test_mean_cost_on_unseen_images_meets_the_budget_after_training(make_trainer
 def test_gates_learn_at_their_own_rate_and_without_decay(make_trainer, tmp_path):
     trainer = make_trainer(tmp_path, weight_decay=0.1)
     groups = trainer.create_optimizer().param_groups
-    gates = {id(p) for m in trainer.model.modules() if isinstance(m, Gate) for p in m.parameters()}
+    gates = {id(p) for m in trainer.model.modules() if isinstance(m, LearnedGate) for p in m.parameters()}
     assert {id(p) for p in groups[-1]["params"]} == gates
     assert (groups[-1]["lr"], groups[-1]["weight_decay"]) == (5e-2, 0.0)
     assert groups[0]["lr"] == 1e-3 and groups[0]["weight_decay"] == 0.1

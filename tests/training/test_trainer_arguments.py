@@ -11,7 +11,7 @@ from trainers import GATES, Images, assert_same, build_trainer, weights
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from hf_dynvit import DynViTForImageClassification, DynViTTrainer, DynViTTrainingArguments
-from hf_dynvit.model.gate import Gate
+from hf_dynvit.model.gate import LearnedGate
 
 
 # Each does here what it does in the Trainer. What that means for gates, where it says more than that:
@@ -328,7 +328,7 @@ def test_gates_take_the_rate_and_decay_of_the_body_or_their_own(tiny_vit, tmp_pa
     found = {}
     for group in trainer.create_optimizer().param_groups:
         found |= {id(parameter): (group["lr"], group["weight_decay"]) for parameter in group["params"]}
-    gates = [gate for gate in trainer.model.modules() if isinstance(gate, Gate)]
+    gates = [gate for gate in trainer.model.modules() if isinstance(gate, LearnedGate)]
     wanted = 1e-3 if rate is None else rate
     for gate in gates:
         assert found[id(gate.score.weight)] == (wanted, 0.1 if decay is None else decay)

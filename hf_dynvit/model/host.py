@@ -1,0 +1,155 @@
+"""The contract of a host, the adapter that knows one backbone family of transformers by name, and the shelf of hosts.
+
+Layouts, cost, conversion and prepacked weights ask the host alone. A backbone is pre-norm, with two residual branches per
+layer: x + residual(attention(norm(x))), then x + residual(mlp(norm(x))). A new family is one file `host_NAME.py`, or a
+class registered from outside the package with `register_host`.
+
+Letters: B images, N tokens, D channels, H heads, d channels of a head, S numbers per token.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from torch import nn
+
+
+CLS = slice(0, 1)  # the protected token of a ViT
+
+
+class LayerParts(NamedTuple):
+    """The modules of one layer. Those that are plain linear layers may be joined, split and prepacked; others are called.
+
+    Attributes:
+        attention_norm, mlp_norm: the norms before the two branches.
+        attention: what transformers' attention functions are given as the module; it has a `config`.
+        projections: linear layers whose outputs, side by side, are the queries, keys and values of all heads.
+        head_dim: d; scores are scaled by d ** -0.5.
+        out: the output projection.
+        mlp: (T, D) -> (T, D), row by row.
+        mlp_linears: its linear layers if it may run in parts, else none.
+        activation: what stands between two `mlp_linears`.
+        residuals: what the outputs of attention and MLP pass before they are added: dropout, layer scale, drop path.
+        dropout: probability on attention weights, 0.0 in evaluation.
+        eager: transformers' eager attention function of this family.
+        turn: (q, k, side) -> (q, k), with q and k (..., H, d) and side (..., S): rotary positions, q/k norms; or None.
+    """
+
+    attention_norm: nn.Module
+    mlp_norm: nn.Module
+    attention: nn.Module
+    projections: tuple
+    head_dim: int
+    out: nn.Module
+    mlp: nn.Module
+    mlp_linears: tuple
+    activation: Any
+    residuals: tuple
+    dropout: float
+    eager: Callable
+    turn: Callable | None = None
+
+
+class Sizes(NamedTuple):
+    """What the cost is counted from, as a configuration says it.
+
+    Attributes:
+        tokens: N of an image of the configured size. heads: H. width: D. attention: H * d.
+        attention_weights, mlp_weights: multiply-accumulates of a token in the linear layers of attention and MLP.
+        patch_weights: those of a patch in the embeddings. features: channels that the classifier reads.
+    """
+
+    tokens: int
+    heads: int
+    width: int
+    attention: int
+    attention_weights: int
+    mlp_weights: int
+    patch_weights: int
+    features: int
+
+
+class Host:
+    """What all hosts have; one instance serves all models of its family, and holds no state.
+
+    Attributes:
+        native: transformers' image classifier of this family, with the backbone under `base_model_prefix` and a
+            `classifier`.
+        no_split: class names that device maps keep on one device.
+        protected: indices of the tokens that no gate drops or merges: [CLS], registers.
+    """
+
+    native: type
+    no_split: tuple = ()
+    protected: tuple = (0,)
+
+    def protects_first(self):
+        """Whether protected tokens come first, so that they stay in their places when others leave the stream."""
+        return self.protected == tuple(range(len(self.protected)))
+
+    def index(self):
+        """The protected tokens as what indexes a tensor fastest: a slice where they come first."""
+        return slice(0, len(self.protected)) if self.protects_first() else list(self.protected)
+
+    def build(self, config):
+        """The backbone with fresh weights, without a pooler."""
+        raise NotImplementedError
+
+    def layers(self, backbone):
+        raise NotImplementedError
+
+    def parts(self, layer):
+        """The `LayerParts` of a layer, asked for in every forward, so that modules can be exchanged."""
+        raise NotImplementedError
+
+    def is_own(self, layer):
+        """Whether nobody has hooks on the layer or its attention, or has put classes of their own in their places."""
+        raise NotImplementedError
+
+    def call(self, layer, x, side):
+        """x (B, N, D) after the layer's own `forward`."""
+        raise NotImplementedError
+
+    def embed(self, backbone, pixel_values, interpolate):
+        """Tokens (B, N, D), a norm before the first layer included, and what belongs to each: side (B, N, S) or None.
+
+        Side data is gathered with the tokens wherever some are left out. `interpolate`: accept other image sizes than
+        the configured one.
+        """
+        raise NotImplementedError
+
+    def norm(self, backbone, x):
+        """The final norm of x (..., D)."""
+        raise NotImplementedError
+
+    def head(self, backbone, x, alive, size):
+        """Features (B, F) for the classifier, from x (B, N, D) before the final norm.
+
+        Args:
+            alive: (B, N) tokens that are not dropped; None: all. A mean leaves the others out.
+            size: (B, N) patches that each token stands for; None: one each. A mean weighs by it.
+        """
+        raise NotImplementedError
+
+    def sizes(self, config):
+        """The `Sizes` of a configuration."""
+        raise NotImplementedError
+
+
+HOSTS = {}  # `model_type` of a native backbone -> host
+
+
+def register_host(name, host):
+    """Put an instance of a `Host` on the shelf, for configurations whose class attribute `host` is `name`."""
+    HOSTS[name] = host
+
+
+def host_of(config):
+    """The host of a configuration (or its class), native or with gates.
+
+    Raises:
+        ValueError: none is registered for it.
+    """
+    name = getattr(config, "host", config.model_type)
+    if name not in HOSTS:
+        raise ValueError(f"no host for {name!r}; there are {sorted(HOSTS)}, and register_host takes others")
+    return HOSTS[name]
