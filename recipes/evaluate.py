@@ -87,7 +87,7 @@ def main(argv=None):
         check_compiler(args.device)
 
     config = entrant.model.config
-    gmacs = dense_macs(config, entrant.model.vit.embeddings.position_embeddings.shape[1], config.num_labels) / 1e9
+    gmacs = dense_macs(config, entrant.model.num_tokens, config.num_labels) / 1e9
     if args.device == "cpu" and can_prepack():
         entrant.model.prepack()
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(args.seed)).tolist()

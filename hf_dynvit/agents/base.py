@@ -46,7 +46,7 @@ class Agent:
     def __init__(self, model, desired, options, device, seed):
         self.model, self.desired, self.options, self.device, self.seed = model, desired, options, device, seed
         self.grid = model.vit.embeddings.patch_embeddings
-        self.patches = model.vit.embeddings.position_embeddings.shape[1] - 1
+        self.patches = model.num_tokens - 1
         self.generator = torch.Generator().manual_seed(seed)
         self.logged = {}
 

@@ -47,7 +47,7 @@ def build_agent(model, args):
     kind, defaults = AGENTS[args.agent]
     options = parse_options(args.agent, kind, defaults, args.agent_options or {})
     _check(kind, model, args)
-    patches = model.vit.embeddings.position_embeddings.shape[1] - 1
+    patches = model.num_tokens - 1
     desired = max(1, patches // 2) if args.n_patch_desired is None else args.n_patch_desired
     if not isinstance(desired, int) or not 1 <= desired <= patches:
         raise ValueError(f"n_patch_desired must be in 1..{patches}, the patches of the model, got {desired!r}")

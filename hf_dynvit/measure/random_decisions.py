@@ -45,7 +45,7 @@ def draw_decisions(model, batch, target, generator):
         ValueError: a target that these gates cannot reach.
     """
     config = model.config
-    num_layers, num_tokens = config.num_hidden_layers, model.vit.embeddings.position_embeddings.shape[1]
+    num_layers, num_tokens = config.num_hidden_layers, model.num_tokens
     whole = [any(gate.whole for gate in gates.values()) for gates in model.gates]
     slots = [{slot for gate in gates.values() for slot in gate.slots} for gates in model.gates]
     gate_macs = sum(gate.macs(num_tokens) for gates in model.gates for gate in gates.values())

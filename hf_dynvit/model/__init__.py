@@ -1,1 +1,44 @@
-"""The model that travels to the Hub: configuration, layers in both layouts, gates, cost."""
+"""The model that travels to the Hub: configuration, layers in both layouts, gates, hosts, cost."""
+
+from .configuration_dynvit import DynViTConfig
+from .convert import load_vit
+from .cost import dense_macs, layer_costs, layer_shares, stem_macs
+from .gate import Action, Exploration, Gate, LayerDecisions, LearnedGate, Score, TokenState
+from .gate_block import BlockGate
+from .gate_random import RandomGate
+from .gates import GATES, PRESET_GATES, preset_gates, register_gate
+from .host import Host, LayerParts, Sizes, host_of, register_host
+from .modeling_dynvit import DynViTForImageClassification, DynViTModel
+from .prepack import can_prepack, is_prepacked
+
+
+__all__ = [
+    "GATES",
+    "PRESET_GATES",
+    "Action",
+    "BlockGate",
+    "DynViTConfig",
+    "DynViTForImageClassification",
+    "DynViTModel",
+    "Exploration",
+    "Gate",
+    "Host",
+    "LayerDecisions",
+    "LayerParts",
+    "LearnedGate",
+    "RandomGate",
+    "Score",
+    "Sizes",
+    "TokenState",
+    "can_prepack",
+    "dense_macs",
+    "host_of",
+    "is_prepacked",
+    "layer_costs",
+    "layer_shares",
+    "load_vit",
+    "preset_gates",
+    "register_gate",
+    "register_host",
+    "stem_macs",
+]

@@ -135,7 +135,7 @@ def _choose(host, x, side, patches, merges):
     if not host.protects_first():
         raise ValueError(f"patches can only be chosen where protected tokens come first, not at {host.protected}")
     first = len(host.protected)
-    side = None if side is None else take_patches(side.expand(len(x), -1, -1), patches, first)
+    side = None if side is None else take_patches(side, patches, first)
     if not merges:
         return take_patches(x, patches, first), side, TokenState()
     x, size = merge_patches(x, patches, first)

@@ -187,7 +187,7 @@ def _run_images(parts, x, images, side):
         return x
     if len(images) == len(x):
         return packed_block(parts, x, None, None, None, None, None, side)
-    some = None if side is None else side.expand(len(x), -1, -1).index_select(0, images)
+    some = None if side is None else side.index_select(0, images)
     part = packed_block(parts, x.index_select(0, images), None, None, None, None, None, some)
     return x.index_copy(0, images, part)
 

@@ -135,7 +135,7 @@ class PolicyObjective(TrainerCallback, ExportableState):
     def _spent(self, decisions, outputs):
         """What each layer spent of the weighted cost, (K, B); by default MACs / MACs of the dense model."""
         config = self.trainer.model.config
-        num_tokens = self.trainer.model.vit.embeddings.position_embeddings.shape[1]
+        num_tokens = self.trainer.model.num_tokens
         given = config, decisions, len(outputs.logits), num_tokens, outputs.logits.device
         if self.layer_weights is None:
             return layer_costs(*given).detach() / dense_macs(config, num_tokens, config.num_labels)

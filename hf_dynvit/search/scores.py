@@ -124,7 +124,7 @@ class MaskScores:
             out = self.model(pixel_values, gating=self.gating)
         yield outcome(out.logits, labels, "correct")
         yield out.cost
-        num_tokens = self.model.vit.embeddings.position_embeddings.shape[1]
+        num_tokens = self.model.num_tokens
         shares = None
         if self.latencies is not None or self.cost_weights is not None:
             shares = layer_shares(self.model.config, out.decisions, len(labels), num_tokens, device)  # (L, B)

@@ -20,7 +20,7 @@ def collect(model_args, data_args, trainer, data, metrics, seconds):
     config = model.config
     per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     images_seen = min(trainer.state.global_step * per_step, round(trainer.state.epoch * len(data.train)))
-    dense = dense_macs(config, model.vit.embeddings.position_embeddings.shape[1], config.num_labels)
+    dense = dense_macs(config, model.num_tokens, config.num_labels)
     dtype = "bfloat16 autocast" if args.bf16 else "float16 autocast" if args.fp16 else "float32"
     return {
         "kind": "training",
