@@ -27,12 +27,9 @@ from hf_dynvit.measure.latency import layer_latencies
 from hf_dynvit.measure.provenance import measured_on
 from hf_dynvit.measure.weight_digest import check_weights
 from hf_dynvit.report.search_results import save_picked, write_front
-from hf_dynvit.search.arguments import NOT_OF_SCORES, SearchArguments
-from hf_dynvit.search.identity import images_fingerprint, model_fingerprint
-from hf_dynvit.search.masks import MaskSpace
-from hf_dynvit.search.origin import images_from, reward_of, split_of, training_of
-from hf_dynvit.search.scores import MaskScores
-from hf_dynvit.search.search import exhaustive, nsga2, pick
+from hf_dynvit.search.arguments import NOT_OF_SCORES, SearchArguments, images_from, reward_of, split_of, training_of
+from hf_dynvit.search.masks import MaskScores, MaskSpace, images_fingerprint, model_fingerprint
+from hf_dynvit.search.pareto import exhaustive, nsga2, pick
 from hf_dynvit.settings import parse_settings
 
 

@@ -1,1 +1,18 @@
-"""Patch agents: what a training forward runs on."""
+"""Patch agents: they choose the patches that a training forward runs on."""
+
+from .base import Agent, Moment, choice, share
+from .callback import PatchAgent
+from .shelf import AGENTS, build_agent, parse_variant, register_agent
+
+
+__all__ = [
+    "AGENTS",
+    "Agent",
+    "Moment",
+    "PatchAgent",
+    "build_agent",
+    "choice",
+    "parse_variant",
+    "register_agent",
+    "share",
+]

@@ -18,6 +18,8 @@ from transformers.utils import logging
 from .base import Agent, build_seeded, linear_macs, load_optimizer_tensors, optimizer_tensors
 from .features import attention_signal, attention_signal_macs
 from .q_learning import (
+    Replay,
+    Transition,
     above_mean,
     agentvit_reward,
     epsilon_at,
@@ -26,7 +28,6 @@ from .q_learning import (
     polyak,
     q_target,
 )
-from .replay import Replay, Transition
 
 
 logger = logging.get_logger(__name__)

@@ -13,13 +13,41 @@ import math
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from ..objectives.policy_gradient import outcome
-from .base import Agent, build_seeded, choice, linear_macs, load_optimizer_tensors, optimizer_tensors, share
-from .features import input_macs, input_tokens
-from .q_learning import draw_with_rest, kept_count, order_log_prob, pair_loss
-from .scorer import PatchScorer, feature_count, patch_features, pixel_novelty_macs
+from .base import (
+    Agent,
+    build_seeded,
+    choice,
+    kept_count,
+    linear_macs,
+    load_optimizer_tensors,
+    optimizer_tensors,
+    share,
+)
+from .features import feature_count, input_macs, input_tokens, patch_features, pixel_novelty_macs
+
+
+class PatchScorer(nn.Module):
+    """Features (B, n, F) -> logits (B, n), each from its own patch; fresh, choices are uniform but for the novelty.
+
+    Args:
+        hidden: width of the layer between, 0: linear.
+        novelty: what the last feature, the patch's novelty, counts at first; 0: it is a feature like any other.
+    """
+
+    def __init__(self, features, hidden, novelty=0.0):
+        super().__init__()
+        self.score = nn.Linear(hidden or features, 1, bias=False)  # a common shift changes no choice
+        nn.init.zeros_(self.score.weight)
+        self.body = nn.Sequential(nn.Linear(features, hidden), nn.GELU()) if hidden else nn.Identity()
+        self.novelty = nn.Parameter(torch.tensor(float(novelty))) if novelty else None
+
+    def forward(self, features):
+        logits = self.score(self.body(features)).squeeze(-1)
+        return logits if self.novelty is None else logits + self.novelty * features[..., -1]
 
 
 class SubsetPolicy(Agent):
@@ -132,3 +160,42 @@ class SubsetPolicy(Agent):
         super().load_state_dict(saved)
         self.scorer.load_state_dict(saved["scorer"])
         load_optimizer_tensors(self.optimizer, saved["optimizer"])
+
+
+def draw_order(logits, count, generator=None):
+    """`count` of n patches per image without replacement, (B, K) in the order drawn: top K of logits + Gumbel noise.
+
+    Args:
+        logits: (B, n). generator: on CPU, wherever the logits are; None: no noise, the most likely first.
+    """
+    if generator is not None:
+        uniform = torch.rand(logits.shape, generator=generator).clamp_(1e-10, 1 - 1e-7)
+        logits = logits - (-uniform.log()).log().to(logits.device)
+    return logits.topk(count, 1).indices
+
+
+def draw_with_rest(logits, count, scored, generator=None):
+    """(B, K): `scored` patches as `draw_order` draws them, and after them others, drawn uniformly from the rest."""
+    order = draw_order(logits, scored, generator)
+    if scored == count:
+        return order
+    rest = torch.zeros_like(logits).scatter_(1, order, -torch.inf)
+    return torch.cat((order, draw_order(rest, count - scored, generator)), 1)
+
+
+def order_log_prob(logits, order):
+    """Log-probability of drawing `order` (B, K) without replacement from logits (B, n) (Plackett-Luce): (B,)."""
+    chosen = logits.gather(1, order)
+    rest = logits.scatter(1, order, -torch.inf).logsumexp(1, keepdim=True)
+    # What is still there at each draw: those chosen from here on, and those never chosen.
+    there = torch.cat((chosen, rest), 1).flip(1).logcumsumexp(1).flip(1)
+    return (chosen - there[:, :-1]).sum(1)
+
+
+def pair_loss(first_log_prob, second_log_prob, first_reward, second_reward):
+    """Leave-one-out policy gradient for two choices per image, each the baseline of the other; all (B,).
+
+    Its gradient is that of -E[reward], whatever makes an image easy or hard, for that is in both rewards.
+    """
+    advantage = (first_reward - second_reward).detach()
+    return -0.5 * (advantage * (first_log_prob - second_log_prob)).mean()

@@ -92,6 +92,18 @@ class Agent:
         self.generator.set_state(saved["generator"])
 
 
+def kept_count(progress, desired, patches, return_fraction):
+    """Patches to keep: `desired`, then over the last `return_fraction` of training linearly up to all of them.
+
+    Args:
+        progress: share of the training that is done, in [0, 1].
+    """
+    begin = 1.0 - return_fraction
+    if progress <= begin:
+        return desired
+    return min(patches, round(desired + (patches - desired) * (progress - begin) / return_fraction))
+
+
 def build_seeded(seed, build):
     """build() with the global CPU generator seeded, which is then as it was: agents leave no trace in the data order."""
     with torch.random.fork_rng(devices=[]):

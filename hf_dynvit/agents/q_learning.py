@@ -1,9 +1,10 @@
-"""The formulas of the patch agents: schedules, rewards, choices and targets, as pure functions on tensors.
+"""Q-learning of patch agents: schedules, rewards and targets as pure functions, and the replay memory.
 
-Letters: B images, n patches (no [CLS]), K kept patches.
+Letters: B images, n patches (no [CLS]), R rows drawn from the memory.
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 
@@ -32,18 +33,6 @@ def learning_steps(batches, per_epoch, every, silent_epochs, sample):
     if epochs >= silent_epochs:
         rewards += last // every
     return max(0, rewards - sample + 1)
-
-
-def kept_count(progress, desired, patches, return_fraction):
-    """Patches to keep: `desired`, then over the last `return_fraction` of training linearly up to all of them.
-
-    Args:
-        progress: share of the training that is done, in [0, 1].
-    """
-    begin = 1.0 - return_fraction
-    if progress <= begin:
-        return desired
-    return min(patches, round(desired + (patches - desired) * (progress - begin) / return_fraction))
 
 
 def patch_reward(dropped, patches, desired):
@@ -78,40 +67,62 @@ def polyak(target, source, tau):
             moving.lerp_(goal, tau)
 
 
-def draw_order(logits, count, generator=None):
-    """`count` of n patches per image without replacement, (B, K) in the order drawn: top K of logits + Gumbel noise.
+class Transition(NamedTuple):
+    """One rewarded batch of B images with n patches.
+
+    Attributes:
+        state, next_state: (B, n) before and after the ViT's step, of the same images.
+        reward: scalar tensor.
+        keep: bool (n,), what was kept, or None where an agent does not remember it.
+    """
+
+    state: torch.Tensor
+    next_state: torch.Tensor
+    reward: torch.Tensor
+    keep: torch.Tensor | None = None
+
+
+class Replay:
+    """At most `capacity` transitions; when full, a random one makes room.
 
     Args:
-        logits: (B, n). generator: on CPU, wherever the logits are; None: no noise, the most likely first.
+        capacity, sample_size: both at least 1, sample_size <= capacity.
+        generator: `torch.Generator` on CPU.
     """
-    if generator is not None:
-        uniform = torch.rand(logits.shape, generator=generator).clamp_(1e-10, 1 - 1e-7)
-        logits = logits - (-uniform.log()).log().to(logits.device)
-    return logits.topk(count, 1).indices
 
+    def __init__(self, capacity, sample_size, generator):
+        if not 1 <= sample_size <= capacity:
+            raise ValueError(f"replay needs 1 <= sample <= capacity, got {sample_size} and {capacity}")
+        self.capacity, self.sample_size, self.generator = capacity, sample_size, generator
+        self.transitions = []
 
-def draw_with_rest(logits, count, scored, generator=None):
-    """(B, K): `scored` patches as `draw_order` draws them, and after them others, drawn uniformly from the rest."""
-    order = draw_order(logits, scored, generator)
-    if scored == count:
-        return order
-    rest = torch.zeros_like(logits).scatter_(1, order, -torch.inf)
-    return torch.cat((order, draw_order(rest, count - scored, generator)), 1)
+    def __len__(self):
+        return len(self.transitions)
 
+    def push(self, transition):
+        if len(self) == self.capacity:
+            del self.transitions[int(torch.randint(self.capacity, (), generator=self.generator))]
+        self.transitions.append(transition)
 
-def order_log_prob(logits, order):
-    """Log-probability of drawing `order` (B, K) without replacement from logits (B, n) (Plackett-Luce): (B,)."""
-    chosen = logits.gather(1, order)
-    rest = logits.scatter(1, order, -torch.inf).logsumexp(1, keepdim=True)
-    # What is still there at each draw: those chosen from here on, and those never chosen.
-    there = torch.cat((chosen, rest), 1).flip(1).logcumsumexp(1).flip(1)
-    return (chosen - there[:, :-1]).sum(1)
+    def ready(self):
+        return len(self) >= self.sample_size
 
+    def sample(self):
+        """`sample_size` different transitions as rows: state, next_state (R, n), reward (R,), keep (R, n) or None."""
+        indices = torch.randperm(len(self), generator=self.generator)[: self.sample_size].tolist()
+        drawn = [self.transitions[index] for index in indices]
+        states, next_states = (torch.cat([getattr(t, name) for t in drawn]) for name in ("state", "next_state"))
+        rewards = torch.cat([t.reward.expand(len(t.state)) for t in drawn])  # batches may differ in size
+        if drawn[0].keep is None:
+            return Transition(states, next_states, rewards)
+        return Transition(states, next_states, rewards, torch.cat([t.keep.expand(len(t.state), -1) for t in drawn]))
 
-def pair_loss(first_log_prob, second_log_prob, first_reward, second_reward):
-    """Leave-one-out policy gradient for two choices per image, each the baseline of the other; all (B,).
+    def state_dict(self):
+        """The transitions as dicts of tensors."""
+        return [
+            {name: value for name, value in transition._asdict().items() if value is not None}
+            for transition in self.transitions
+        ]
 
-    Its gradient is that of -E[reward], whatever makes an image easy or hard, for that is in both rewards.
-    """
-    advantage = (first_reward - second_reward).detach()
-    return -0.5 * (advantage * (first_log_prob - second_log_prob)).mean()
+    def load_state_dict(self, saved, device):
+        self.transitions = [Transition(**{name: v.to(device) for name, v in entry.items()}) for entry in saved]

@@ -4,12 +4,11 @@ from dataclasses import dataclass
 
 import torch
 
-from .base import Agent, share
-from .q_learning import kept_count
+from .base import Agent, kept_count, share
 
 
 class Rule(Agent):
-    """Keeps exactly K patches, K from `agent_math.kept_count`; subclasses give the order in which patches are kept."""
+    """Keeps exactly K patches, K from `kept_count`; subclasses give the order in which patches are kept."""
 
     @dataclass
     class Options:

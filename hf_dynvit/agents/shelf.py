@@ -8,7 +8,7 @@ import yaml
 from .agentvit import AgentViTAgent
 from .agentvit_dqn import DQNAgent
 from .agentvit_plus import SubsetPolicy
-from .base import parse_options
+from .base import Agent, parse_options
 from .rules import CenterRule, FixedRule, RandomRule
 
 
@@ -22,6 +22,23 @@ AGENTS = {
     "center": (CenterRule, {}),
     "progressive": (RandomRule, {"return_fraction": 1.0}),
 }
+
+
+def register_agent(name, kind, **defaults):
+    """Put an agent on the shelf, so that `agent=NAME` trains with it; no file of this package changes.
+
+    Args:
+        name: a new name. kind: a subclass of `Agent`. defaults: options that differ from those of its `Options`.
+
+    Raises:
+        ValueError: a name that is taken. TypeError: no agent.
+    """
+    if name in AGENTS or name == "none":
+        raise ValueError(f"there is an agent {name!r} already: register yours by another name")
+    if not (isinstance(kind, type) and issubclass(kind, Agent)):
+        raise TypeError(f"agent {name!r} must be a subclass of hf_dynvit.agents.Agent, got {kind!r}")
+    AGENTS[name] = (kind, defaults)
+
 
 SHARED_OPTIONS = ("n_patch_desired", "max_steps")  # of a variant that are the training's, not the agent's
 

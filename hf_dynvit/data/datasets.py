@@ -6,8 +6,7 @@ from dataclasses import dataclass
 import torch
 from transformers import TrainerCallback
 
-from .labels import check_label_order, check_label_range, label_names
-from .rows import load_rows, split_names
+from .rows import check_label_order, check_label_range, label_names, load_rows, split_names
 from .transforms import EvalTransform, TrainTransform, output_size
 
 

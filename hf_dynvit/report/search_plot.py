@@ -1,6 +1,6 @@
 """The picture of a search: every mask of the front, as chosen and as reported, and the model without a mask."""
 
-from ..search.search import OBJECTIVES
+from ..search.pareto import OBJECTIVES
 from .drawing import INK, MUTED, new_figure
 
 

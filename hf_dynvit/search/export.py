@@ -1,8 +1,13 @@
-"""Static export: layers that a mask never runs leave the checkpoint."""
+"""What a static mask becomes: a checkpoint without its unused layers, or the start of a policy."""
 
+import torch
 from transformers import ViTConfig, ViTForImageClassification
 
+from ..model.gate_block import BlockGate
 from ..model.modeling_dynvit import DynViTForImageClassification
+
+
+INSIDE, OUTSIDE = 3.0, -2.0  # logits: what the mask keeps is drawn in 95 % of the cases, what it skips in 12 %
 
 
 def burn_in(model):
@@ -65,3 +70,31 @@ def _renumbered(state, place):
             parts[at] = str(place[int(parts[at])])
         moved[".".join(parts)] = tensor
     return moved
+
+
+@torch.no_grad()
+def start_from_mask(model, mask):
+    """Set the biases of a model's block gates so that, thresholded, they decide as the mask does.
+
+    Args:
+        model: a model with fresh block gates.
+        mask: L pairs of bools (attention, MLP), as `DynViTConfig.layer_mask`.
+
+    Raises:
+        ValueError: a mask for another number of layers, or one that differs where no gate can follow it.
+    """
+    if len(mask) != len(model.gates):
+        raise ValueError(f"the mask to start from has {len(mask)} layers, the model {len(model.gates)}")
+    for layer, (gates, pair) in enumerate(zip(model.gates, mask, strict=True)):
+        gate = gates["sublayers"] if "sublayers" in gates else None
+        if not isinstance(gate, BlockGate):
+            if not all(pair):
+                raise ValueError(f"the mask to start from skips in layer {layer}, where no block gate decides")
+            continue
+        if gate.whole and pair[0] != pair[1]:
+            raise ValueError(
+                f"the mask to start from parts attention and MLP in layer {layer}, whose gate decides them alike: "
+                'give it granularity "sublayer", or search with granularity block'
+            )
+        keeps = torch.tensor(pair[: gate.score.out_features], device=gate.score.bias.device)
+        gate.score.bias.copy_(torch.where(keeps, INSIDE, OUTSIDE))

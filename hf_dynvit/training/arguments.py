@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import yaml
 from transformers import TrainingArguments
 
-from ..agents.evaluation import AGENT_EVALUATIONS
+from ..agents.callback import AGENT_EVALUATIONS
 from ..agents.shelf import AGENTS
 from ..objectives.policy_gradient import COST_WEIGHTS, RETURNS, REWARDS
 

@@ -16,7 +16,7 @@ from transformers import (
 
 from ..measure.weight_digest import check_weights
 from ..model.modeling_dynvit import DynViTForImageClassification
-from ..search.start import start_from_mask
+from ..search.export import start_from_mask
 
 
 @dataclass

@@ -5,8 +5,7 @@ from torch.utils.data import DataLoader
 from transformers import default_data_collator
 from transformers.utils import logging
 
-from ..agents.callback import PatchAgent
-from ..agents.evaluation import ChosenEvaluation
+from ..agents.callback import ChosenEvaluation, PatchAgent
 from ..measure.usage import UsageMeter
 from ..objectives.reinforce import PolicyObjective
 from ..objectives.straight_through import budget_loss, distillation_loss, is_multi_label, usage_loss

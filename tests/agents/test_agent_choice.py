@@ -6,8 +6,8 @@ from agent_models import build, toy
 from models import images
 from torch.testing import assert_close
 
-from hf_dynvit.agents.base import Moment
-from hf_dynvit.agents.q_learning import draw_order, kept_count, order_log_prob, pair_loss
+from hf_dynvit.agents.agentvit_plus import draw_order, order_log_prob, pair_loss
+from hf_dynvit.agents.base import Moment, kept_count
 
 
 def test_the_probability_of_an_order_is_that_of_drawing_without_replacement():

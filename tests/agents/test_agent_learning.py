@@ -7,8 +7,7 @@ import torch
 from agent_models import FAST, agent_trainer, build, toy
 from torch.testing import assert_close
 
-from hf_dynvit.agents.q_learning import epsilon_at, learning_steps, mean_epsilon
-from hf_dynvit.agents.replay import Transition
+from hf_dynvit.agents.q_learning import Transition, epsilon_at, learning_steps, mean_epsilon
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])

@@ -6,10 +6,9 @@ from agent_models import build, toy
 from models import images
 from torch.testing import assert_close
 
-from hf_dynvit.agents.agentvit_plus import SubsetPolicy
+from hf_dynvit.agents.agentvit_plus import SubsetPolicy, draw_order, draw_with_rest
 from hf_dynvit.agents.base import Moment, parse_options
-from hf_dynvit.agents.q_learning import draw_order, draw_with_rest
-from hf_dynvit.agents.scorer import patch_features, patch_places, patch_statistics, pixel_novelty
+from hf_dynvit.agents.features import patch_features, patch_places, patch_statistics, pixel_novelty
 
 
 def generator(seed=0):

@@ -11,8 +11,16 @@ from torch.testing import assert_close
 from hf_dynvit.agents.agentvit import QNetwork
 from hf_dynvit.agents.base import Moment
 from hf_dynvit.agents.features import attention_signal, input_tokens
-from hf_dynvit.agents.q_learning import above_mean, agentvit_reward, epsilon_at, patch_reward, polyak, q_target
-from hf_dynvit.agents.replay import Replay, Transition
+from hf_dynvit.agents.q_learning import (
+    Replay,
+    Transition,
+    above_mean,
+    agentvit_reward,
+    epsilon_at,
+    patch_reward,
+    polyak,
+    q_target,
+)
 
 
 def test_the_state_is_the_first_attention_averaged_over_channels(tiny_vit):

@@ -11,9 +11,8 @@ from transformers import ViTForImageClassification
 
 from hf_dynvit import DynViTForImageClassification
 from hf_dynvit.search.export import burn_in
-from hf_dynvit.search.masks import MaskSpace
-from hf_dynvit.search.scores import MaskScores
-from hf_dynvit.search.search import OBJECTIVES, exhaustive, front, nsga2, pick
+from hf_dynvit.search.masks import MaskScores, MaskSpace
+from hf_dynvit.search.pareto import OBJECTIVES, exhaustive, front, nsga2, pick
 
 
 def make_scores(vit, gates=None, granularity="block", always_keep=(0,), **options):
@@ -130,7 +129,7 @@ def test_bad_searches_are_refused(tiny_vit, monkeypatch):
         MaskScores(scores.model, scores.space, [])
     with pytest.raises(ValueError, match=r"no mask has an accuracy of 1.5"):
         pick(exhaustive(scores), min_accuracy=1.5)
-    monkeypatch.setitem(sys.modules, "hf_dynvit.search.nsga2", None)
+    monkeypatch.setitem(sys.modules, "pymoo.core.problem", None)
     with pytest.raises(ImportError, match=r"pip install 'hf_dynvit\[search\]'"):
         nsga2(scores)
 

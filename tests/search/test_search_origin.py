@@ -7,10 +7,8 @@ import pytest
 import torch
 from models import gated, images
 
-from hf_dynvit.search.identity import differences, images_fingerprint, model_fingerprint
-from hf_dynvit.search.masks import MaskSpace
-from hf_dynvit.search.origin import images_from, reward_of, training_of
-from hf_dynvit.search.scores import MaskScores
+from hf_dynvit.search.arguments import images_from, reward_of, training_of
+from hf_dynvit.search.masks import MaskScores, MaskSpace, differences, images_fingerprint, model_fingerprint
 
 
 def training(**options):
