@@ -1,13 +1,15 @@
 """Patch agents: they choose the patches that a training forward runs on."""
 
 from .base import Agent, Moment, choice, share
-from .callback import PatchAgent
+from .callback import AGENT_EVALUATIONS, ChosenEvaluation, PatchAgent
 from .shelf import AGENTS, build_agent, parse_variant, register_agent
 
 
 __all__ = [
     "AGENTS",
+    "AGENT_EVALUATIONS",
     "Agent",
+    "ChosenEvaluation",
     "Moment",
     "PatchAgent",
     "build_agent",
