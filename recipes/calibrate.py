@@ -8,10 +8,6 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-
-# This folder holds an evaluate.py, which must not hide the library of that name.
-sys.path[:] = [path for path in sys.path if Path(path or ".").resolve() != Path(__file__).resolve().parent]
-
 import torch
 from torch.utils.data import DataLoader, Subset
 from transformers import AutoImageProcessor

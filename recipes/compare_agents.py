@@ -14,10 +14,6 @@ import sys
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-
-# This folder holds an evaluate.py, which must not hide the library of that name.
-sys.path[:] = [path for path in sys.path if Path(path or ".").resolve() != Path(__file__).resolve().parent]
-
 from transformers import set_seed
 from transformers.utils import logging
 

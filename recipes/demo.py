@@ -12,10 +12,6 @@ import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-
-# This folder holds an evaluate.py, which must not hide the library of that name.
-sys.path[:] = [path for path in sys.path if Path(path or ".").resolve() != Path(__file__).resolve().parent]
-
 import torch
 from torch.utils.data import default_collate
 from transformers import Trainer, TrainingArguments, ViTConfig, ViTForImageClassification, set_seed

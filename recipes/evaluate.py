@@ -9,10 +9,6 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-
-# This file must not hide the library of the same name.
-sys.path[:] = [path for path in sys.path if Path(path or ".").resolve() != Path(__file__).resolve().parent]
-
 import torch
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm

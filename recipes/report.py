@@ -7,12 +7,7 @@ gates and each other model that was timed, beside what it has to beat, and the c
 """
 
 import argparse
-import sys
 from pathlib import Path
-
-
-# This folder holds an evaluate.py, which must not hide the library of that name.
-sys.path[:] = [path for path in sys.path if Path(path or ".").resolve() != Path(__file__).resolve().parent]
 
 from hf_dynvit.measure.dense import check_published
 from hf_dynvit.measure.json_files import read_json

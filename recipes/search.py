@@ -11,10 +11,6 @@ from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
-
-# This folder holds an evaluate.py, which must not hide the library of that name.
-sys.path[:] = [path for path in sys.path if Path(path or ".").resolve() != Path(__file__).resolve().parent]
-
 import torch
 from torch.utils.data import DataLoader
 from transformers import AutoConfig, AutoImageProcessor

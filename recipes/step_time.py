@@ -9,11 +9,6 @@ import copy
 import sys
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
-
-
-# This folder holds an evaluate.py, which must not hide the library of that name.
-sys.path[:] = [path for path in sys.path if Path(path or ".").resolve() != Path(__file__).resolve().parent]
 
 import torch
 from transformers import ViTForImageClassification

@@ -11,9 +11,6 @@ import time
 from pathlib import Path
 
 
-# This folder holds an evaluate.py, which must not hide the library of that name.
-sys.path[:] = [path for path in sys.path if Path(path or ".").resolve() != Path(__file__).resolve().parent]
-
 # Packed training meets a new number of rows in every step, and 16-bit products on CPU compile a kernel for each.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "8192")
 

@@ -1,12 +1,11 @@
 """The demo trains, measures and writes what it says, and prints nothing but what it measured."""
 
-import importlib.util
 import json
 import time
 
 import pytest
 import torch
-from places import RECIPES
+from recipe_place import script
 from transformers import AutoImageProcessor
 
 from hf_dynvit import DynViTForImageClassification
@@ -15,15 +14,12 @@ from hf_dynvit.measure.trained_models import dense_vit
 from hf_dynvit.report.demo_steps import LEAST, MOST, plan
 
 
-RECIPE = RECIPES / "demo.py"
 TINY = ["--validation", "32", "--steps", "4", "--seconds", "0.1"]
 
 
 @pytest.fixture(scope="module")
 def demo():
-    spec = importlib.util.spec_from_file_location("demo_recipe", RECIPE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = script("demo")
     module.SIZE, module.WIDTH = 48, 48  # the demo in small
     return module
 

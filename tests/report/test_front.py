@@ -1,11 +1,9 @@
 """Claims about names of rows and README's first table: rules are called rules, and each model stands beside its rivals."""
 
-import importlib.util
 import json
-import sys
 
 import pytest
-from places import RECIPES
+from recipe_place import report
 
 from hf_dynvit.report.front import front_rows, rivals
 from hf_dynvit.report.names import cost_spread, decides, reported_on
@@ -181,24 +179,15 @@ def test_several_seeds_are_summed_up_and_a_model_is_timed_once():
     assert row["this model"] == "67.00 ± 1.41 at 0.500 (2 seeds)" and row["speed-up"].startswith("float32: batch 1")
 
 
-def load_report():
-    path = RECIPES / "report.py"
-    spec = importlib.util.spec_from_file_location("recipe_report_front", path)
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_results_that_do_not_say_what_decided_are_refused_by_name(tmp_path):
     old = training([PATCH])
     del old["learned"], old["split_files"]
     (tmp_path / "old.json").write_text(json.dumps(old))
     with pytest.raises(ValueError, match="old.json was written by an earlier version, without learned, split_files"):
-        load_report().read(tmp_path / "old.json")
+        report.read(tmp_path / "old.json")
 
 
 def test_the_front_renders_with_one_row_and_says_nothing_without_any():
-    report = load_report()
     text = report.render_front([training([PATCH], 0.66)])
     assert text.startswith("Fewer computations for each image.") and "Fewer patches in training" not in text
     assert text.count("\n| ") == 3 and "1. `python recipes/train.py model --seed 0`" in text

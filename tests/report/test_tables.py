@@ -1,27 +1,17 @@
 """Claims about the results tables: what is summed up, what is not, and that every number keeps its circumstances."""
 
-import importlib.util
 import json
 import statistics
-import sys
 
 import pytest
 import yaml
-from places import RECIPES
+from recipe_place import report
 
 from hf_dynvit.report.seeds import by_seed, percent
 from hf_dynvit.report.speed import runtime_rows
 from hf_dynvit.report.tables import numbered
 
 
-def load_report():
-    spec = importlib.util.spec_from_file_location("recipe_report", RECIPES / "report.py")
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-report = load_report()
 BLOCK = [{"gate": "block", "layers": [1, 2, 3]}]
 
 
