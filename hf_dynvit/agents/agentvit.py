@@ -1,8 +1,7 @@
-"""AgentViT's agent as published.
+"""AgentViT's agent as published (Traini, 2024; 2025, doi 10.1007/s10489-025-06516-z).
 
-Traini (2024; 2025, doi 10.1007/s10489-025-06516-z). It does what the public notebook does, defects included: no action
-is remembered, so all outputs learn one and the same target; the mean of the outputs as threshold keeps about half of
-the patches, whatever the target.
+It does what the public notebook does, defects included: no action is remembered, so all outputs learn one and the same
+target; the mean of the outputs as threshold keeps about half of the patches, whatever the target.
 
 Letters: B images, n patches, R rows drawn from the replay memory.
 """
@@ -15,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers.utils import logging
 
-from .base import Agent, build_seeded, linear_macs, load_optimizer_tensors, optimizer_tensors
+from .base import Agent, at_least_one, build_seeded, linear_macs
 from .features import attention_signal, attention_signal_macs
 from .q_learning import (
     Replay,
@@ -37,9 +36,8 @@ class QNetwork(nn.Sequential):
     """State (R, n) -> Q values (R, outputs) through two hidden layers."""
 
     def __init__(self, patches, outputs, hidden=1024, hidden2=256):
-        super().__init__(
-            nn.Linear(patches, hidden), nn.ReLU(), nn.Linear(hidden, hidden2), nn.ReLU(), nn.Linear(hidden2, outputs)
-        )
+        widths = nn.Linear(patches, hidden), nn.Linear(hidden, hidden2), nn.Linear(hidden2, outputs)
+        super().__init__(widths[0], nn.ReLU(), widths[1], nn.ReLU(), widths[2])
 
 
 class AgentViTAgent(Agent):
@@ -61,40 +59,36 @@ class AgentViTAgent(Agent):
         gamma: float = 0.95
         capacity: int = 64
         sample: int = 8
-        learn_every: int = 50
+        learn_every: int = at_least_one(50)
         silent_epochs: int = 1
         tau: float = 0.1
-        target_every: int = 2
+        target_every: int = at_least_one(2)
         epsilon_start: float = 1.0
         epsilon_end: float = 0.01
-        epsilon_decay: float = 20000.0
+        epsilon_decay: float = at_least_one(20000.0)
         loss_weight: float = 1.0
         time_weight: float = 20.0
         hidden: int = 1024
         hidden2: int = 256
 
     layers_needed = 2
+    networks = ("network", "target")
     outputs_per_patch = 1
     remembers_actions = False
 
     def __init__(self, model, desired, options, device, seed):
         super().__init__(model, desired, options, device, seed)
-        if not options.learn_every or not options.target_every or not options.epsilon_decay:
-            raise ValueError("learn_every, target_every and epsilon_decay of an agent must be at least 1")
-        outputs = self.patches * self.outputs_per_patch
-        network = build_seeded(seed, lambda: QNetwork(self.patches, outputs, options.hidden, options.hidden2))
-        self.network = network.to(device)
+        sizes = self.patches, self.patches * self.outputs_per_patch, options.hidden, options.hidden2
+        self.network = build_seeded(seed, lambda: QNetwork(*sizes)).to(device)
         self.target = copy.deepcopy(self.network).requires_grad_(False)
         self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=options.learning_rate, amsgrad=True)
         self.replay = Replay(options.capacity, options.sample, self.generator)
+        self.epsilon = options.epsilon_start, options.epsilon_end, options.epsilon_decay
         self.learn_steps, self.first_loss = 0, None
         self._chosen, self._pending = None, []
 
-    # ------------------------------------------------------------------------------------------ choice
-
     def choose(self, pixel_values, moment, explore=True):
-        options = self.options
-        epsilon = epsilon_at(moment.batch, options.epsilon_start, options.epsilon_end, options.epsilon_decay)
+        epsilon = epsilon_at(moment.batch, *self.epsilon)
         at_random = explore and torch.rand((), generator=self.generator).item() < epsilon
         # A random choice needs no state, unless it will be learned from.
         state = None if at_random and not self._learns_at(moment) else self.state(pixel_values)
@@ -119,8 +113,6 @@ class AgentViTAgent(Agent):
         with torch.autocast(state.device.type, enabled=False):  # small, and its targets grow with the rewards
             return network(state)
 
-    # ------------------------------------------------------------------------------------------ learning
-
     def _rewarded_at(self, moment):
         return moment.batch_in_epoch % self.options.learn_every == 0
 
@@ -134,9 +126,8 @@ class AgentViTAgent(Agent):
         if self.first_loss is None:
             self.first_loss = loss
         state, keep = self._chosen
-        dropped = self.patches - int(keep.sum())
-        weights = options.loss_weight, options.time_weight
-        reward = agentvit_reward(self.first_loss, loss, dropped, self.patches, self.desired, *weights)
+        patches = self.patches - int(keep.sum()), self.patches, self.desired
+        reward = agentvit_reward(self.first_loss, loss, *patches, options.loss_weight, options.time_weight)
         reward = torch.tensor(reward, dtype=torch.float32, device=self.device)
         self.log(reward=reward)
         if self._learns_at(moment):
@@ -167,12 +158,9 @@ class AgentViTAgent(Agent):
         wanted = q_target(batch.reward, self._q(self.target, batch.next_state), self.options.gamma)
         return F.smooth_l1_loss(self._q(self.network, batch.state), wanted)
 
-    # ------------------------------------------------------------------------------------------ a whole training
-
     def begin(self, batches, per_epoch):
         options = self.options
-        schedule = options.learn_every, options.silent_epochs, options.sample
-        if not learning_steps(batches, per_epoch, *schedule):
+        if not learning_steps(batches, per_epoch, options.learn_every, options.silent_epochs, options.sample):
             logger.warning(
                 f"the agent will learn nothing in {batches} batches, {per_epoch} an epoch: it is rewarded on every "
                 f"{options.learn_every}th batch of an epoch (learn_every), from epoch {options.silent_epochs + 1} on "
@@ -182,31 +170,18 @@ class AgentViTAgent(Agent):
 
     def report(self, batches):
         """`epsilon`: mean probability of a random choice so far; `learn_steps` of the Q-network."""
-        options = self.options
-        epsilon = mean_epsilon(batches, options.epsilon_start, options.epsilon_end, options.epsilon_decay)
-        return {"epsilon": epsilon, "learn_steps": self.learn_steps}
+        return {"epsilon": mean_epsilon(batches, *self.epsilon), "learn_steps": self.learn_steps}
 
     def choice_macs(self):
         return attention_signal_macs(self.model.config, self.patches) + linear_macs(self.network)
 
-    # ------------------------------------------------------------------------------------------ checkpoint
-
     def state_dict(self):
         first = torch.tensor([] if self.first_loss is None else [self.first_loss], dtype=torch.float64)
-        return super().state_dict() | {
-            "network": self.network.state_dict(),
-            "target": self.target.state_dict(),
-            "optimizer": optimizer_tensors(self.optimizer),
-            "replay": self.replay.state_dict(),
-            "learn_steps": torch.tensor(self.learn_steps),
-            "first_loss": first,
-        }
+        counters = {"learn_steps": torch.tensor(self.learn_steps), "first_loss": first}
+        return super().state_dict() | counters | {"replay": self.replay.state_dict()}
 
     def load_state_dict(self, saved):
         super().load_state_dict(saved)
-        self.network.load_state_dict(saved["network"])
-        self.target.load_state_dict(saved["target"])
-        load_optimizer_tensors(self.optimizer, saved["optimizer"])
         self.replay.load_state_dict(saved["replay"], self.device)
         self.learn_steps = int(saved["learn_steps"])
         self.first_loss = saved["first_loss"].item() if len(saved["first_loss"]) else None

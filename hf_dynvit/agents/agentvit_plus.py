@@ -16,17 +16,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ..objectives.policy_gradient import outcome
-from .base import (
-    Agent,
-    build_seeded,
-    choice,
-    kept_count,
-    linear_macs,
-    load_optimizer_tensors,
-    optimizer_tensors,
-    share,
-)
+from ..objectives.reinforce import outcome
+from .base import Agent, at_least_one, build_seeded, choice, linear_macs, share
 from .features import feature_count, input_macs, input_tokens, patch_features, pixel_novelty_macs
 
 
@@ -61,11 +52,11 @@ class SubsetPolicy(Agent):
         bounded, or with "loss" the negative cross-entropy; `statistics`, `position`: what the scorer reads besides
         the token (`patch_features`); `novelty`: what a patch's novelty counts in its score at first, 0: it is not read;
         `explore_share` of the K patches is drawn uniformly, so that all are trained; `merge`: patches that are left
-        out leave their content to the kept ones most like them (`embed.merge_patches`).
+        out leave their content to the kept ones most like them (`merge_patches`).
         """
 
         return_fraction: float = share(0.5)
-        learn_every: int = 20
+        learn_every: int = at_least_one(20)
         learning_rate: float = 1e-3
         hidden: int = 64
         entropy_weight: float = 0.01
@@ -76,20 +67,17 @@ class SubsetPolicy(Agent):
         explore_share: float = share(0.0)
         merge: bool = True
 
+    networks = ("scorer",)
+
     def __init__(self, model, desired, options, device, seed):
         super().__init__(model, desired, options, device, seed)
-        if not options.learn_every:
-            raise ValueError("learn_every of an agent must be at least 1")
-        if options.novelty < 0:
-            raise ValueError(f"novelty of an agent must be at least 0, got {options.novelty}")
         features = feature_count(model.config.hidden_size, options.statistics, options.position, options.novelty)
         self.scorer = build_seeded(seed, lambda: PatchScorer(features, options.hidden, options.novelty)).to(device)
         self.optimizer = torch.optim.Adam(self.scorer.parameters(), lr=options.learning_rate)
         self._chosen = None
 
     def choose(self, pixel_values, moment, explore=True):
-        progress = moment.progress if explore else 0.0
-        count = kept_count(progress, self.desired, self.patches, self.options.return_fraction)
+        count = self.count(moment, explore)
         if count == self.patches:
             self._chosen = None if explore else self._chosen
             return None
@@ -105,10 +93,8 @@ class SubsetPolicy(Agent):
     def features(self, pixel_values):
         """What the scorer reads: (B, n, F), without gradient."""
         tokens = input_tokens(self.model.vit, pixel_values)[:, 1:]
-        options = self.options
-        return patch_features(
-            tokens, pixel_values, self.grid, options.statistics, options.position, bool(options.novelty)
-        )
+        wanted = self.options.statistics, self.options.position, bool(self.options.novelty)
+        return patch_features(tokens, pixel_values, self.grid, *wanted)
 
     def logits(self, features):
         """Scores (B, n) of features (B, n, F)."""
@@ -148,18 +134,7 @@ class SubsetPolicy(Agent):
 
     def choice_macs(self):
         macs = input_macs(self.model.config, self.patches) + self.patches * linear_macs(self.scorer)
-        return macs + bool(self.options.novelty) * pixel_novelty_macs(self.model.config, self.patches)
-
-    def state_dict(self):
-        return super().state_dict() | {
-            "scorer": self.scorer.state_dict(),
-            "optimizer": optimizer_tensors(self.optimizer),
-        }
-
-    def load_state_dict(self, saved):
-        super().load_state_dict(saved)
-        self.scorer.load_state_dict(saved["scorer"])
-        load_optimizer_tensors(self.optimizer, saved["optimizer"])
+        return macs + bool(self.options.novelty) * pixel_novelty_macs(self.grid, self.patches)
 
 
 def draw_order(logits, count, generator=None):

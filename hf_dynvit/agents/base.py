@@ -1,4 +1,4 @@
-"""The contract of patch agents: when a batch comes they say which patches the training forward runs on.
+"""`Agent`: the contract of what chooses the patches of a training forward, and the options that agents have.
 
 Letters: B images, n patches (no [CLS]), K kept patches.
 """
@@ -11,19 +11,12 @@ import torch
 
 
 class Moment(NamedTuple):
-    """Where training stands when a batch comes.
+    """Where training stands when a batch comes."""
 
-    Attributes:
-        batch: batches before this one, in the whole training.
-        batch_in_epoch: number of this one in its epoch, from 1.
-        epoch: from 0.
-        progress: share of the training steps that are done.
-    """
-
-    batch: int = 0
-    batch_in_epoch: int = 1
-    epoch: int = 0
-    progress: float = 0.0
+    batch: int = 0  # batches before this one, in the whole training
+    batch_in_epoch: int = 1  # number of this one in its epoch, from 1
+    epoch: int = 0  # from 0
+    progress: float = 0.0  # share of the training steps that are done
 
 
 class Agent:
@@ -35,6 +28,10 @@ class Agent:
         options: of the class's `Options`.
         device: where the agent's own networks live.
         seed: of its generator and its initial weights; the global generators are left alone.
+
+    Attributes:
+        grid: the model's patch embeddings. sides: rows and columns of patches. patches: n, how many they are.
+        generator: all that an agent draws comes from it. logged: name -> values noted since the last logs.
     """
 
     @dataclass
@@ -42,11 +39,13 @@ class Agent:
         """Nothing to choose."""
 
     layers_needed = 1
+    networks = ()  # names of the modules that a checkpoint keeps, together with what `optimizer` has gathered
 
     def __init__(self, model, desired, options, device, seed):
         self.model, self.desired, self.options, self.device, self.seed = model, desired, options, device, seed
         self.grid = model.vit.embeddings.patch_embeddings
-        self.patches = model.num_tokens - 1
+        self.sides = tuple(a // b for a, b in zip(self.grid.image_size, self.grid.patch_size, strict=True))
+        self.patches = self.sides[0] * self.sides[1]
         self.generator = torch.Generator().manual_seed(seed)
         self.logged = {}
 
@@ -62,6 +61,11 @@ class Agent:
             explore: no: the choice the agent holds best; it changes no state.
         """
         raise NotImplementedError
+
+    def count(self, moment, explore=True):
+        """K by the option `return_fraction`: the last part of training over which it rises to all patches."""
+        progress = moment.progress if explore else 0.0
+        return kept_count(progress, self.desired, self.patches, self.options.return_fraction)
 
     def begin(self, batches, per_epoch):
         """Called before training with how many batches it will have, and how many an epoch."""
@@ -86,10 +90,18 @@ class Agent:
 
     def state_dict(self):
         """All that resuming needs, as (nested) dicts and lists of tensors."""
-        return {"generator": self.generator.get_state()}
+        state = {"generator": self.generator.get_state()}
+        if self.networks:
+            state["optimizer"] = self.optimizer.state_dict()["state"]  # its settings are those of the run
+        return state | {name: getattr(self, name).state_dict() for name in self.networks}
 
     def load_state_dict(self, saved):
         self.generator.set_state(saved["generator"])
+        for name in self.networks:
+            getattr(self, name).load_state_dict(saved[name])
+        if self.networks:
+            settings = self.optimizer.state_dict()["param_groups"]
+            self.optimizer.load_state_dict({"state": saved["optimizer"], "param_groups": settings})
 
 
 def kept_count(progress, desired, patches, return_fraction):
@@ -116,15 +128,6 @@ def linear_macs(network):
     return sum(weight.numel() for weight in network.parameters() if weight.ndim == 2)
 
 
-def optimizer_tensors(optimizer):
-    """What an optimiser has gathered, without its settings, which are those of the run."""
-    return optimizer.state_dict()["state"]
-
-
-def load_optimizer_tensors(optimizer, saved):
-    optimizer.load_state_dict({"state": saved, "param_groups": optimizer.state_dict()["param_groups"]})
-
-
 def parse_options(name, kind, defaults, given):
     """An instance of the `Options` of agent class `kind`.
 
@@ -146,6 +149,11 @@ def share(default):
     return field(default=default, metadata={"most": 1.0})
 
 
+def at_least_one(default):
+    """An option that is a number of at least 1."""
+    return field(default=default, metadata={"least": 1})
+
+
 def choice(*names):
     """An option that is one of `names`, the first unless given."""
     return field(default=names[0], metadata={"choices": names})
@@ -153,12 +161,12 @@ def choice(*names):
 
 def _what_fits(option, value):
     """What an option may be, in words, and whether the value is."""
-    default, most = option.default, option.metadata.get("most", math.inf)
+    default, least, most = option.default, option.metadata.get("least", 0), option.metadata.get("most", math.inf)
     if isinstance(default, str):
         return f"one of {option.metadata['choices']}", value in option.metadata["choices"]
     if isinstance(default, bool):
         return "true or false", isinstance(value, bool)
-    words = "a whole number" if isinstance(default, int) else "a number"
-    words += " of at least 0" if most == math.inf else f" in [0, {most:g}]"
-    number = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= most
-    return words, number and math.isfinite(value) and (not isinstance(default, int) or value == int(value))
+    whole = isinstance(default, int)
+    words = f" of at least {least}" if most == math.inf else f" in [{least}, {most:g}]"
+    fits = type(value) in (int, float) and least <= value <= most and math.isfinite(value)
+    return f"a {'whole ' if whole else ''}number{words}", fits and (not whole or value == int(value))

@@ -1,7 +1,7 @@
-"""Patch agents in training: when they act and learn, what a run reports of them, and how checkpoints keep them.
+"""`PatchAgent`, the callback between a trainer and its agent: when it acts and learns, reports, checkpoints, evaluation.
 
-An agent takes patches away before the first layer, in training alone; evaluation runs on all patches, or beside it
-on the chosen ones.
+An agent takes patches away before the first layer, in training alone; evaluation runs on all patches, and with
+`agent_evaluation="chosen"` also on those that the agent chooses.
 Letters: B images, n patches (no [CLS]), K kept patches.
 """
 
@@ -19,6 +19,7 @@ from .shelf import build_agent
 
 
 FILE = "agent.pt"  # in each checkpoint; tensors only
+COUNTERS = ("images", "batches", "batch_in_epoch", "epoch")
 AGENT_EVALUATIONS = ("all", "chosen")
 
 
@@ -39,11 +40,9 @@ class PatchAgent(TrainerCallback):
         self.name = args.agent
         self.agent = build_agent(trainer.accelerator.unwrap_model(trainer.model), args)
         self.kept = torch.zeros(self.agent.patches, dtype=torch.float64, device=args.device)
-        self.images = self.batches = self.batch_in_epoch = self.epoch = 0
+        self.images = self.batches = self.batch_in_epoch = self.epoch = 0  # `COUNTERS`
         self.seconds = 0.0
         self._logged = (self.kept.clone(), 0)
-
-    # ------------------------------------------------------------------------------------------ training
 
     def choose(self, pixel_values):
         """Patches of the next training forward, as `DynViTModel.forward` takes them; None for all."""
@@ -76,9 +75,7 @@ class PatchAgent(TrainerCallback):
 
     def keep_map(self):
         """Share of the training images so far that kept each patch, (rows, columns), on CPU."""
-        grid = self.agent.grid
-        rows = grid.image_size[0] // grid.patch_size[0]
-        return (self.kept / max(1, self.images)).cpu().reshape(rows, -1)
+        return (self.kept / max(1, self.images)).cpu().reshape(self.agent.sides)
 
     def report(self):
         """What a run's results say of its agent; JSON-ready."""
@@ -138,17 +135,12 @@ class PatchAgent(TrainerCallback):
         values = {"kept": share.sum(), "diversity": (4 * share * (1 - share)).mean()}
         values |= {name: torch.stack(noted).float().mean() for name, noted in self.agent.logged.items()}
         self.agent.logged = {}
-        return {f"agent/{name}": round(value.item(), 4) for name, value in values.items()} | {
-            "agent/seconds": round(self.seconds, 3)
-        }
-
-    # ------------------------------------------------------------------------------------------ checkpoints
+        logs = {f"agent/{name}": round(value.item(), 4) for name, value in values.items()}
+        return logs | {"agent/seconds": round(self.seconds, 3)}
 
     def state_dict(self):
         """{name of the agent: nested dict of tensors}."""
-        counters = {
-            name: torch.tensor(getattr(self, name)) for name in ("images", "batches", "batch_in_epoch", "epoch")
-        }
+        counters = {name: torch.tensor(getattr(self, name)) for name in COUNTERS}
         own = {"kept": self.kept, "counters": counters, "agent": self.agent.state_dict()}
         return {self.name: _on_cpu(own)}
 
@@ -203,7 +195,8 @@ class ChosenEvaluation:
         The cost contains the agent's: what it reads and the scoring, which come on top of the model's forward.
         """
         trainer = self.trainer
-        with self._running():
+        self.running = True
+        try:
             found = trainer.evaluation_loop(
                 trainer.get_eval_dataloader(dataset),
                 description="Evaluation on chosen patches",
@@ -211,6 +204,8 @@ class ChosenEvaluation:
                 ignore_keys=ignore_keys,
                 metric_key_prefix=prefix,
             ).metrics
+        finally:
+            self.running = False
         trainer.log(found)
         # Ends the progress bar; on_evaluate would tell others that these are the metrics on all patches.
         trainer.control = trainer.callback_handler.on_predict(trainer.args, trainer.state, trainer.control, found)
@@ -223,11 +218,3 @@ class ChosenEvaluation:
         outputs = model(**inputs, patches=patches, merge_patches=agent.agent.merges)
         outputs.cost = outputs.cost + agent.choice_cost
         return outputs
-
-    @contextmanager
-    def _running(self):
-        self.running = True
-        try:
-            yield
-        finally:
-            self.running = False

@@ -84,11 +84,9 @@ def pixel_novelty(pixel_values, grid):
     return novelty(F.pad(patches, (0, 1, 1, 0), value=1e-3))[:, 1:]
 
 
-def pixel_novelty_macs(config, patches):
+def pixel_novelty_macs(grid, patches):
     """MACs of `pixel_novelty` for one image of n patches."""
-    patch = config.patch_size
-    pixels = patch * patch if isinstance(patch, int) else patch[0] * patch[1]
-    return novelty_macs(patches + 1, pixels * config.num_channels + 1)
+    return novelty_macs(patches + 1, grid.patch_size[0] * grid.patch_size[1] * grid.num_channels + 1)
 
 
 def patch_statistics(pixel_values, grid):
@@ -102,7 +100,7 @@ def patch_statistics(pixel_values, grid):
 
 def patch_places(grid):
     """Row and column from -1 to 1 and the squared distance from the centre, float32 (n, 3)."""
-    rows, columns = (side // patch for side, patch in zip(grid.image_size, grid.patch_size, strict=True))
-    y, x = (((torch.arange(count) + 0.5) * 2 / count - 1) for count in (rows, columns))
+    sides = (size // patch for size, patch in zip(grid.image_size, grid.patch_size, strict=True))
+    y, x = ((torch.arange(side) + 0.5) * 2 / side - 1 for side in sides)
     places = torch.cartesian_prod(y, x)
     return torch.cat((places, places.square().sum(1, keepdim=True)), 1)

@@ -1,19 +1,19 @@
-"""Patch rules that learn nothing: what a learned agent has to beat at the same number of patches."""
+"""Rules that choose patches and learn nothing: what a learned agent has to beat at the same number of patches."""
 
 from dataclasses import dataclass
 
 import torch
 
-from .base import Agent, kept_count, share
+from .base import Agent, share
 
 
 class Rule(Agent):
-    """Keeps exactly K patches, K from `kept_count`; subclasses give the order in which patches are kept."""
+    """Keeps exactly K patches, K from `Agent.count`; subclasses give the order in which patches are kept."""
 
     @dataclass
     class Options:
         """`return_fraction`: last part of training over which K rises from `n_patch_desired` to all patches; `merge`:
-        those left out leave their content to the kept ones most like them (`embed.merge_patches`).
+        those left out leave their content to the kept ones most like them (`merge_patches`).
         """
 
         return_fraction: float = share(0.0)
@@ -24,8 +24,7 @@ class Rule(Agent):
         raise NotImplementedError
 
     def choose(self, pixel_values, moment, explore=True):
-        progress = moment.progress if explore else 0.0
-        count = kept_count(progress, self.desired, self.patches, self.options.return_fraction)
+        count = self.count(moment, explore)
         if count == self.patches:
             return None
         return self.order(len(pixel_values), explore)[..., :count].to(self.device)
@@ -50,7 +49,5 @@ class CenterRule(Rule):
     """The patches nearest to the centre of the image."""
 
     def order(self, batch, explore):
-        rows, columns = (side // patch for side, patch in zip(self.grid.image_size, self.grid.patch_size, strict=True))
-        y = torch.arange(rows, dtype=torch.float64) - (rows - 1) / 2
-        x = torch.arange(columns, dtype=torch.float64) - (columns - 1) / 2
+        y, x = (torch.arange(side, dtype=torch.float64) - (side - 1) / 2 for side in self.sides)
         return (y[:, None] ** 2 + x**2).flatten().argsort(stable=True)

@@ -24,6 +24,8 @@ def generator(seed=0):
         ({"return_fraction": True}, r"return_fraction of agent 'x' must be a number in \[0, 1\], got True"),
         ({"learning_rate": float("inf")}, "must be a number of at least 0, got inf"),
         ({"hidden": "64"}, "must be a whole number of at least 0, got '64'"),
+        ({"novelty": -1.0}, "novelty of agent 'x' must be a number of at least 0, got -1.0"),
+        ({"learn_every": 0}, "learn_every of agent 'x' must be a whole number of at least 1, got 0"),
     ],
 )
 def test_values_that_an_option_cannot_have_are_refused(options, message):
@@ -185,8 +187,3 @@ def test_a_fresh_agent_keeps_what_is_new(tiny_vit):
     pixel_values[:, :, 8:24, 8:24] = torch.randn(2, 3, 16, 16)
     assert agent.choose(pixel_values, Moment(0)).tolist() == [[0, 5, 6, 9, 10]] * 2
     assert agent.scorer.novelty.item() == 100.0 and agent.scorer.novelty.requires_grad  # learned from there
-
-
-def test_a_negative_prior_is_refused(tiny_vit):
-    with pytest.raises(ValueError, match="novelty of an agent must be at least 0, got -1"):
-        build(tiny_vit(), "agentvit-plus", novelty=-1.0)
