@@ -16,16 +16,16 @@ from torch.utils.data import DataLoader
 from transformers import AutoConfig, AutoImageProcessor
 
 from hf_dynvit import DynViTForImageClassification
-from hf_dynvit.data.datasets import load_image_data, load_validation
-from hf_dynvit.data.rows import DataArguments
+from hf_dynvit.data import DataArguments, load_image_data, load_validation
 from hf_dynvit.measure.forwards import DTYPES
 from hf_dynvit.measure.latency import layer_latencies
 from hf_dynvit.measure.provenance import measured_on
 from hf_dynvit.measure.weight_digest import check_weights
 from hf_dynvit.report.search_results import save_picked, write_front
+from hf_dynvit.search import MaskScores, MaskSpace, pick, search
 from hf_dynvit.search.arguments import NOT_OF_SCORES, SearchArguments, images_from, reward_of, split_of, training_of
-from hf_dynvit.search.masks import MaskScores, MaskSpace, images_fingerprint, model_fingerprint
-from hf_dynvit.search.pareto import exhaustive, nsga2, pick
+from hf_dynvit.search.masks import fingerprint, model_fingerprint
+from hf_dynvit.search.pareto import chosen_method
 from hf_dynvit.settings import parse_settings
 
 
@@ -58,17 +58,14 @@ def main(argv=None):
         "reward": reward._asdict() | {"source": None},  # the same values from elsewhere give the same scores
         "data": asdict(data_args),
         "weights": model_fingerprint(model),
-        "pixels": images_fingerprint(choose),
+        "pixels": fingerprint(*(tensor for batch in choose for tensor in batch)),
     }
     scores = make_scores(model, space, choose, args, reward, file=folder / "scores.json", identity=identity)
     start = [] if args.max_cost is None else [cheapest(scores, args.max_cost)]
 
     started = time.perf_counter()
-    small = len(space) <= 6 if args.method == "auto" else args.method == "exhaustive"
-    if small:
-        points = exhaustive(scores, args.objectives)
-    else:
-        points = nsga2(scores, args.objectives, args.population, args.generations, args.seed, start)
+    method = chosen_method(args.method, space)
+    points = search(scores, args.objectives, method, args.population, args.generations, args.seed, start)
     seconds = time.perf_counter() - started
     fresh = make_scores(model, space, report, args, reward, latencies=scores.latencies)
     for point in points:
@@ -79,7 +76,7 @@ def main(argv=None):
         "kind": "search",
         "model": args.model,
         "objectives": args.objectives,
-        "method": "exhaustive" if small else "nsga2",
+        "method": method,
         "space": f"{len(space)} bits, {args.granularity}",
         "masks_scored": len(scores.cache),
         "seconds": seconds,
@@ -149,15 +146,12 @@ def make_scores(model, space, batches, args, reward, latencies=None, file=None, 
         model,
         space,
         batches,
-        price=reward.price,
+        reward=reward,
         latencies=latencies,
         file=file,
         identity=None if identity is None else identity | {"latency": latencies is not None},
         autocast=None if args.dtype == "float32" else DTYPES[args.dtype],
         gating="threshold" if args.policy == "act" else "open",
-        reward=reward.kind,
-        penalty=reward.penalty,
-        cost_weights=reward.cost_weights,
     )
 
 

@@ -2,19 +2,17 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
 from ..measure.forwards import DTYPES
 from ..measure.json_files import read_json
-from ..objectives.policy_gradient import REWARDS
-from .masks import GRANULARITIES
+from ..objectives.reinforce import REWARDS
+from .masks import GRANULARITIES, Reward
 from .pareto import METHODS, OBJECTIVES
 
 
 FILE = "results.json"  # what recipes/train.py writes beside a model
-DEFAULT_REWARD, DEFAULT_PRICE, DEFAULT_PENALTY = "correct", 1.0, 1.0
 SAME_DATA = ("dataset_name", "dataset_config_name", "data_dir", "train_split")
 # What may change between two searches that share their scores.
 NOT_OF_SCORES = (
@@ -104,22 +102,6 @@ class SearchArguments:
             self.device = "cuda" if torch.cuda.is_available() else "cpu"
 
 
-class Reward(NamedTuple):
-    """What a joint search pays for; `kind`, `price` and `penalty` as in `reinforce.terminal_reward`.
-
-    Attributes:
-        cost_weights: as in `DynViTTrainingArguments`; "uniform" counts the cost of the whole model, whose stem and
-            classifier add the same to every mask.
-        source: where the values come from, in words.
-    """
-
-    kind: str = DEFAULT_REWARD
-    price: float = DEFAULT_PRICE
-    penalty: float = DEFAULT_PENALTY
-    cost_weights: str = "uniform"
-    source: str = "default"
-
-
 def training_of(model):
     """The content of results.json in the folder `model`, or None: a Hub id, no such file, or of another kind.
 
@@ -127,9 +109,7 @@ def training_of(model):
         ValueError: a file that is no JSON.
     """
     file = Path(model) / FILE
-    if not file.is_file():
-        return None
-    results = read_json(file)
+    results = read_json(file) if file.is_file() else None
     return results if isinstance(results, dict) and results.get("kind") == "training" else None
 
 
@@ -141,27 +121,21 @@ def reward_of(args, trained):
     Args:
         args: `SearchArguments`. trained: as `training_of` gives it.
     """
-    taught = {} if trained is None else trained["settings"]["training"]
+    taught, default = {} if trained is None else trained["settings"]["training"], Reward()
     of_policy = taught.get("objective") == "reinforce"
-    kind = args.reward
-    if kind == "auto":
-        kind = taught["reward"] if of_policy else DEFAULT_REWARD
-    # The numbers of another reward mean something else.
-    same = of_policy and taught["reward"] == kind
-    fixed = same and not taught["price_gain"]
-    learned = {
-        "price": (taught["price"] if fixed else trained.get("price")) if same else None,
-        "penalty": taught["penalty"] if same else None,
-    }
-    values, sources = {}, [f"reward: {'option' if args.reward != 'auto' else 'training' if of_policy else 'default'}"]
-    for name, default in (("price", DEFAULT_PRICE), ("penalty", DEFAULT_PENALTY)):
-        choices = {"option": getattr(args, name), "training": learned[name], "default": default}
-        source = next(source for source, value in choices.items() if value is not None)
-        values[name] = choices[source]
-        sources.append(f"{name}: {source}")
-    return Reward(
-        kind, **values, cost_weights=taught["cost_weights"] if same else "uniform", source=", ".join(sources)
-    )
+    sources = {"reward": "option" if args.reward != "auto" else "training" if of_policy else "default"}
+    kind = {"option": args.reward, "training": taught.get("reward"), "default": default.kind}[sources["reward"]]
+    known = {}
+    if of_policy and taught["reward"] == kind:  # the numbers of another reward mean something else
+        known = {name: taught[name] for name in ("price", "penalty", "cost_weights")}
+        if taught["price_gain"]:
+            known["price"] = trained.get("price")
+    values = {"cost_weights": known.get("cost_weights", default.cost_weights)}
+    for name in ("price", "penalty"):
+        choices = {"option": getattr(args, name), "training": known.get(name), "default": getattr(default, name)}
+        sources[name] = next(source for source, value in choices.items() if value is not None)
+        values[name] = choices[sources[name]]
+    return Reward(kind, **values, source=", ".join(f"{name}: {source}" for name, source in sources.items()))
 
 
 def split_of(args, data_args):

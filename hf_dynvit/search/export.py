@@ -7,6 +7,8 @@ from ..model.gate_block import BlockGate
 from ..model.modeling_dynvit import DynViTForImageClassification
 
 
+SAVED_WITH = ("model_type", "architectures", "transformers_version", "auto_map", "_name_or_path")
+NOT_OF_LAYERS = (*SAVED_WITH, "gates", "layer_mask", "budget")
 INSIDE, OUTSIDE = 3.0, -2.0  # logits: what the mask keeps is drawn in 95 % of the cases, what it skips in 12 %
 
 
@@ -34,25 +36,13 @@ def burn_in(model):
             gates.append({**entry, "layers": layers})
     mask = [list(config.layer_mask[layer]) for layer in kept]
     whole = all(map(all, mask))
-    plain = not gates and whole
-    fields = {**config.to_dict(), "num_hidden_layers": len(kept)}
-    for name in (
-        "model_type",
-        "architectures",
-        "transformers_version",
-        "auto_map",
-        "_name_or_path",
-        "gates",
-        "layer_mask",
-        "budget",
-    ):
-        fields.pop(name, None)
-    if plain:
+    fields = {name: value for name, value in config.to_dict().items() if name not in NOT_OF_LAYERS}
+    fields["num_hidden_layers"] = len(kept)
+    if whole and not gates:
         small = ViTForImageClassification(ViTConfig(**fields))
     else:
-        small = DynViTForImageClassification(
-            type(config)(**fields, gates=gates or None, layer_mask=None if whole else mask, budget=config.budget)
-        )
+        dynamic = {"gates": gates or None, "layer_mask": None if whole else mask, "budget": config.budget}
+        small = DynViTForImageClassification(type(config)(**fields, **dynamic))
     small.load_state_dict(_renumbered(model.state_dict(), place), strict=True)
     small.set_attn_implementation(config._attn_implementation)
     return small.to(model.dtype).to(model.device).eval()

@@ -1,9 +1,10 @@
-"""Static masks: the space of them, as strings of bits, and what a model is worth under each."""
+"""`MaskSpace`: static masks as bits, and `MaskScores`: error, cost, latency and reward of a model under each."""
 
 import hashlib
 import itertools
 import json
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -86,8 +87,18 @@ def bit_string(bits):
     return "".join("1" if on else "0" for on in bits)
 
 
+class Reward(NamedTuple):
+    """What a policy gets for an image; `kind`, `price` and `penalty` as in `reinforce.terminal_reward`."""
+
+    kind: str = "correct"
+    price: float = 1.0  # cost penalty: what a cost of 1 takes from the reward
+    penalty: float = 1.0
+    cost_weights: str = "uniform"  # or "depth", "latency": weighted shares of what each layer runs, as in training
+    source: str = "default"  # where the values come from, in words
+
+
 class MaskScores:
-    """Scores masks on fixed images, with a cache that can be saved.
+    """Scores masks on fixed images, each once, with a cache that can be saved.
 
     The policy acts inside the mask: what runs is what both allow, and later decisions see what the mask has changed.
 
@@ -95,16 +106,13 @@ class MaskScores:
         model: a `DynViTForImageClassification`, with gates or without; its configuration is left as it was.
         space: a `MaskSpace`.
         batches: list of (pixel_values, labels), on the device of the model.
-        price: of cost, in the reward.
+        reward: a `Reward`. With "uniform" weights the cost is that of the whole model.
         latencies: (L,) share of each layer in the measured time, or a function that measures them, or None: latency is
             not scored. Those of the file, if it exists, are taken instead: one search has one measurement.
         file: where the cache is kept, or None. It is read if it exists.
         identity: what the scores depend on besides the mask, JSON-ready; a file of another identity is refused.
         autocast: dtype of products, or None.
         gating: `"threshold"`: the policy acts; `"open"`: everything that the mask allows runs.
-        reward, penalty: as in `reinforce.terminal_reward`.
-        cost_weights: of the reward's cost: `"uniform"`: the cost of the whole model; `"depth"` or `"latency"`: weighted
-            shares of what each layer runs, as in training.
 
     Raises:
         ValueError: no images, or a file that is damaged or of another identity.
@@ -115,20 +123,16 @@ class MaskScores:
         model,
         space,
         batches,
-        price=1.0,
+        reward=None,
         latencies=None,
         file=None,
         identity=None,
         autocast=None,
         gating="threshold",
-        reward="correct",
-        penalty=1.0,
-        cost_weights="uniform",
     ):
         if not batches:
             raise ValueError("there are no images to score masks on")
-        self.model, self.space, self.batches = model.eval(), space, batches
-        self.reward, self.price, self.penalty = reward, price, penalty
+        self.model, self.space, self.batches, self.reward = model.eval(), space, batches, reward or Reward()
         self.autocast, self.gating = autocast, gating
         self.file, self.identity = None if file is None else Path(file), json.loads(json.dumps(identity))
         self.cache, self.evaluated = {}, 0
@@ -136,16 +140,16 @@ class MaskScores:
         if latencies is not None and measured is not None:
             latencies = torch.tensor(measured)
         self.latencies = latencies() if callable(latencies) else latencies
-        if cost_weights == "latency" and self.latencies is None:
+        weights = {"uniform": None, "depth": depth_weights(space.num_layers), "latency": self.latencies}
+        self.cost_weights = weights[self.reward.cost_weights]
+        if self.reward.cost_weights == "latency" and self.latencies is None:
             raise ValueError("cost_weights 'latency' need latencies, got None")
-        known = {"uniform": None, "depth": depth_weights(space.num_layers), "latency": self.latencies}
-        self.cost_weights = known[cost_weights]
 
     def _load(self):
         """Take over the scores of the file; returns the latencies that they were made with, or None."""
         try:
             stored = json.loads(self.file.read_text())
-            identity, scores = stored["identity"], stored["scores"]
+            identity, self.cache = stored["identity"], stored["scores"]
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{self.file} is damaged ({error!r}): remove it, or give another output") from error
         if identity != self.identity:
@@ -153,16 +157,7 @@ class MaskScores:
                 f"{self.file} holds scores of another search ({'; '.join(differences(identity, self.identity))}): give "
                 "another output, or what it was made with"
             )
-        self.cache = scores
         return stored.get("latencies")
-
-    def __call__(self, bits):
-        """dict of `accuracy`, `error`, `cost`, `reward`, `layers` (share left in the network), and `latency`."""
-        key = bit_string(bits)
-        if key not in self.cache:
-            self.cache[key] = self._score(self.space.layer_mask(bits))
-            self.evaluated += 1
-        return self.cache[key]
 
     def save(self):
         """Write the cache, all or nothing."""
@@ -176,76 +171,69 @@ class MaskScores:
         draft.write_text(json.dumps(content, indent=1))
         draft.replace(self.file)
 
+    def __call__(self, bits):
+        """dict of `accuracy`, `error`, `cost`, `reward`, `layers` (share left in the network), and `latency`."""
+        key = bit_string(bits)
+        if key not in self.cache:
+            self.cache[key] = self._score(self.space.layer_mask(bits))
+            self.evaluated += 1
+        return self.cache[key]
+
     @torch.no_grad()
     def _score(self, mask):
         config = self.model.config
         before, config.layer_mask = config.layer_mask, mask
         try:
-            sums, images = None, 0
-            for pixel_values, labels in self.batches:
-                found = torch.stack([value.double() for value in self._batch(pixel_values, labels)])  # (S, B)
-                sums = found.sum(1) if sums is None else sums + found.sum(1)
-                images += len(labels)
+            found = torch.cat([torch.stack(list(self._batch(*batch))) for batch in self.batches], 1)  # (S, images)
         finally:
             config.layer_mask = before
-        accuracy, cost, reward, *latency = (sums / images).tolist()
+        accuracy, cost, reward, *latency = found.mean(1).tolist()
         layers = sum(sum(pair) for pair in mask) / (2 * len(mask))
         scores = {"accuracy": accuracy, "error": 1 - accuracy, "cost": cost, "reward": reward, "layers": layers}
         return scores | ({"latency": latency[0]} if latency else {})
 
     def _batch(self, pixel_values, labels):
-        """Per image: right or wrong, cost, reward, and expected share of the dense model's measured time."""
+        """Per image: right or wrong, cost, reward, and expected share of the dense model's measured time; float64 (B,)."""
         device = pixel_values.device
         with torch.autocast(device.type, self.autocast or torch.bfloat16, enabled=self.autocast is not None):
             out = self.model(pixel_values, gating=self.gating)
-        yield outcome(out.logits, labels, "correct")
-        yield out.cost
-        num_tokens = self.model.vit.embeddings.position_embeddings.shape[1]
-        shares = None
-        if self.latencies is not None or self.cost_weights is not None:
+        yield outcome(out.logits, labels, "correct").double()
+        yield out.cost.double()
+        weighted = self.cost_weights is not None
+        if weighted or self.latencies is not None:
+            num_tokens = self.model.vit.embeddings.position_embeddings.shape[1]
             shares = layer_shares(self.model.config, out.decisions, len(labels), num_tokens, device)  # (L, B)
-        spent = out.cost if self.cost_weights is None else (self.cost_weights.to(device)[:, None] * shares).sum(0)
-        earned = outcome(out.logits, labels, self.reward)
-        yield terminal_reward(earned, spent, self.price, self.reward, self.penalty)
+        kind, price, penalty, *_ = self.reward
+        spent = (self.cost_weights.to(device)[:, None] * shares).sum(0) if weighted else out.cost
+        yield terminal_reward(outcome(out.logits, labels, kind), spent, price, kind, penalty).double()
         if self.latencies is not None:
-            yield (self.latencies.to(device)[:, None] * shares).sum(0)
+            yield (self.latencies.to(device)[:, None] * shares).sum(0).double()
+
+
+def fingerprint(*parts):
+    """A short hash of tensors and strings, by content."""
+    found = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, str):
+            found.update(part.encode())
+            continue
+        tensor = part.detach().cpu().contiguous()
+        found.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+        found.update(tensor.flatten().view(torch.uint8).numpy())
+    return found.hexdigest()[:16]
 
 
 def model_fingerprint(model):
-    """A hash of every weight and buffer of `model`, and of its configuration without names and versions."""
-    found = hashlib.sha256()
+    """`fingerprint` of every weight and buffer of `model`, and of its configuration without names and versions."""
     config = {name: value for name, value in model.config.to_dict().items() if name not in NOT_OF_MODEL}
-    found.update(json.dumps(config, sort_keys=True, default=str).encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        found.update(name.encode())
-        _add(found, tensor)
-    return found.hexdigest()[:16]
+    state = sorted(model.state_dict().items())
+    return fingerprint(json.dumps(config, sort_keys=True, default=str), *itertools.chain(*state))
 
 
-def images_fingerprint(batches):
-    """A hash of the pixels and labels of a list of (pixel_values, labels), as the model sees them."""
-    found = hashlib.sha256()
-    for pixel_values, labels in batches:
-        _add(found, pixel_values)
-        _add(found, labels)
-    return found.hexdigest()[:16]
-
-
-def differences(stored, wanted):
+def differences(stored, wanted, name=""):
     """The entries in which two identities differ, in words; those within an entry that is a dict by their own names."""
-    if not isinstance(stored, dict) or not isinstance(wanted, dict):
-        return [f"{stored!r} there, {wanted!r} now"]
-    words = []
-    for name in sorted(stored.keys() | wanted.keys()):
-        there, here = stored.get(name), wanted.get(name)
-        if isinstance(there, dict) and isinstance(here, dict):
-            words += [f"{name}.{text}" for text in differences(there, here)]
-        elif there != here:
-            words.append(f"{name} {there!r} there, {here!r} now")
-    return words
-
-
-def _add(found, tensor):
-    tensor = tensor.detach().cpu().contiguous()
-    found.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-    found.update(tensor.flatten().view(torch.uint8).numpy())
+    if not (isinstance(stored, dict) and isinstance(wanted, dict)):
+        return [] if stored == wanted else [f"{name} {stored!r} there, {wanted!r} now".strip()]
+    keys = sorted(stored.keys() | wanted.keys())
+    found = (differences(stored.get(key), wanted.get(key), f"{name}.{key}".strip(".")) for key in keys)
+    return list(itertools.chain(*found))

@@ -10,9 +10,9 @@ from torch.testing import assert_close
 from transformers import ViTForImageClassification
 
 from hf_dynvit import DynViTForImageClassification
-from hf_dynvit.search.export import burn_in
-from hf_dynvit.search.masks import MaskScores, MaskSpace
-from hf_dynvit.search.pareto import OBJECTIVES, exhaustive, front, nsga2, pick
+from hf_dynvit.search import OBJECTIVES, MaskScores, MaskSpace, burn_in, front, pick, search
+from hf_dynvit.search.masks import Reward
+from hf_dynvit.search.pareto import exhaustive, nsga2
 
 
 def make_scores(vit, gates=None, granularity="block", always_keep=(0,), **options):
@@ -28,7 +28,7 @@ def make_scores(vit, gates=None, granularity="block", always_keep=(0,), **option
 @pytest.mark.parametrize("objectives", OBJECTIVES)
 @pytest.mark.parametrize("gates", [None, [{"gate": "block", "layers": [1, 3, 5]}]])
 def test_nsga2_finds_the_exhaustive_front(tiny_vit, gates, objectives):
-    scores = make_scores(tiny_vit(7), gates, latencies=torch.full((7,), 1 / 7), price=0.2)
+    scores = make_scores(tiny_vit(7), gates, latencies=torch.full((7,), 1 / 7), reward=Reward(price=0.2))
     wanted = exhaustive(scores, objectives)
     assert len(scores.cache) == 64 and scores.evaluated == 64
     found = nsga2(scores, objectives, population=16, generations=12)
@@ -71,6 +71,16 @@ def test_an_interrupted_search_ends_as_if_it_had_not_been(tiny_vit, tmp_path):
     assert json.loads(file.read_text())["identity"] == {"seed": 3}
     with pytest.raises(ValueError, match="scores of another search"):
         make_scores(vit, file=file, granularity="sublayer", identity={"seed": 4})
+
+
+@pytest.mark.parametrize(
+    ("layers", "method", "all_masks"), [(7, "auto", True), (8, "auto", False), (8, "exhaustive", True)]
+)
+def test_small_spaces_are_searched_exhaustively_unless_a_method_is_given(tiny_vit, layers, method, all_masks):
+    scores = make_scores(tiny_vit(layers))
+    points = search(scores, method=method, population=3, generations=3)
+    assert points == front(scores, [[bit == "1" for bit in bits] for bits in scores.cache])
+    assert (len(scores.cache) == 2 ** (layers - 1)) == all_masks
 
 
 def test_a_policy_acts_inside_the_mask_with_states_that_see_it(tiny_vit):
@@ -129,6 +139,8 @@ def test_bad_searches_are_refused(tiny_vit, monkeypatch):
         MaskScores(scores.model, scores.space, [])
     with pytest.raises(ValueError, match=r"no mask has an accuracy of 1.5"):
         pick(exhaustive(scores), min_accuracy=1.5)
+    with pytest.raises(ValueError, match="method must be one of"):
+        search(scores, method="best")
     monkeypatch.setitem(sys.modules, "pymoo.core.problem", None)
     with pytest.raises(ImportError, match=r"pip install 'hf_dynvit\[search\]'"):
         nsga2(scores)

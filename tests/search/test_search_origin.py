@@ -7,8 +7,9 @@ import pytest
 import torch
 from models import gated, images
 
+from hf_dynvit.search import MaskScores, MaskSpace
 from hf_dynvit.search.arguments import images_from, reward_of, training_of
-from hf_dynvit.search.masks import MaskScores, MaskSpace, differences, images_fingerprint, model_fingerprint
+from hf_dynvit.search.masks import Reward, differences, fingerprint, model_fingerprint
 
 
 def training(**options):
@@ -94,24 +95,24 @@ def scores_of(vit, **options):
 
 
 def test_the_reward_of_blockdrop_by_hand(tiny_vit):
-    found = scores_of(tiny_vit(3), reward="blockdrop", penalty=2.0, gating="open")((True, False))
+    found = scores_of(tiny_vit(3), reward=Reward("blockdrop", penalty=2.0), gating="open")((True, False))
     wanted = found["accuracy"] * (1 - found["cost"] ** 2) - 2.0 * found["error"]
     assert 0 < found["accuracy"] < 1 and found["reward"] == pytest.approx(wanted)
 
 
 def test_the_reward_weighs_layers_as_the_training_did(tiny_vit):
     weights = torch.tensor([0.5, 0.2, 0.3])
-    options = {"latencies": weights, "cost_weights": "latency", "gating": "open"}
-    found = scores_of(tiny_vit(3), price=2.0, **options)((True, False))
+    reward = Reward(price=2.0, cost_weights="latency")
+    found = scores_of(tiny_vit(3), latencies=weights, reward=reward, gating="open")((True, False))
     assert found["latency"] == pytest.approx(0.7)
     assert found["reward"] == pytest.approx(found["accuracy"] - 2.0 * 0.7, abs=1e-6)
     from hf_dynvit.objectives.policy_gradient import depth_weights
 
-    found = scores_of(tiny_vit(3), cost_weights="depth", gating="open")((False, True))
+    found = scores_of(tiny_vit(3), reward=Reward(cost_weights="depth"), gating="open")((False, True))
     spent = depth_weights(3)[[0, 2]].sum().item()
     assert found["reward"] == pytest.approx(found["accuracy"] - spent, abs=1e-6)
     with pytest.raises(ValueError, match="'latency' need latencies"):
-        scores_of(tiny_vit(3), cost_weights="latency")
+        scores_of(tiny_vit(3), reward=Reward(cost_weights="latency"))
 
 
 # ---------------------------------------------------------------------------------------------- identity
@@ -132,9 +133,9 @@ def test_a_fingerprint_is_of_content_alone(tiny_vit):
     assert model_fingerprint(model) != before
 
     pixels, labels = images(4), torch.arange(4)
-    one = images_fingerprint([(pixels, labels)])
-    assert one == images_fingerprint([(pixels.clone(), labels.clone())])
-    assert one != images_fingerprint([(pixels.flip(0), labels)]) != images_fingerprint([(pixels, labels.flip(0))])
+    one = fingerprint(pixels, labels)
+    assert one == fingerprint(pixels.clone(), labels.clone())
+    assert one != fingerprint(pixels.flip(0), labels) != fingerprint(pixels, labels.flip(0))
 
 
 def test_differences_are_named_where_they_are():

@@ -5,7 +5,7 @@ import torch
 from models import images, run
 
 from hf_dynvit import DynViTForImageClassification
-from hf_dynvit.search.export import start_from_mask
+from hf_dynvit.search import start_from_mask
 
 
 MASK = [[True, True], [False, True], [True, False], [False, False]]
