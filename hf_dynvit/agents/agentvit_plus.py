@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ..objectives.reinforce import outcome
+from ..objectives.policy_gradient import outcome
 from .base import Agent, at_least_one, build_seeded, choice, linear_macs, share
 from .features import feature_count, input_macs, input_tokens, patch_features, pixel_novelty_macs
 

@@ -7,7 +7,7 @@ import torch
 
 from ..measure.forwards import DTYPES
 from ..measure.json_files import read_json
-from ..objectives.reinforce import REWARDS
+from ..objectives.policy_gradient import REWARDS
 from .masks import GRANULARITIES, Reward
 from .pareto import METHODS, OBJECTIVES
 

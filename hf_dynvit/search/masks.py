@@ -88,7 +88,7 @@ def bit_string(bits):
 
 
 class Reward(NamedTuple):
-    """What a policy gets for an image; `kind`, `price` and `penalty` as in `reinforce.terminal_reward`."""
+    """What a policy gets for an image; `kind`, `price` and `penalty` as in `policy_gradient.terminal_reward`."""
 
     kind: str = "correct"
     price: float = 1.0  # cost penalty: what a cost of 1 takes from the reward
