@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from accelerate.utils import recursively_apply
 from transformers import TrainerCallback
 
 from ..model.cost import dense_macs
@@ -142,7 +143,7 @@ class PatchAgent(TrainerCallback):
         """{name of the agent: nested dict of tensors}."""
         counters = {name: torch.tensor(getattr(self, name)) for name in COUNTERS}
         own = {"kept": self.kept, "counters": counters, "agent": self.agent.state_dict()}
-        return {self.name: _on_cpu(own)}
+        return {self.name: recursively_apply(lambda tensor: tensor.detach().cpu().clone(), own)}
 
     def load(self, folder):
         """Go on from the checkpoint in `folder`.
@@ -171,12 +172,6 @@ class PatchAgent(TrainerCallback):
     def save(self, folder):
         """Write the agent's state into a checkpoint."""
         torch.save(self.state_dict(), Path(folder) / FILE)
-
-
-def _on_cpu(value):
-    if isinstance(value, dict):
-        return {key: _on_cpu(entry) for key, entry in value.items()}
-    return [_on_cpu(entry) for entry in value] if isinstance(value, list) else value.detach().cpu().clone()
 
 
 class ChosenEvaluation:

@@ -1,8 +1,9 @@
-"""The torch datasets that a recipe trains and measures on: loaded, checked against the model, split, transformed."""
+"""Datasets that a recipe trains and measures on: loaded, checked against the model, split, transformed."""
 
 import random
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from transformers import TrainerCallback
 
@@ -62,24 +63,14 @@ class SetEpoch(TrainerCallback):
 
 @dataclass
 class ImageData:
-    """What a recipe trains and measures on.
+    """What a recipe trains and measures on; without a held-out part the validation split is selection, too."""
 
-    Attributes:
-        train: augmented.
-        selection: to choose on while training; a held-out part of train, or the validation split.
-        validation: to report on; the validation split, or the held-out part where the data has none.
-        calibration: training images that are not augmented, the held-out part if there is one.
-        reported_split: what `validation` is, in words.
-        names: of the classes, or None.
-        num_labels: number of classes of the data.
-    """
-
-    train: ImageDataset
-    selection: ImageDataset
-    validation: ImageDataset
-    calibration: ImageDataset
-    reported_split: str
-    names: list | None
+    train: ImageDataset  # augmented
+    selection: ImageDataset  # to choose on while training: the held-out part of train
+    validation: ImageDataset  # to report on: the validation split, or the held-out part where the data has none
+    calibration: ImageDataset  # training images that are not augmented: the held-out part, or some of train
+    reported_split: str  # what `validation` is, in words
+    names: list | None  # of the classes
     num_labels: int
 
 
@@ -107,12 +98,9 @@ def load_image_data(args, processor, config, new_classifier=False, seed=0):
         if label_names(other, args.label_column) != names:
             raise ValueError(f"splits {splits} have different class names")
     train = rows[args.train_split]
-    if not new_classifier:
-        num_labels = config.num_labels
-    elif names:
-        num_labels = len(names)
-    else:
-        num_labels = int(max(train.with_format("numpy")[:][args.label_column])) + 1
+    num_labels = config.num_labels
+    if new_classifier:
+        num_labels = len(names) if names else int(max(train.with_format("numpy")[:][args.label_column])) + 1
     for other in rows.values():
         check_label_range(other, args.label_column, num_labels)
     if not new_classifier and not args.trust_label_order:
@@ -121,24 +109,19 @@ def load_image_data(args, processor, config, new_classifier=False, seed=0):
     held_out = None
     if args.validation_fraction:
         parts = train.train_test_split(test_size=args.validation_fraction, seed=seed)
-        train, held_out = parts["train"], parts["test"]
-    validation = rows.get(args.validation_split, held_out)
+        train, held_out = parts["train"], sample(parts["test"], args.max_eval_samples, seed)
     train = sample(train, args.max_train_samples, seed)
-    validation = sample(validation, args.max_eval_samples, seed)
-    held_out = sample(held_out, args.max_eval_samples, seed) if held_out is not None else None
-    calibration = sample(held_out if held_out is not None else train, CALIBRATION_POOL, seed)
+    reported = args.validation_split in rows
+    validation = sample(rows[args.validation_split], args.max_eval_samples, seed) if reported else held_out
+    calibration = sample(train if held_out is None else held_out, CALIBRATION_POOL, seed)
 
-    def dataset(rows, transform):
-        return ImageDataset(rows, transform, args.image_column, args.label_column, seed)
-
-    plain = EvalTransform(processor, mode)
-    augmented = TrainTransform(processor, mode, args.min_crop_area, args.horizontal_flip)
+    columns, plain = (args.image_column, args.label_column, seed), EvalTransform(processor, mode)
     return ImageData(
-        train=dataset(train, augmented),
-        selection=dataset(validation if held_out is None else held_out, plain),
-        validation=dataset(validation, plain),
-        calibration=dataset(calibration, plain),
-        reported_split=args.validation_split if args.validation_split in rows else f"held out of {args.train_split}",
+        train=ImageDataset(train, TrainTransform(processor, mode, args.min_crop_area, args.horizontal_flip), *columns),
+        selection=ImageDataset(validation if held_out is None else held_out, plain, *columns),
+        validation=ImageDataset(validation, plain, *columns),
+        calibration=ImageDataset(calibration, plain, *columns),
+        reported_split=args.validation_split if reported else f"held out of {args.train_split}",
         names=names,
         num_labels=num_labels,
     )
@@ -160,8 +143,7 @@ def check_processor(processor, config):
     modes = {1: "L", 3: "RGB"}
     if config.num_channels not in modes:
         raise ValueError(f"images have 1 or 3 channels, the model takes {config.num_channels}")
-    wanted = config.image_size
-    wanted = (wanted, wanted) if isinstance(wanted, int) else tuple(wanted)
+    wanted = tuple(np.broadcast_to(config.image_size, 2).tolist())
     if output_size(processor) != wanted:
         raise ValueError(
             f"the image processor gives images of {output_size(processor)} (height, width), the model takes {wanted}"

@@ -1,41 +1,39 @@
 """Labelled images from the Hub or from local files, as rows that are checked before any work starts."""
 
 import glob
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
 import numpy as np
+from transformers.hf_argparser import HfArg
 
 
 @dataclass
 class DataArguments:
     """Where the images are, and which of them to use."""
 
-    dataset_name: str | None = field(
-        default=None, metadata={"help": "Hub name of a data set, or 'imagefolder' together with data_dir"}
+    dataset_name: str | None = HfArg(
+        default=None, help="Hub name of a data set, or 'imagefolder' together with data_dir"
     )
-    dataset_config_name: str | None = field(default=None, metadata={"help": "configuration of the Hub data set"})
-    data_dir: str | None = field(default=None, metadata={"help": "folder with train/<class>/*, validation/<class>/*"})
-    data_files: list[str] | None = field(
-        default=None,
-        metadata={"help": "Parquet files as split=path, e.g. train=a.parquet validation=b.parquet; or none"},
+    dataset_config_name: str | None = HfArg(default=None, help="configuration of the Hub data set")
+    data_dir: str | None = HfArg(default=None, help="folder with train/<class>/*, validation/<class>/*")
+    data_files: list[str] | None = HfArg(
+        default=None, help="Parquet files as split=path, e.g. train=a.parquet validation=b.parquet; or none"
     )
-    train_split: str = field(default="train", metadata={"help": "split to train on"})
-    validation_split: str = field(default="validation", metadata={"help": "split to report on"})
-    image_column: str = field(default="image", metadata={"help": "column with the images"})
-    label_column: str = field(default="label", metadata={"help": "column with the class indices"})
-    validation_fraction: float = field(
-        default=0.0, metadata={"help": "part of train held out to choose on; validation is then only reported"}
+    train_split: str = HfArg(default="train", help="split to train on")
+    validation_split: str = HfArg(default="validation", help="split to report on")
+    image_column: str = HfArg(default="image", help="column with the images")
+    label_column: str = HfArg(default="label", help="column with the class indices")
+    validation_fraction: float = HfArg(
+        default=0.0, help="part of train held out to choose on; validation is then only reported"
     )
-    max_train_samples: int | None = field(default=None, metadata={"help": "use at most so many training images"})
-    max_eval_samples: int | None = field(default=None, metadata={"help": "use at most so many validation images"})
-    min_crop_area: float = field(
-        default=0.35, metadata={"help": "smallest area of a training crop, share of the image"}
-    )
-    horizontal_flip: bool = field(default=True, metadata={"help": "mirror half of the training images"})
-    trust_label_order: bool = field(
-        default=False, metadata={"help": "class i of the data is class i of the model, although the names differ"}
+    max_train_samples: int | None = HfArg(default=None, help="use at most so many training images")
+    max_eval_samples: int | None = HfArg(default=None, help="use at most so many validation images")
+    min_crop_area: float = HfArg(default=0.35, help="smallest area of a training crop, share of the image")
+    horizontal_flip: bool = HfArg(default=True, help="mirror half of the training images")
+    trust_label_order: bool = HfArg(
+        default=False, help="class i of the data is class i of the model, although the names differ"
     )
 
     def __post_init__(self):

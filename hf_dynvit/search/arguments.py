@@ -1,9 +1,10 @@
-"""Arguments of a search for masks, and what is known of the training that its model comes from."""
+"""`SearchArguments`: arguments of a search for masks, and what it takes from the training of its model."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from transformers.hf_argparser import HfArg
 
 from ..measure.forwards import DTYPES
 from ..measure.json_files import read_json
@@ -14,76 +15,54 @@ from .pareto import METHODS, OBJECTIVES
 
 FILE = "results.json"  # what recipes/train.py writes beside a model
 SAME_DATA = ("dataset_name", "dataset_config_name", "data_dir", "train_split")
-# What may change between two searches that share their scores.
-NOT_OF_SCORES = (
-    "output",
-    "min_accuracy",
-    "max_cost",
-    "burn_in",
-    "population",
-    "generations",
-    "method",
-    "objectives",
-    "price",  # these three are in the reward that they make
-    "penalty",
-    "reward",
-)
+# What may change between two searches that share their scores; the reward counts as a whole.
+OF_SEARCH = ("output", "min_accuracy", "max_cost", "burn_in", "population", "generations", "method", "objectives")
+NOT_OF_SCORES = (*OF_SEARCH, "reward", "price", "penalty")
 
 
 @dataclass
 class SearchArguments:
     """What to search, how, and where to write it."""
 
-    model: str | None = field(default=None, metadata={"help": "a plain ViT or a model with gates: folder or Hub id"})
-    output: str | None = field(default=None, metadata={"help": "folder for the results"})
-    objectives: str = field(
-        default="error+cost",
-        metadata={"help": f"one of {sorted(OBJECTIVES)}; reward+layers is the joint search of policy and mask"},
+    model: str | None = HfArg(default=None, help="a plain ViT or a model with gates: folder or Hub id")
+    output: str | None = HfArg(default=None, help="folder for the results")
+    objectives: str = HfArg(
+        default="error+cost", help=f"one of {sorted(OBJECTIVES)}; reward+layers is the joint search of policy and mask"
     )
-    policy: str = field(
-        default="act", metadata={"help": "gates 'act' inside the mask, or all 'process' whatever the mask leaves"}
-    )
-    granularity: str = field(default="block", metadata={"help": f"one of {GRANULARITIES}"})
-    always_keep: list[int] = field(
-        default_factory=lambda: [0], metadata={"help": "layers no mask switches off; -1: none"}
-    )
-    method: str = field(default="auto", metadata={"help": f"one of {METHODS}; auto: exhaustive up to 6 bits"})
-    population: int = field(default=24, metadata={"help": "masks per generation"})
-    generations: int = field(default=12, metadata={"help": "generations of NSGA-II"})
-    images: int = field(default=1000, metadata={"help": "images, half to choose on, half to report on"})
-    search_split: str | None = field(
+    policy: str = HfArg(default="act", help="gates 'act' inside the mask, or all 'process' whatever the mask leaves")
+    granularity: str = HfArg(default="block", help=f"one of {GRANULARITIES}")
+    always_keep: list[int] = HfArg(default_factory=lambda: [0], help="layers no mask switches off; -1: none")
+    method: str = HfArg(default="auto", help=f"one of {METHODS}; auto: exhaustive up to 6 bits")
+    population: int = HfArg(default=24, help="masks per generation")
+    generations: int = HfArg(default=12, help="generations of NSGA-II")
+    images: int = HfArg(default=1000, help="images, half to choose on, half to report on")
+    search_split: str | None = HfArg(
         default=None,
-        metadata={
-            "help": "the split that is halved to choose and to report on, e.g. validation, for checkpoints that have "
-            "seen all of train; none: the part of train that validation_fraction holds out"
-        },
+        help="the split that is halved to choose and to report on, e.g. validation, for checkpoints that have seen all "
+        "of train; none: the part of train that validation_fraction holds out",
     )
-    reward: str = field(
+    reward: str = HfArg(
         default="auto",
-        metadata={
-            "help": f"one of {('auto', *REWARDS)}; auto: what the policy was trained with, by the results.json beside "
-            "it, else 'correct'"
-        },
+        help=f"one of {('auto', *REWARDS)}; auto: what the policy was trained with, by the results.json beside it, else "
+        "'correct'",
     )
-    price: float | None = field(
-        default=None,
-        metadata={"help": "what a cost of 1 takes from the reward; none: that of the policy's training, else 1"},
+    price: float | None = HfArg(
+        default=None, help="what a cost of 1 takes from the reward; none: that of the policy's training, else 1"
     )
-    penalty: float | None = field(
-        default=None,
-        metadata={"help": "of a wrong prediction, reward 'blockdrop'; none: that of the policy's training, else 1"},
+    penalty: float | None = HfArg(
+        default=None, help="of a wrong prediction, reward 'blockdrop'; none: that of the policy's training, else 1"
     )
-    min_accuracy: float | None = field(
-        default=None, metadata={"help": "pick the cheapest mask of at least this accuracy, instead of the knee"}
+    min_accuracy: float | None = HfArg(
+        default=None, help="pick the cheapest mask of at least this accuracy, instead of the knee"
     )
-    max_cost: float | None = field(
-        default=None, metadata={"help": "pick the most accurate mask of at most this cost, instead of the knee"}
+    max_cost: float | None = HfArg(
+        default=None, help="pick the most accurate mask of at most this cost, instead of the knee"
     )
-    burn_in: bool = field(default=False, metadata={"help": "also save the picked model without its unused layers"})
-    batch_size: int = field(default=64, metadata={"help": "images per forward"})
-    dtype: str = field(default="float32", metadata={"help": f"of products, one of {list(DTYPES)}"})
-    device: str = field(default="auto", metadata={"help": "cpu, cuda, ...; auto: CUDA where there is one"})
-    seed: int = field(default=0, metadata={"help": "of the search and of the held-out images"})
+    burn_in: bool = HfArg(default=False, help="also save the picked model without its unused layers")
+    batch_size: int = HfArg(default=64, help="images per forward")
+    dtype: str = HfArg(default="float32", help=f"of products, one of {list(DTYPES)}")
+    device: str = HfArg(default="auto", help="cpu, cuda, ...; auto: CUDA where there is one")
+    seed: int = HfArg(default=0, help="of the search and of the held-out images")
 
     def __post_init__(self):
         if not self.model or not self.output:
