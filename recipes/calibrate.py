@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Subset
 from transformers import AutoImageProcessor
 
-from hf_dynvit.data.rows import DataArguments
+from hf_dynvit.data import DataArguments
 from hf_dynvit.measure.forwards import DTYPES
 from hf_dynvit.measure.trained_models import open_models
 from hf_dynvit.settings import parse_settings

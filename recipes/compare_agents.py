@@ -17,9 +17,8 @@ from pathlib import Path
 from transformers import set_seed
 from transformers.utils import logging
 
-from hf_dynvit.agents.shelf import build_agent, parse_variant
-from hf_dynvit.data.datasets import SetEpoch, load_image_data
-from hf_dynvit.data.rows import DataArguments
+from hf_dynvit.agents import build_agent, parse_variant
+from hf_dynvit.data import DataArguments, load_image_data
 from hf_dynvit.measure.json_files import read_json
 from hf_dynvit.measure.provenance import measured_on
 from hf_dynvit.report.agent_pictures import AGENT_PICTURES, draw_agent
@@ -149,14 +148,8 @@ def run(model_args, args, data):
     set_seed(args.seed)
     base_config = load_base(model_args)[1]
     model = load_model(model_args, base_config, data)
-    trainer = DynViTTrainer(
-        model=model,
-        args=args,
-        teacher=load_teacher(model_args, args, model.config),
-        train_dataset=data.train,
-        eval_dataset=data.selection,
-        callbacks=[SetEpoch()],
-    )
+    teacher = load_teacher(model_args, args, model.config)
+    trainer = DynViTTrainer(model=model, args=args, teacher=teacher, **data.for_trainer())
     clock = TrainingClock()
     trainer.add_callback(clock)
     trainer.train()

@@ -17,7 +17,7 @@ from torch.utils.data import default_collate
 from transformers import Trainer, TrainingArguments, ViTConfig, ViTForImageClassification, set_seed
 
 from hf_dynvit import DynViTForImageClassification, DynViTTrainer, DynViTTrainingArguments
-from hf_dynvit.data.digits import digit_canvases
+from hf_dynvit.data import digit_canvases
 from hf_dynvit.measure.json_files import read_json
 from hf_dynvit.report.demo_results import (
     PICTURE,

@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
-from hf_dynvit.data.rows import DataArguments
+from hf_dynvit.data import DataArguments
 from hf_dynvit.measure.forwards import DTYPES
 from hf_dynvit.measure.json_files import write_json
 from hf_dynvit.measure.provenance import measured_on

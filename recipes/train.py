@@ -17,12 +17,11 @@ os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "8192")
 from transformers import AutoConfig, TrainingArguments, set_seed
 from transformers.utils import logging
 
-from hf_dynvit.data.datasets import SetEpoch, load_image_data
-from hf_dynvit.data.rows import DataArguments
+from hf_dynvit.data import DataArguments, load_image_data
 from hf_dynvit.measure.json_files import write_json
 from hf_dynvit.measure.weight_digest import sign_weights
 from hf_dynvit.report.publish import describe, push
-from hf_dynvit.search.export import burn_in
+from hf_dynvit.search import burn_in
 from hf_dynvit.settings import parse_settings
 from hf_dynvit.training.arguments import DynViTTrainingArguments
 from hf_dynvit.training.checkpoints import check_checkpoint, checkpoints, newest_complete, unusable
@@ -62,11 +61,9 @@ def main(argv=None):
         model=model,
         args=args,
         teacher=load_teacher(model_args, args, model.config),
-        train_dataset=data.train,
-        eval_dataset=data.selection,
         calibration_dataset=data.calibration,
         processing_class=processor,
-        callbacks=[SetEpoch()],
+        **data.for_trainer(),
     )
     logger.info(
         f"{len(data.train)} images to train on, {len(data.validation)} to report on, {args.world_size} processes"

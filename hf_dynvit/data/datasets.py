@@ -73,6 +73,10 @@ class ImageData:
     names: list | None  # of the classes
     num_labels: int
 
+    def for_trainer(self):
+        """What a `Trainer` takes of it, as keyword arguments."""
+        return {"train_dataset": self.train, "eval_dataset": self.selection, "callbacks": [SetEpoch()]}
+
 
 def load_image_data(args, processor, config, new_classifier=False, seed=0):
     """Load, check and split the images of a training run.
