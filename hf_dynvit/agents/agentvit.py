@@ -1,4 +1,4 @@
-"""AgentViT's agent as published (Traini, 2024; 2025, doi 10.1007/s10489-025-06516-z).
+"""`agentvit`, the agent as published (Traini, 2024; 2025, doi 10.1007/s10489-025-06516-z).
 
 It does what the public notebook does, defects included: no action is remembered, so all outputs learn one and the same
 target; the mean of the outputs as threshold keeps about half of the patches, whatever the target.

@@ -1,6 +1,6 @@
-"""The deep Q-learning that AgentViT is named after: it remembers what was kept and gives credit to that alone.
+"""`agentvit-dqn`, ours: the deep Q-learning that AgentViT is named after, with credit for the actions taken alone.
 
-Ours; all but the learning rule is the published agent's.
+All but the learning rule is the published agent's.
 
 Letters: n patches, R rows drawn from the replay memory.
 """

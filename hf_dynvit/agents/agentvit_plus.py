@@ -1,4 +1,4 @@
-"""AgentViT plus, ours: a policy that gives each image exactly K patches, and learns which ones helped it.
+"""`agentvit-plus`, ours: a policy that gives each image exactly K patches, and learns which ones helped it.
 
 It differs from the published agent in every part: it chooses per image, from tokens that the ViT has anyway; the
 number of patches is exact and follows a schedule that ends with all of them; patches that look like an earlier one go

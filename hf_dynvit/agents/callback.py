@@ -30,7 +30,7 @@ class PatchAgent(TrainerCallback):
     Attributes:
         agent: an `Agent`.
         kept: (n,) float64, how many images kept each patch so far. images: how many there were.
-        seconds: host time of choosing and learning in this process; on an accelerator what it queues comes on top.
+        seconds: wall time of choosing and learning in this process; on an accelerator what it queues comes on top.
 
     Raises:
         ValueError: arguments, a model or a number of processes that do not fit the agent.

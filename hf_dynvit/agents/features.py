@@ -33,14 +33,18 @@ def attention_signal(vit, pixel_values):
     its own. The projection and the mean are both linear, so they are one product with a single row.
     """
     layer = vit.layers[0]
-    host = layer.attention
+    attention = layer.attention
     normed = layer.layernorm_before(input_tokens(vit, pixel_values))
     q, k, v = (
-        projection(rows).unflatten(-1, (-1, host.head_dim)).transpose(1, 2)  # (B, H, N, d), no query of [CLS]
-        for projection, rows in ((host.q_proj, normed[:, 1:]), (host.k_proj, normed), (host.v_proj, normed))
+        projection(rows).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)  # (B, H, N, d), no query of [CLS]
+        for projection, rows in (
+            (attention.q_proj, normed[:, 1:]),
+            (attention.k_proj, normed),
+            (attention.v_proj, normed),
+        )
     )
-    out = F.scaled_dot_product_attention(q, k, v, scale=host.scaling).transpose(1, 2).flatten(2)  # (B, n, H * d)
-    weight, bias = host.o_proj.weight.float().mean(0), host.o_proj.bias.float().mean()
+    out = F.scaled_dot_product_attention(q, k, v, scale=attention.scaling).transpose(1, 2).flatten(2)  # (B, n, H * d)
+    weight, bias = attention.o_proj.weight.float().mean(0), attention.o_proj.bias.float().mean()
     return (out.float() * weight).sum(-1) + bias  # a matrix product would be one of 16 bit under autocast
 
 
@@ -56,7 +60,7 @@ def patch_features(tokens, pixel_values, grid, statistics, position, novelty=Fal
 
     Args:
         tokens: (B, n, D), those that enter the first layer.
-        pixel_values: (B, channels, height, width). grid: the host's patch embeddings, for the sizes.
+        pixel_values: (B, channels, height, width). grid: the backbone's patch embeddings, for the sizes.
         statistics: also the patch's brightness and contrast, relative to the other patches of its image.
         position: also its row and column, from -1 to 1, and its squared distance from the centre.
         novelty: also, as the last feature, how little it shares with earlier patches (`pixel_novelty`).

@@ -29,9 +29,7 @@ def learning_steps(batches, per_epoch, every, silent_epochs, sample):
         sample: rewards in memory from which on it learns.
     """
     epochs, last = divmod(batches, per_epoch)
-    rewards = max(0, epochs - silent_epochs) * (per_epoch // every)
-    if epochs >= silent_epochs:
-        rewards += last // every
+    rewards = max(0, epochs - silent_epochs) * (per_epoch // every) + (epochs >= silent_epochs) * (last // every)
     return max(0, rewards - sample + 1)
 
 
@@ -68,27 +66,16 @@ def polyak(target, source, tau):
 
 
 class Transition(NamedTuple):
-    """One rewarded batch of B images with n patches.
+    """One rewarded batch of B images with n patches."""
 
-    Attributes:
-        state, next_state: (B, n) before and after the ViT's step, of the same images.
-        reward: scalar tensor.
-        keep: bool (n,), what was kept, or None where an agent does not remember it.
-    """
-
-    state: torch.Tensor
-    next_state: torch.Tensor
-    reward: torch.Tensor
-    keep: torch.Tensor | None = None
+    state: torch.Tensor  # (B, n), before the ViT's step
+    next_state: torch.Tensor  # (B, n), of the same images after it
+    reward: torch.Tensor  # scalar
+    keep: torch.Tensor | None = None  # bool (n,), what was kept, where an agent remembers it
 
 
 class Replay:
-    """At most `capacity` transitions; when full, a random one makes room.
-
-    Args:
-        capacity, sample_size: both at least 1, sample_size <= capacity.
-        generator: `torch.Generator` on CPU.
-    """
+    """At most `capacity` transitions, a random one of which makes room; all draws are from a generator on CPU."""
 
     def __init__(self, capacity, sample_size, generator):
         if not 1 <= sample_size <= capacity:
@@ -119,10 +106,7 @@ class Replay:
 
     def state_dict(self):
         """The transitions as dicts of tensors."""
-        return [
-            {name: value for name, value in transition._asdict().items() if value is not None}
-            for transition in self.transitions
-        ]
+        return [{name: v for name, v in kept._asdict().items() if v is not None} for kept in self.transitions]
 
     def load_state_dict(self, saved, device):
         self.transitions = [Transition(**{name: v.to(device) for name, v in entry.items()}) for entry in saved]

@@ -1,4 +1,4 @@
-"""The shelf of patch agents: which there are, and what has to fit before one is built.
+"""Shelf of patch agents: their names, others that are registered, and how one is built for a training.
 
 An agent is named alone ("random") or with options after a colon ("random:return_fraction=0.5,n_patch_desired=20").
 """
@@ -12,6 +12,7 @@ from .base import Agent, parse_options
 from .rules import CenterRule, FixedRule, RandomRule
 
 
+SHARED_OPTIONS = ("n_patch_desired", "max_steps")  # of a variant that are the training's, not the agent's
 # Name -> class, and the options that differ from the class's own.
 AGENTS = {
     "agentvit": (AgentViTAgent, {}),
@@ -40,9 +41,6 @@ def register_agent(name, kind, **defaults):
     AGENTS[name] = (kind, defaults)
 
 
-SHARED_OPTIONS = ("n_patch_desired", "max_steps")  # of a variant that are the training's, not the agent's
-
-
 def parse_variant(variant):
     """`name` or `name:key=value,key=value` -> the training arguments that it stands for; `none`: no agent.
 
@@ -61,18 +59,9 @@ def build_agent(model, args):
     Raises:
         ValueError: arguments, a model or a number of processes that do not fit the agent.
     """
-    kind, defaults = AGENTS[args.agent]
-    options = parse_options(args.agent, kind, defaults, args.agent_options or {})
-    _check(kind, model, args)
-    patches = model.num_tokens - 1
-    desired = max(1, patches // 2) if args.n_patch_desired is None else args.n_patch_desired
-    if not isinstance(desired, int) or not 1 <= desired <= patches:
-        raise ValueError(f"n_patch_desired must be in 1..{patches}, the patches of the model, got {desired!r}")
-    return kind(model, desired, options, args.device, args.seed)
-
-
-def _check(kind, model, args):
     name, layers = args.agent, model.config.num_hidden_layers
+    kind, defaults = AGENTS[name]
+    options = parse_options(name, kind, defaults, args.agent_options or {})
     if args.world_size > 1 or args.n_gpu > 1:
         raise ValueError(f"agent {name!r} learns in one process on one device: its networks are not shared")
     if getattr(model.vit.embeddings, "cls_token", None) is None:
@@ -84,6 +73,11 @@ def _check(kind, model, args):
         )
     if args.objective == "reinforce" or model.learned_gates():
         raise ValueError(
-            f"agent {name!r} removes patches in training alone, while the budget and the price of gates are "
-            "for all patches: train gates without an agent, and an agent without gates"
+            f"agent {name!r} removes patches in training alone, while the budget and the cost penalty of gates "
+            "are for all patches: train gates without an agent, and an agent without gates"
         )
+    patches = model.vit.embeddings.position_embeddings.shape[1] - 1
+    desired = max(1, patches // 2) if args.n_patch_desired is None else args.n_patch_desired
+    if not isinstance(desired, int) or not 1 <= desired <= patches:
+        raise ValueError(f"n_patch_desired must be in 1..{patches}, the patches of the model, got {desired!r}")
+    return kind(model, desired, options, args.device, args.seed)

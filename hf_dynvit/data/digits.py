@@ -1,4 +1,4 @@
-"""Real handwritten digits on large cluttered canvases: a data set, made offline in seconds, whose images differ in need.
+"""Digit canvases: a data set made offline in seconds, of real digits on clutter, whose images differ in need.
 
 Source of the digits: scikit-learn's `load_digits` (1,797 images of 8 x 8 pixels, a part of the UCI data set "Optical
 Recognition of Handwritten Digits", collected by E. Alpaydin and C. Kaynak).
@@ -57,11 +57,11 @@ def digit_canvases(train, validation, size=96, scale=3, step=8, clutter=24, seed
         ImportError: scikit-learn is not installed.
         ValueError: a count below 1, a contrast outside (0, 1], or a canvas that the digit does not fit on.
     """
-    for name, value in (("train", train), ("validation", validation), ("scale", scale), ("step", step)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
-    if clutter < 0:
-        raise ValueError(f"clutter must be at least 0, got {clutter}")
+    counts = {"train": train, "validation": validation, "scale": scale, "step": step, "clutter": clutter}
+    for name, value in counts.items():
+        least = 0 if name == "clutter" else 1
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}")
     if not 0 < contrast <= 1:
         raise ValueError(f"contrast must be in (0, 1], got {contrast}")
     if size < 8 * scale:

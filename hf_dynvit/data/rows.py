@@ -1,4 +1,4 @@
-"""Labelled images from the Hub or from local files, as rows that are checked before any work starts."""
+"""Rows of labelled images, from the Hub or from local files, checked before any work starts."""
 
 import glob
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""From a PIL image to the pixels a checkpoint expects: augmented for training, the image processor's own otherwise."""
+"""Transforms of a PIL image into a checkpoint's pixels: augmented for training, the image processor's own otherwise."""
 
 import math
 
@@ -8,12 +8,7 @@ from PIL import Image
 
 
 class EvalTransform:
-    """The pixels of the checkpoint's image processor, in the colours of the model.
-
-    Args:
-        processor: an image processor.
-        mode: PIL mode that images are converted to, "RGB" or "L".
-    """
+    """The pixels of an image processor; `mode` is the PIL mode that images are converted to, "RGB" or "L"."""
 
     def __init__(self, processor, mode="RGB"):
         self.processor, self.mode = processor, mode
@@ -29,8 +24,7 @@ class TrainTransform:
     Cropping and resizing are one call: PIL reads a fractional box straight into the target size.
 
     Args:
-        processor: an image processor.
-        mode: PIL mode that images are converted to, "RGB" or "L".
+        processor, mode: as in `EvalTransform`.
         min_crop_area: smallest share of the image's area that a crop takes, in (0, 1]; the largest is 1.
         flip: mirror half of the images.
     """

@@ -1,4 +1,4 @@
-"""What a static mask becomes: a checkpoint without its unused layers, or the start of a policy."""
+"""Uses of a static mask: a checkpoint without its unused layers, or the start of a policy."""
 
 import torch
 from transformers import ViTConfig, ViTForImageClassification
