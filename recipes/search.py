@@ -150,7 +150,7 @@ def make_scores(model, space, batches, args, reward, latencies=None, file=None, 
         latencies=latencies,
         file=file,
         identity=None if identity is None else identity | {"latency": latencies is not None},
-        autocast=None if args.dtype == "float32" else DTYPES[args.dtype],
+        dtype=None if args.dtype == "float32" else DTYPES[args.dtype],
         gating="threshold" if args.policy == "act" else "open",
     )
 

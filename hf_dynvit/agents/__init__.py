@@ -1,7 +1,7 @@
 """Patch agents: they choose the patches that a training forward runs on."""
 
 from .base import Agent, Moment, choice, share
-from .callback import AGENT_EVALUATIONS, ChosenEvaluation, PatchAgent
+from .callback import AGENT_EVALUATIONS, PatchAgent
 from .shelf import AGENTS, build_agent, parse_variant, register_agent
 
 
@@ -9,7 +9,6 @@ __all__ = [
     "AGENTS",
     "AGENT_EVALUATIONS",
     "Agent",
-    "ChosenEvaluation",
     "Moment",
     "PatchAgent",
     "build_agent",

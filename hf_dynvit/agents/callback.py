@@ -25,25 +25,20 @@ AGENT_EVALUATIONS = ("all", "chosen")
 
 
 class PatchAgent(TrainerCallback):
-    """Stands between a `DynViTTrainer` and the agent that its arguments name.
+    """Stands between a `DynViTTrainer` and the agent that its arguments name; `build_agent` says what is refused.
 
     Attributes:
-        agent: an `Agent`.
+        agent: an `Agent`. evaluates: whether the trainer now evaluates on chosen patches.
         kept: (n,) float64, how many images kept each patch so far. images: how many there were.
         seconds: wall time of choosing and learning in this process; on an accelerator what it queues comes on top.
-
-    Raises:
-        ValueError: arguments, a model or a number of processes that do not fit the agent.
     """
 
     def __init__(self, trainer):
-        self.trainer, args = trainer, trainer.args
-        self.name = args.agent
-        self.agent = build_agent(trainer.accelerator.unwrap_model(trainer.model), args)
-        self.kept = torch.zeros(self.agent.patches, dtype=torch.float64, device=args.device)
+        self.trainer, self.name, self.evaluates = trainer, trainer.args.agent, False
+        self.agent = build_agent(trainer.accelerator.unwrap_model(trainer.model), trainer.args)
+        self.kept = torch.zeros(self.agent.patches, dtype=torch.float64, device=trainer.args.device)
         self.images = self.batches = self.batch_in_epoch = self.epoch = 0  # `COUNTERS`
-        self.seconds = 0.0
-        self._logged = (self.kept.clone(), 0)
+        self.seconds, self._logged = 0.0, (self.kept.clone(), 0)
 
     def choose(self, pixel_values):
         """Patches of the next training forward, as `DynViTModel.forward` takes them; None for all."""
@@ -73,6 +68,35 @@ class PatchAgent(TrainerCallback):
         """What `evaluation_patches` costs per image, relative to the dense model."""
         config = self.agent.model.config
         return self.agent.choice_macs() / dense_macs(config, self.agent.patches + 1, config.num_labels)
+
+    def evaluate(self, dataset, ignore_keys, prefix):
+        """Metrics of the trainer on the chosen patches of `dataset`, as `Trainer.evaluate` takes it; they are logged too.
+
+        The patches that are not chosen are gone before the first layer. The cost contains the agent's, which comes on top
+        of the model's.
+        """
+        trainer, self.evaluates = self.trainer, True
+        try:
+            found = trainer.evaluation_loop(
+                trainer.get_eval_dataloader(dataset),
+                description="Evaluation on chosen patches",
+                prediction_loss_only=True if trainer.compute_metrics is None else None,
+                ignore_keys=ignore_keys,
+                metric_key_prefix=prefix,
+            ).metrics
+        finally:
+            self.evaluates = False
+        trainer.log(found)
+        # Ends the progress bar; on_evaluate would tell others that these are the metrics on all patches.
+        trainer.control = trainer.callback_handler.on_predict(trainer.args, trainer.state, trainer.control, found)
+        return found
+
+    def forward(self, model, inputs):
+        """The outputs on the chosen patches, the agent's work in their cost."""
+        patches = self.evaluation_patches(inputs["pixel_values"])
+        outputs = model(**inputs, patches=patches, merge_patches=self.agent.merges)
+        outputs.cost = outputs.cost + self.choice_cost
+        return outputs
 
     def keep_map(self):
         """Share of the training images so far that kept each patch, (rows, columns), on CPU."""
@@ -172,44 +196,3 @@ class PatchAgent(TrainerCallback):
     def save(self, folder):
         """Write the agent's state into a checkpoint."""
         torch.save(self.state_dict(), Path(folder) / FILE)
-
-
-class ChosenEvaluation:
-    """A second evaluation of a `DynViTTrainer` with an agent; the patches not chosen are gone before the first layer.
-
-    Attributes:
-        running: whether it is this evaluation that the trainer runs now.
-    """
-
-    def __init__(self, trainer):
-        self.trainer, self.running = trainer, False
-
-    def metrics(self, dataset, ignore_keys, prefix):
-        """Those of `compute_metrics` on `dataset`, a dataset or as `Trainer.evaluate` takes it; they are logged too.
-
-        The cost contains the agent's: what it reads and the scoring, which come on top of the model's forward.
-        """
-        trainer = self.trainer
-        self.running = True
-        try:
-            found = trainer.evaluation_loop(
-                trainer.get_eval_dataloader(dataset),
-                description="Evaluation on chosen patches",
-                prediction_loss_only=True if trainer.compute_metrics is None else None,
-                ignore_keys=ignore_keys,
-                metric_key_prefix=prefix,
-            ).metrics
-        finally:
-            self.running = False
-        trainer.log(found)
-        # Ends the progress bar; on_evaluate would tell others that these are the metrics on all patches.
-        trainer.control = trainer.callback_handler.on_predict(trainer.args, trainer.state, trainer.control, found)
-        return found
-
-    def forward(self, model, inputs):
-        """The outputs on the chosen patches, the agent's work in their cost."""
-        agent = self.trainer.agent
-        patches = agent.evaluation_patches(inputs["pixel_values"])
-        outputs = model(**inputs, patches=patches, merge_patches=agent.agent.merges)
-        outputs.cost = outputs.cost + agent.choice_cost
-        return outputs

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 
+from ..measure.json_files import write_json
 from ..model.cost import layer_shares
 from ..objectives.policy_gradient import depth_weights, outcome, terminal_reward
 
@@ -104,15 +105,13 @@ class MaskScores:
 
     Args:
         model: a `DynViTForImageClassification`, with gates or without; its configuration is left as it was.
-        space: a `MaskSpace`.
-        batches: list of (pixel_values, labels), on the device of the model.
+        space: a `MaskSpace`. batches: list of (pixel_values, labels), on the device of the model.
         reward: a `Reward`. With "uniform" weights the cost is that of the whole model.
         latencies: (L,) share of each layer in the measured time, or a function that measures them, or None: latency is
             not scored. Those of the file, if it exists, are taken instead: one search has one measurement.
-        file: where the cache is kept, or None. It is read if it exists.
+        file: where the cache is kept, or None; it is read if it exists.
         identity: what the scores depend on besides the mask, JSON-ready; a file of another identity is refused.
-        autocast: dtype of products, or None.
-        gating: `"threshold"`: the policy acts; `"open"`: everything that the mask allows runs.
+        dtype: of products, None: the model's. gating: "threshold": the policy acts; "open": all that the mask allows runs.
 
     Raises:
         ValueError: no images, or a file that is damaged or of another identity.
@@ -127,13 +126,13 @@ class MaskScores:
         latencies=None,
         file=None,
         identity=None,
-        autocast=None,
+        dtype=None,
         gating="threshold",
     ):
         if not batches:
             raise ValueError("there are no images to score masks on")
         self.model, self.space, self.batches, self.reward = model.eval(), space, batches, reward or Reward()
-        self.autocast, self.gating = autocast, gating
+        self.dtype, self.gating = dtype, gating
         self.file, self.identity = None if file is None else Path(file), json.loads(json.dumps(identity))
         self.cache, self.evaluated = {}, 0
         measured = self._load() if self.file is not None and self.file.exists() else None
@@ -163,13 +162,11 @@ class MaskScores:
         """Write the cache, all or nothing."""
         if self.file is None:
             return
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        draft = self.file.with_suffix(".partial")
         content = {"identity": self.identity, "scores": self.cache}
         if self.latencies is not None:
             content["latencies"] = self.latencies.tolist()
-        draft.write_text(json.dumps(content, indent=1))
-        draft.replace(self.file)
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(self.file, content)
 
     def __call__(self, bits):
         """dict of `accuracy`, `error`, `cost`, `reward`, `layers` (share left in the network), and `latency`."""
@@ -195,7 +192,7 @@ class MaskScores:
     def _batch(self, pixel_values, labels):
         """Per image: right or wrong, cost, reward, and expected share of the dense model's measured time; float64 (B,)."""
         device = pixel_values.device
-        with torch.autocast(device.type, self.autocast or torch.bfloat16, enabled=self.autocast is not None):
+        with torch.autocast(device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None):
             out = self.model(pixel_values, gating=self.gating)
         yield outcome(out.logits, labels, "correct").double()
         yield out.cost.double()

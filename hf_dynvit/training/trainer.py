@@ -5,7 +5,7 @@ from torch.utils.data import DataLoader
 from transformers import default_data_collator
 from transformers.utils import logging
 
-from ..agents.callback import ChosenEvaluation, PatchAgent
+from ..agents import PatchAgent
 from ..measure.usage import UsageMeter
 from ..objectives.reinforce import PolicyObjective
 from ..objectives.straight_through import budget_loss, distillation_loss, is_multi_label, usage_loss
@@ -79,7 +79,6 @@ class DynViTTrainer(CheckpointTrainer):
         self.policy = PolicyObjective(self)
         self.add_callback(self.policy)
         self.agent = None if self.args.agent == "none" else PatchAgent(self)
-        self.chosen = ChosenEvaluation(self)
         if self.agent is not None:
             self.add_callback(self.agent)
 
@@ -88,7 +87,8 @@ class DynViTTrainer(CheckpointTrainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         given, labels = self.task_loss.inputs(inputs), inputs.get("labels")
         if not model.training:
-            outputs = self.chosen.forward(model, given) if self.chosen.running else model(**given)
+            chosen = self.agent is not None and self.agent.evaluates
+            outputs = self.agent.forward(model, given) if chosen else model(**given)
             outputs.loss = self.task_loss(outputs, labels, num_items_in_batch)
             self.eval_usage.update(outputs.decisions)
             return (outputs.loss, outputs) if return_outputs else outputs.loss
@@ -215,7 +215,7 @@ class DynViTTrainer(CheckpointTrainer):
         metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         datasets = self.eval_dataset if eval_dataset is None else eval_dataset
         if self.args.agent_evaluation == "chosen" and not isinstance(datasets, dict):  # each of a dict came here
-            metrics = metrics | self.chosen.metrics(eval_dataset, ignore_keys, f"{metric_key_prefix}_chosen")
+            metrics = metrics | self.agent.evaluate(eval_dataset, ignore_keys, f"{metric_key_prefix}_chosen")
         return metrics
 
     def log(self, logs, start_time=None):

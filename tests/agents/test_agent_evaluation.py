@@ -45,7 +45,7 @@ def test_the_cost_contains_what_the_agent_computes(tiny_vit, tmp_path, monkeypat
     trainer = agent_trainer(tiny_vit, tmp_path, agent, desired=6, agent_evaluation="chosen")
     model, inputs = trainer.model.eval(), {"pixel_values": images(2), "labels": torch.tensor([0, 1])}
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        out = trainer.chosen.forward(model, inputs)
+        out = trainer.agent.forward(model, inputs)
     assert counter.get_total_flops() / 2 == round(out.cost.sum().item() * dense_macs(model.config, 17, 3))
     assert (trainer.agent.choice_cost > 0) == (agent in LEARNING)
 
