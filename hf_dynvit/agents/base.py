@@ -45,7 +45,7 @@ class Agent:
         self.model, self.desired, self.options, self.device, self.seed = model, desired, options, device, seed
         self.grid = model.vit.embeddings.patch_embeddings
         self.sides = tuple(a // b for a, b in zip(self.grid.image_size, self.grid.patch_size, strict=True))
-        self.patches = self.sides[0] * self.sides[1]
+        self.patches = model.num_tokens - 1
         self.generator = torch.Generator().manual_seed(seed)
         self.logged = {}
 

@@ -76,7 +76,7 @@ def build_agent(model, args):
             f"agent {name!r} removes patches in training alone, while the budget and the cost penalty of gates "
             "are for all patches: train gates without an agent, and an agent without gates"
         )
-    patches = model.vit.embeddings.position_embeddings.shape[1] - 1
+    patches = model.num_tokens - 1
     desired = max(1, patches // 2) if args.n_patch_desired is None else args.n_patch_desired
     if not isinstance(desired, int) or not 1 <= desired <= patches:
         raise ValueError(f"n_patch_desired must be in 1..{patches}, the patches of the model, got {desired!r}")
