@@ -20,6 +20,7 @@ from .measure.provenance import measured_on
 from .measure.random_decisions import draw_decisions
 from .measure.runtimes import RUNTIMES, Exported, check_runtimes
 from .measure.trained_models import compare
+from .model.configuration_dynvit import pair
 from .model.convert import load_vit
 from .model.prepack import can_prepack
 from .report.benchmark_tables import models_plot, models_table, speed_plot, speed_table
@@ -147,9 +148,8 @@ def _measure_speed(args):
 
 def _export(vit, args):
     config = vit.config
-    size = (config.image_size,) * 2 if isinstance(config.image_size, int) else config.image_size
-    generator = torch.Generator().manual_seed(args.seed)
-    return Exported(vit, args.runtimes, torch.randn(CALIBRATION, config.num_channels, *size, generator=generator))
+    shape = CALIBRATION, config.num_channels, *pair(config.image_size)
+    return Exported(vit, args.runtimes, torch.randn(shape, generator=torch.Generator().manual_seed(args.seed)))
 
 
 def _compare_models(args):

@@ -20,6 +20,7 @@ from hf_dynvit.measure.memory import peak_mib
 from hf_dynvit.measure.provenance import measured_on
 from hf_dynvit.measure.random_decisions import draw_decisions, gate_entries, move
 from hf_dynvit.measure.timing import interleaved_medians
+from hf_dynvit.model.configuration_dynvit import pair
 from hf_dynvit.settings import parse_settings
 from hf_dynvit.training.training_step import agent_calls, agent_rows, agent_steps
 
@@ -63,8 +64,7 @@ def main(argv=None):
     torch.manual_seed(args.seed)
     vit = ViTForImageClassification.from_pretrained(args.model).to(args.device).train()
     config = vit.config
-    size = (config.image_size,) * 2 if isinstance(config.image_size, int) else config.image_size
-    images = torch.randn(args.batch_size, config.num_channels, *size, device=args.device)
+    images = torch.randn(args.batch_size, config.num_channels, *pair(config.image_size), device=args.device)
     labels = torch.arange(args.batch_size, device=args.device) % config.num_labels
 
     options = {"bf16": args.autocast, "use_cpu": args.device == "cpu", "seed": args.seed}

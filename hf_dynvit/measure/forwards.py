@@ -8,6 +8,7 @@ import torch
 from tqdm import tqdm
 from transformers import ViTConfig, ViTForImageClassification
 
+from ..model.configuration_dynvit import pair
 from ..model.modeling_dynvit import DynViTForImageClassification
 from .dense import OURS, dense_calls, twin
 from .memory import kept_mib, peak_mib
@@ -85,8 +86,9 @@ def measure(vit, setting, seed, exported=None):
     torch.compiler.reset()  # one compiled graph per setting, not a growing list of shapes
     generator = torch.Generator().manual_seed(seed)
     config = vit.config
-    pixels = (config.image_size,) * 2 if isinstance(config.image_size, int) else config.image_size
-    images = torch.randn(setting.batch, config.num_channels, *pixels, generator=generator).to(vit.device, vit.dtype)
+    images = torch.randn(setting.batch, config.num_channels, *pair(config.image_size), generator=generator).to(
+        vit.device, vit.dtype
+    )
     packed = {}  # label -> model, its sets of decisions
     for label, target in setting.gate_sets:
         model = gated(vit, label)

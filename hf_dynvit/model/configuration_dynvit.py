@@ -30,6 +30,11 @@ def check_budget(budget):
         raise ValueError(f"budget must be in (0, 1], got {budget!r}")
 
 
+def pair(size):
+    """(height, width) of a size that a configuration gives as one number or as two."""
+    return tuple(size) if isinstance(size, (list, tuple)) else (size, size)
+
+
 @strict
 class DynViTConfig(ViTConfig):
     r"""Everything of `ViTConfig`, plus which gates sit on which layers and the cost they aim at.
@@ -81,7 +86,7 @@ class DynViTConfig(ViTConfig):
         sides = []
         for name in ("image_size", "patch_size"):
             size = getattr(self, name)
-            sides.append(size if isinstance(size, (list, tuple)) else (size, size))
+            sides.append(pair(size))
             if len(sides[-1]) != 2 or not all(1 <= side <= MOST_PIXELS for side in sides[-1]):
                 raise ValueError(f"{name} must be one number or two in 1..{MOST_PIXELS}, got {size}")
         (height, width), (patch_height, patch_width) = sides

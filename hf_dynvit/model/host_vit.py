@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from transformers import ViTForImageClassification, ViTModel
 from transformers.models.vit import modeling_vit as vit
 
+from .configuration_dynvit import pair
 from .host import Host, LayerParts, Sizes, register_host
 from .prepack import is_plain
 
@@ -64,10 +65,7 @@ class ViTHost(Host):
         return backbone.layernorm(x[:, 0])
 
     def sizes(self, config):
-        (height, width), (patch_height, patch_width) = (
-            side if isinstance(side, (list, tuple)) else (side, side)
-            for side in (config.image_size, config.patch_size)
-        )
+        (height, width), (patch_height, patch_width) = pair(config.image_size), pair(config.patch_size)
         heads, channels = config.num_attention_heads, config.hidden_size
         attention = heads * getattr(config, "head_dim", channels // heads)
         return Sizes(

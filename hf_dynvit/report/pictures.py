@@ -6,6 +6,7 @@ Letters: B images, C channels, N tokens ([CLS] first), L layers, P patches (N - 
 import torch
 
 from ..measure.usage import UsageMeter
+from ..model.configuration_dynvit import pair
 from .drawing import INK, PAGE, TRACK, chip, cost_bar, frame, image_grid, new_figure
 
 
@@ -110,9 +111,7 @@ def unnormalise(pixel_values, mean=0.5, std=0.5):
 
 def used_patches(decision, image, config, size):
     """What the two sub-layers of a layer transform of one image: two bool maps of patches, each (rows, columns)."""
-    patch = config.patch_size
-    patch = (patch, patch) if isinstance(patch, int) else tuple(patch)
-    grid = (size[0] // patch[0], size[1] // patch[1])
+    grid = tuple(side // patch for side, patch in zip(size, pair(config.patch_size), strict=True))
     maps = []
     for index, tokens in enumerate((decision.attention_tokens, decision.mlp_tokens)):
         used = torch.ones(grid) if tokens is None else tokens[image, 1:].float().cpu().reshape(grid)

@@ -5,6 +5,7 @@ from torch.utils.data import Subset
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
+from ..model.configuration_dynvit import pair
 from ..model.encoder import encode
 from ..model.gate_random import RandomGate
 
@@ -126,8 +127,7 @@ def cost_range(model):
     """(least, most): the cost of an image with all learned gates closed, and with all open, the gates' own included."""
     biases = [gate.score.bias for gate in model.learned_gates()]
     given, was_training, layout = [bias.clone() for bias in biases], model.training, model._layout
-    size, parameter = model.config.image_size, next(model.parameters())
-    size = (size, size) if isinstance(size, int) else size
+    size, parameter = pair(model.config.image_size), next(model.parameters())
     image = torch.zeros(1, model.config.num_channels, *size, device=parameter.device, dtype=parameter.dtype)
     costs = []
     model.eval()
