@@ -29,15 +29,17 @@ def register_agent(name, kind, **defaults):
     """Put an agent on the shelf, so that `agent=NAME` trains with it; no file of this package changes.
 
     Args:
-        name: a new name. kind: a subclass of `Agent`. defaults: options that differ from those of its `Options`.
+        name: a new name; a class that is defined anew, as in a notebook, takes the place of its old self.
+        kind: a subclass of `Agent`. defaults: options that differ from those of its `Options`.
 
     Raises:
         ValueError: a name that is taken. TypeError: no agent.
     """
-    if name in AGENTS or name == "none":
-        raise ValueError(f"there is an agent {name!r} already: register yours by another name")
     if not (isinstance(kind, type) and issubclass(kind, Agent)):
         raise TypeError(f"agent {name!r} must be a subclass of hf_dynvit.agents.Agent, got {kind!r}")
+    known = AGENTS[name][0] if name in AGENTS else kind
+    if name == "none" or (known.__module__, known.__qualname__) != (kind.__module__, kind.__qualname__):
+        raise ValueError(f"there is an agent {name!r} already: register yours by another name")
     AGENTS[name] = (kind, defaults)
 
 

@@ -197,10 +197,8 @@ class MaskScores:
         yield outcome(out.logits, labels, "correct").double()
         yield out.cost.double()
         weighted = self.cost_weights is not None
-        if weighted or self.latencies is not None:
-            shares = layer_shares(
-                self.model.config, out.decisions, len(labels), self.model.num_tokens, device
-            )  # (L, B)
+        if weighted or self.latencies is not None:  # (L, B)
+            shares = layer_shares(self.model.config, out.decisions, len(labels), self.model.num_tokens, device)
         kind, price, penalty, *_ = self.reward
         spent = (self.cost_weights.to(device)[:, None] * shares).sum(0) if weighted else out.cost
         yield terminal_reward(outcome(out.logits, labels, kind), spent, price, kind, penalty).double()

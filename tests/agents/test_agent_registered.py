@@ -96,9 +96,13 @@ def test_its_options_are_checked(tiny_vit, tmp_path, low_loss, options, message)
 
 
 def test_what_cannot_stand_on_the_shelf_is_refused(tmp_path, low_loss):
+    other = type("Other", (LowLoss,), {})
     for name in (low_loss, "random", "none"):
         with pytest.raises(ValueError, match=f"an agent {name!r} already"):
-            register_agent(name, LowLoss)
+            register_agent(name, other)
+    anew = type("LowLoss", (Agent,), {"__module__": LowLoss.__module__})
+    register_agent(low_loss, anew)
+    assert AGENTS[low_loss] == (anew, {})
     with pytest.raises(TypeError, match="must be a subclass of hf_dynvit.agents.Agent"):
         register_agent("other", dict)
     with pytest.raises(ValueError, match="agent must be one of"):
