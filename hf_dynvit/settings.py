@@ -3,10 +3,12 @@
 import dataclasses
 import difflib
 import json
+from argparse import SUPPRESS
 from pathlib import Path
 
 import yaml
 from transformers import HfArgumentParser
+from transformers.hf_argparser import string_to_bool
 
 
 def parse_settings(argv, *dataclass_types, defaults=None, set_aside=None):
@@ -14,7 +16,7 @@ def parse_settings(argv, *dataclass_types, defaults=None, set_aside=None):
 
     Args:
         argv: the words after the program's name.
-        dataclass_types: the dataclasses whose fields are the keys.
+        dataclass_types: the dataclasses whose fields are the keys, and what their `flat_options` name beside them.
         defaults: function from the key-value words given so far to a dict of defaults for keys that they lack.
         set_aside: function from the file's words and the command line's to keys that do not count in the file.
 
@@ -33,17 +35,21 @@ def parse_settings(argv, *dataclass_types, defaults=None, set_aside=None):
         if set_aside is not None:
             words = yaml_words(file, keys, set_aside(words, argv))
     parser = _Parser(dataclass_types, allow_abbrev=False)
+    for name, option in _flat_options(dataclass_types).items():
+        kind = string_to_bool if isinstance(option.default, bool) else type(option.default)
+        parser.add_argument(
+            f"--{name}", type=kind, default=SUPPRESS, help=option.metadata.get("help", "").replace("%", "%%")
+        )
     if defaults is not None:
         parser.set_defaults(**defaults(words + argv))
-    *parsed, unknown = parser.parse_args_into_dataclasses(
-        args=words + argv, return_remaining_strings=True, look_for_args_file=False
-    )
+    namespace, unknown = parser.parse_known_args(words + argv)
     if unknown:
         key = unknown[0].partition("=")[0]
         if not key.startswith("--"):
             raise ValueError(f"{key!r} belongs to no key: write --key {key}, and the YAML file first")
         raise ValueError(_unknown(key.removeprefix("--"), "the command line", _keys(dataclass_types)))
-    return parsed
+    given = vars(namespace)
+    return [kind(**{key: given[key] for key in _keys([kind]) if key in given}) for kind in dataclass_types]
 
 
 class _Parser(HfArgumentParser):
@@ -77,7 +83,15 @@ def yaml_words(path, known, without=()):
 
 
 def _keys(dataclass_types):
-    return [field.name for kind in dataclass_types for field in dataclasses.fields(kind) if field.init]
+    own = [field.name for kind in dataclass_types for field in dataclasses.fields(kind) if field.init]
+    return own + [*_flat_options(dataclass_types)]
+
+
+def _flat_options(dataclass_types):
+    """Name -> field of what dataclasses take beside their own fields, as `DynViTTrainingArguments` options of objectives."""
+    known = {field.name for kind in dataclass_types for field in dataclasses.fields(kind)}
+    flat = {name: option for kind in dataclass_types for name, option in getattr(kind, "flat_options", dict)().items()}
+    return {name: option for name, option in flat.items() if name not in known}
 
 
 def _unknown(key, place, known):

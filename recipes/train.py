@@ -145,6 +145,7 @@ def teaching_keys():
     """The training arguments that say how gates are taught: all of ours but those of agents."""
     ours = {field.name for field in dataclasses.fields(DynViTTrainingArguments)}
     ours -= {field.name for field in dataclasses.fields(TrainingArguments)}
+    ours |= DynViTTrainingArguments.flat_options().keys()
     return {name for name in ours if not name.startswith("agent") and name != "n_patch_desired"}
 
 

@@ -73,7 +73,7 @@ def build_agent(model, args):
             f"agent {name!r} reads the attention of the first layer, and saves in the layers: on a model "
             f"with {layers} it would cost what it saves; take one with {kind.layers_needed} layers or more"
         )
-    if args.objective == "reinforce" or model.learned_gates():
+    if args.make_objective().trains_packed or model.learned_gates():
         raise ValueError(
             f"agent {name!r} removes patches in training alone, while the budget and the cost penalty of gates "
             "are for all patches: train gates without an agent, and an agent without gates"

@@ -1,14 +1,27 @@
-"""The policy objective: REINFORCE on the decisions of one forward, at a price of computation that meets the budget."""
+"""The reinforce objective: a policy gradient on the decisions of one forward, at a price of computation.
+
+    loss = -mean_b sum_l A_lb log pi(a_lb)  +  value_weight * (V - G)^2  -  entropy_weight * H        (Williams, 1992)
+
+    reward R_b = earned_b - price * cost_b,   price = `price` + price_gain * (mean_b cost_b - budget)
+
+with returns G of R for each layer l, A = G - baseline (policy_gradient.py). With `price_gain` the price is the derivative
+of the loss of `cost`, so that the budget stays the one dial. No gradient passes through a decision, so that what is
+skipped need not be computed: training runs packed, unlike `cost` and `usage`.
+"""
+
+from dataclasses import dataclass
 
 import torch
 from accelerate.utils import broadcast
-from transformers import TrainerCallback
-from transformers.trainer_callback import ExportableState
 
 from ..measure.latency import layer_latencies
 from ..model.cost import dense_macs, layer_costs, layer_shares
 from ..model.gate import Exploration
+from .base import Objective
+from .options import choice, option, share
 from .policy_gradient import (
+    COST_WEIGHTS,
+    RETURNS,
     advantages,
     depth_weights,
     layer_returns,
@@ -20,47 +33,67 @@ from .policy_gradient import (
 from .running_means import RunningMoments
 
 
-class PolicyObjective(TrainerCallback, ExportableState):
+class ReinforceObjective(Objective):
     """Teaches whatever gates acted: blocks, sub-layers, heads, patches.
 
-    With `price_gain` the price follows the cost of the batch, so that the budget stays the one dial: `price +
-    price_gain * (mean cost - budget)` is the derivative of a squared distance from the budget, as the gradient
-    objective has it. A batch of one image says neither what its advantage nor what its cost is to be compared with: there
-    running means take the place of the batch's, and of the value baseline (running.py).
+    A batch of one image has nothing to compare its return and its cost with: running means (running_means.py) take the
+    place of the batch's there, and of a value baseline.
 
     Raises:
-        ValueError: nothing would learn, or a value baseline without value networks.
+        ValueError: from `prepare`, a value baseline without value networks.
     """
 
-    def __init__(self, trainer):
-        self.trainer, self.args = trainer, trainer.args
-        self.layer_weights = self.running = None
-        self._check(trainer.model.learned_gates())
-        self.reset()
+    @dataclass
+    class Options:
+        reward: str = choice(
+            "correct", "probability", help="what a prediction earns: 'correct' or 'probability' (of the label)"
+        )
+        price: float = option(0.0, help="what the whole dense cost takes from the reward")
+        price_gain: float = option(
+            20.0, help="what a cost above the budget adds to the price, per cost; 0: fixed price"
+        )
+        cost_weights: str = choice(*COST_WEIGHTS, help="of layers: 'uniform' (MACs), 'depth' (the thesis), 'latency'")
+        returns: str = choice(*RETURNS, help="return of a decision: 'to-go', 'terminal', 'dynavit' (reproduction)")
+        discount: float = option(1.0, help="per layer, for returns 'terminal' and 'dynavit'")
+        baseline: str = choice("value", "self-critical", "none", help="what returns are compared with")
+        value_weight: float = option(0.5, help="weight of the value networks' squared error")
+        entropy_weight: float = option(0.01, help="weight of the policies' entropy, which is raised")
+        probability_bound: float = share(
+            0.95, help="policies draw with bound * p + (1 - bound) * (1 - p) (BlockDrop); above 0.5"
+        )
+        curriculum: float = share(
+            0.0, help="fraction of training over which layers join, the last one first; 0: all at once"
+        )
 
-    def _check(self, gates):
-        if not self.args.train_body and not gates:
-            raise ValueError("train_body is false, which needs gates that learn: the model has none")
-        without = any(gate.value is None for gate in gates)
-        if self.args.objective == "reinforce" and self.args.baseline == "value" and without:
+        def __post_init__(self):
+            if not self.probability_bound > 0.5:
+                raise ValueError(f"probability_bound must be in (0.5, 1], got {self.probability_bound}")
+
+    trains_packed = True
+
+    def __init__(self, options):
+        super().__init__(options)
+        self.layer_weights = self.running = None
+
+    @property
+    def follows_budget(self):
+        return self.options.price_gain > 0
+
+    def prepare(self, trainer):
+        super().prepare(trainer)
+        gates = trainer.model.learned_gates()
+        if self.options.baseline == "value" and any(gate.value is None for gate in gates):
             raise ValueError(
                 "baseline 'value' needs gates with a value network: give them value_width, or take another baseline"
             )
 
-    def reset(self):
-        self.logged = {}
-
-    def state(self):
+    def state_dict(self):
         running = None if self.running is None else self.running.state()
         weights = None if self.layer_weights is None else self.layer_weights.tolist()
-        return {"args": {}, "attributes": {"running": running, "layer_weights": weights}}
+        return {"running": running, "layer_weights": weights}
 
-    def on_train_begin(self, args, state, control, model=None, **kwargs):
-        if args.objective != "reinforce":
-            return
+    def load_state_dict(self, saved):
         self.running = None
-        saved = state.stateful_callbacks.get(type(self).__name__) if state.global_step else None
-        saved = saved["attributes"] if isinstance(saved, dict) else {}
         if saved.get("running") is not None:
             self.moments().load(saved["running"])
         if saved.get("layer_weights") is not None:  # measured latencies would be others now
@@ -71,63 +104,57 @@ class PolicyObjective(TrainerCallback, ExportableState):
     def moments(self):
         """The `RunningMoments` of this training."""
         if self.running is None:
-            self.running = RunningMoments(self.trainer.model.config.num_hidden_layers, self.args.device)
+            self.running = RunningMoments(self.trainer.model.config.num_hidden_layers, self.trainer.args.device)
         return self.running
 
-    def price(self, cost):
+    def price(self, cost, budget):
         """What a cost of 1 takes from the reward, given the costs (B,) of the batch; the same in all processes."""
-        budget = self.trainer.schedule.budget()
         # With its own cost in its price, an image would be drawn to half of the budget.
         distance = self.moments().distance(budget) if len(cost) == 1 else cost.detach().mean() - budget
         distance = self.trainer.accelerator.reduce(torch.as_tensor(distance, device=cost.device), "mean")
-        return self.args.price + self.args.price_gain * distance
+        return self.options.price + self.options.price_gain * distance
 
-    def exploration(self, progress):
-        """How the policies draw at this point of training, in [0, 1]."""
-        layers = self.trainer.model.config.num_hidden_layers
-        opened = 1.0 if self.args.curriculum == 0 else min(1.0, progress / self.args.curriculum)
+    def exploration(self, step):
+        layers, curriculum = self.trainer.model.config.num_hidden_layers, self.options.curriculum
+        opened = 1.0 if curriculum == 0 else min(1.0, step.progress / curriculum)
         # The last layer's policy acts from the first step on.
-        return Exploration(bound=self.args.probability_bound, from_layer=int((1 - opened) * (layers - 1)))
+        return Exploration(bound=self.options.probability_bound, from_layer=int((1 - opened) * (layers - 1)))
 
-    def loss(self, model, inputs, outputs):
+    def loss(self, model, inputs, outputs, step):
         """The policies' and value networks' part of the loss; 0 where nothing acted."""
-        args, decisions = self.args, outputs.decisions
+        options, decisions = self.options, outputs.decisions
         deciding = [layer for layer, decision in enumerate(decisions) if decision.log_prob is not None]
         if not deciding:
             return 0.0
-        earned = outcome(outputs.logits, inputs["labels"], args.reward)
+        earned = outcome(outputs.logits, inputs["labels"], options.reward)
         spent = self._spent(decisions, outputs)  # (K, B)
-        price = self.price(outputs.cost)
-        rewards = terminal_reward(earned, spent.sum(0), price, args.reward, args.penalty)
-        # The cost of the reward of BlockDrop is not a sum over layers.
-        refund = 0.0 if args.reward == "blockdrop" else price
-        returns = layer_returns(rewards, spent[deciding], refund, args.returns, args.discount)
+        price = self.price(outputs.cost, step.budget)
+        rewards = terminal_reward(earned, spent.sum(0), price)
+        returns = layer_returns(rewards, spent[deciding], price, options.returns, options.discount)
         log_probs = torch.stack([decisions[layer].log_prob for layer in deciding])
         entropy = torch.stack([decisions[layer].entropy for layer in deciding]).sum(0).mean()
-        values = [decisions[layer].value for layer in deciding]
-        total = -args.entropy_weight * entropy
+        total = -options.entropy_weight * entropy
         baseline = 0.0
-        if args.baseline == "self-critical":
+        if options.baseline == "self-critical":
             baseline = self._greedy_rewards(model, inputs, price)
-        elif args.baseline == "value":
-            values = torch.stack(values)
+        elif options.baseline == "value":
+            values = torch.stack([decisions[layer].value for layer in deciding])
             baseline = values.detach()
-            total = total + args.value_weight * value_loss(values, returns)
-        normalise = args.returns != "dynavit"
+            total = total + options.value_weight * value_loss(values, returns)
+        normalise = options.returns != "dynavit"
         # A running mean of what is left of a value network's error would lag behind the network.
-        compared = returns - baseline if args.baseline == "self-critical" else returns
+        compared = returns - baseline if options.baseline == "self-critical" else returns
         if normalise and len(earned) == 1:
             advantage = self.moments().normalised(compared, deciding)
         else:
             advantage = advantages(returns, baseline, normalise)
         self.moments().update(*self._of_all_processes(compared, outputs.cost.detach()), deciding)
-        total = total + args.policy_weight * policy_loss(log_probs, advantage)
-        self._log(reward=rewards.mean(), entropy=entropy.detach(), earned=earned.mean(), price=torch.as_tensor(price))
-        return total
+        self.log(reward=rewards.mean(), entropy=entropy.detach(), earned=earned.mean(), price=torch.as_tensor(price))
+        return total + policy_loss(log_probs, advantage)
 
     def _of_all_processes(self, returns, cost):
         """returns (L, B) and cost (B,) of the batches of all processes: what they remember must be the same."""
-        if self.args.world_size == 1:
+        if self.trainer.args.world_size == 1:
             return returns, cost
         gather = self.trainer.accelerator.gather
         return gather(returns.T.contiguous()).T, gather(cost)
@@ -147,27 +174,16 @@ class PolicyObjective(TrainerCallback, ExportableState):
         model.eval()
         outputs = model(**inputs, gating="threshold")
         model.train()
-        earned = outcome(outputs.logits, inputs["labels"], self.args.reward)
-        spent = self._spent(outputs.decisions, outputs).sum(0)
-        return terminal_reward(earned, spent, price, self.args.reward, self.args.penalty)
+        earned = outcome(outputs.logits, inputs["labels"], self.options.reward)
+        return terminal_reward(earned, self._spent(outputs.decisions, outputs).sum(0), price)
 
     def _layer_weights(self, model):
         """(K,) weights of the layers' costs, or None for MACs over those of the whole dense model."""
-        if self.args.cost_weights == "depth":
+        if self.options.cost_weights == "depth":
             return depth_weights(model.config.num_hidden_layers)
-        if self.args.cost_weights == "latency":
+        if self.options.cost_weights == "latency":
             size = model.config.image_size
             size = (size, size) if isinstance(size, int) else size
-            images = torch.randn(8, model.config.num_channels, *size, device=self.args.device)
-            return broadcast(layer_latencies(model, images).to(self.args.device)).cpu()
+            images = torch.randn(8, model.config.num_channels, *size, device=self.trainer.args.device)
+            return broadcast(layer_latencies(model, images).to(self.trainer.args.device)).cpu()
         return None
-
-    def _log(self, **values):
-        for name, value in values.items():
-            self.logged.setdefault(name, []).append(value)
-
-    def logs(self):
-        """Means since the last call."""
-        means = {name: round(torch.stack(values).float().mean().item(), 4) for name, values in self.logged.items()}
-        self.reset()
-        return means

@@ -1,4 +1,4 @@
-"""Running means of returns and costs: what a batch of one image is compared with, which has no other images."""
+"""Running means of returns and costs, which a batch of one image is compared with."""
 
 import torch
 

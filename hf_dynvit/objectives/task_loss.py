@@ -1,4 +1,21 @@
-"""The loss of the prediction alone, as the ordinary `Trainer` computes it: the model's, smoothed, or the user's own."""
+"""The losses of the prediction: the labels', as the ordinary `Trainer` computes it, and the distance from a teacher."""
+
+from torch.nn import functional as F
+
+
+def distillation_loss(logits, teacher_logits, multi_label=False):
+    """KL(teacher || student) of (B, C) logits (Hinton et al., 2015).
+
+    Args:
+        multi_label: each logit is a decision of its own: the mean KL of C distributions over two outcomes.
+    """
+    student, teacher = logits.float(), teacher_logits.float()
+    if multi_label:
+        yes = teacher.sigmoid() * (F.logsigmoid(teacher) - F.logsigmoid(student))
+        no = (-teacher).sigmoid() * (F.logsigmoid(-teacher) - F.logsigmoid(-student))
+        return (yes + no).mean()
+    student, teacher = F.log_softmax(student, -1), F.log_softmax(teacher, -1)
+    return F.kl_div(student, teacher, reduction="batchmean", log_target=True)
 
 
 class TaskLoss:
@@ -26,9 +43,8 @@ class TaskLoss:
             return loss
         if trainer.label_smoother is not None and labels is not None:
             if labels.ndim > 1:
-                raise ValueError(
-                    f"label_smoothing_factor is for one class per image, and the labels are {tuple(labels.shape)}"
-                )
+                shape = tuple(labels.shape)
+                raise ValueError(f"label_smoothing_factor is for one class per image, and the labels are {shape}")
             return trainer.label_smoother(outputs, labels, num_items_in_batch=num_items_in_batch)
         return outputs.loss
 
@@ -38,3 +54,8 @@ class TaskLoss:
         scaled = trainer.loss_is_scaled_for_ga
         scaled = trainer.compute_loss_func is not None if scaled is None else scaled
         return 1 / getattr(trainer, "current_gradient_accumulation_steps", 1) if scaled else 1.0
+
+    def is_multi_label(self, labels):
+        """Whether classes are there or not independently of each other; the problem type is known with the first loss."""
+        problem = self.trainer.model.config.problem_type
+        return problem == "multi_label_classification" if labels is None else labels.ndim == 2

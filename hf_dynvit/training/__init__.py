@@ -1,1 +1,29 @@
-"""The ordinary Trainer, taught to train gates."""
+"""Training: the ordinary Trainer, taught to train gates."""
+
+from .arguments import DynViTTrainingArguments
+from .calibration import calibrate, check_budgets
+from .metrics import compute_metrics
+from .presets import FAITHFUL, PRESET_ARGUMENTS, gate_facts, preset_arguments, preset_of
+from .starting_model import ModelArguments, load_base, load_model, load_teacher
+from .trainer import DynViTTrainer
+from .training_step import TrainingClock, TrainingStep
+
+
+__all__ = [
+    "FAITHFUL",
+    "PRESET_ARGUMENTS",
+    "DynViTTrainer",
+    "DynViTTrainingArguments",
+    "ModelArguments",
+    "TrainingClock",
+    "TrainingStep",
+    "calibrate",
+    "check_budgets",
+    "compute_metrics",
+    "gate_facts",
+    "load_base",
+    "load_model",
+    "load_teacher",
+    "preset_arguments",
+    "preset_of",
+]

@@ -11,28 +11,22 @@ from ..model.gate_random import RandomGate
 
 
 logger = logging.get_logger("hf_dynvit.training.calibration")
+TOLERANCE = 0.002  # distance from the budget at which the search for a shift ends
 WORTH_A_WARNING = 0.02  # a cost that far from the budget is another one
 WIDEST = 16.0  # no shift of thresholds goes further: gates that are still open or closed there decide alike for all
+STEPS = 12  # of bisection
+SHUT = 1e4  # added to logits, it decides whatever else is in them
 
 
 def calibration_images(dataset, most, seed):
-    """`most` images of `dataset` at random, always the same: data are often sorted by class; none without a dataset.
-
-    Raises:
-        ValueError: a dataset without a length, which cannot be drawn from.
-    """
+    """`most` images of `dataset` at random, always the same: data are often sorted by class; none without a dataset."""
     if dataset is None or most < 1:
         return []
-    if not hasattr(dataset, "__len__"):
-        raise ValueError(
-            f"images to calibrate on are drawn at random, which needs a dataset with a length, got {type(dataset).__name__}: "
-            "give calibration_dataset"
-        )
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))
     return Subset(dataset, order[:most].tolist())
 
 
-def calibrate(model, batches, budget, tolerance=0.002, widest=WIDEST, steps=12):
+def calibrate(model, batches, budget):
     """Add one number to the logits of all learned gates, so that the mean thresholded cost meets the budget.
 
     Sampling and thresholding, augmented and plain images, training and the end of it use differently much; this
@@ -42,9 +36,6 @@ def calibrate(model, batches, budget, tolerance=0.002, widest=WIDEST, steps=12):
         model: a model with gates; its gates' biases are shifted.
         batches: list of `pixel_values` (B, channels, height, width), the same for every step. No labels are used.
         budget: mean cost to meet.
-        tolerance: distance at which the search ends.
-        widest: the shift is searched in [-widest, widest].
-        steps: bisection steps at most.
 
     Returns:
         The shift, and the mean cost that it gives on the batches.
@@ -56,19 +47,17 @@ def calibrate(model, batches, budget, tolerance=0.002, widest=WIDEST, steps=12):
         )
     was_training = model.training
     model.eval()
-    low, high, applied = -widest, widest, 0.0
+    low, high, applied = -WIDEST, WIDEST, 0.0
     best = (float("inf"), 0.0, 0.0)
-    with tqdm(total=steps, desc="calibrating", leave=False) as progress:
-        for step in range(steps):
-            shift = 0.0 if step == 0 else (low + high) / 2
-            shift_gates(gates, shift - applied)
-            applied = shift
-            cost = _mean_cost(model, batches)
-            best = min(best, (abs(cost - budget), shift, cost))
-            if best[0] <= tolerance:
-                break
-            low, high = (low, shift) if cost > budget else (shift, high)
-            progress.update()
+    for step in tqdm(range(STEPS), desc="calibrating", leave=False):
+        shift = 0.0 if step == 0 else (low + high) / 2
+        shift_gates(gates, shift - applied)
+        applied = shift
+        cost = _mean_cost(model, batches)
+        best = min(best, (abs(cost - budget), shift, cost))
+        if best[0] <= TOLERANCE:
+            break
+        low, high = (low, shift) if cost > budget else (shift, high)
     shift_gates(gates, best[1] - applied)
     model.train(was_training)
     if best[0] > WORTH_A_WARNING:
@@ -88,12 +77,10 @@ def shift_gates(gates, amount):
 
 @torch.no_grad()
 def _mean_cost(model, batches):
-    costs = [model(pixel_values, gating="threshold").cost for pixel_values in batches]
-    return torch.cat(costs).mean().item()
+    return torch.cat([model(pixel_values, gating="threshold").cost for pixel_values in batches]).mean().item()
 
 
-SHUT = 1e4  # added to logits, it decides whatever else is in them
-TOLERANCE = 0.002  # that of the calibration
+# ---------------------------------------------------------------------------------------------- reach
 
 
 def check_budgets(model, budgets):

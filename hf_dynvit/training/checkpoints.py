@@ -4,7 +4,8 @@ import zipfile
 from pathlib import Path
 
 import torch
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_callback import ExportableState
 from transformers.utils import logging
 
 from ..agents.callback import FILE as AGENT_FILE
@@ -17,31 +18,24 @@ STATE, PREFIX = "trainer_state.json", "checkpoint-"
 
 
 def newest_complete(args):
-    """The newest complete checkpoint in `args.output_dir`, and why later ones were passed over, which is logged.
+    """The newest complete checkpoint in `args.output_dir`, and {name of a later one: what is wrong with it}, which is logged.
 
-    Args:
-        args: `DynViTTrainingArguments`.
-
-    Returns:
-        The folder, a `Path`, or None, and {name of a folder that was passed over: what is wrong with it}.
+    The checkpoint is a `Path`, or None.
     """
     passed_over = {}
     for folder in checkpoints(args.output_dir):
-        wrong = unusable(folder) + unfinished(folder, args)
+        wrong = "; ".join(unusable(folder) + unfinished(folder, args))
         if not wrong:
-            break
-        passed_over[folder.name] = "; ".join(wrong)
-    else:
-        folder = None
-    for name, wrong in passed_over.items():
-        logger.warning(f"{name} of {args.output_dir} is passed over: {wrong}")
-    return folder, passed_over
+            return folder, passed_over
+        passed_over[folder.name] = wrong
+        logger.warning(f"{folder.name} of {args.output_dir} is passed over: {wrong}")
+    return None, passed_over
 
 
 def checkpoints(folder):
     """Folders of checkpoints, the newest first."""
-    found = [path for path in Path(folder).glob(f"{PREFIX}*") if path.is_dir() and _step(path) is not None]
-    return sorted(found, key=_step, reverse=True)
+    found = {path.name.removeprefix(PREFIX): path for path in Path(folder).glob(f"{PREFIX}*") if path.is_dir()}
+    return [found[step] for step in sorted(filter(str.isdigit, found), key=int, reverse=True)]
 
 
 def unfinished(folder, args):
@@ -91,9 +85,25 @@ def check_checkpoint(folder, args):
         logger.warning(f"{folder} is not complete, the training will not go on as it would have: {'; '.join(wrong)}")
 
 
-def _step(path):
-    number = path.name.removeprefix(PREFIX)
-    return int(number) if number.isdigit() else None
+class ResumedCallback(TrainerCallback, ExportableState):
+    """A callback with a `state_dict`, JSON-ready, that travels in trainer_state.json under the name of its class."""
+
+    def state(self):
+        return {"args": {}, "attributes": self.state_dict()}
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        saved = state.stateful_callbacks.get(type(self).__name__) if state.global_step else None
+        self.load_state_dict(saved["attributes"] if isinstance(saved, dict) else {})
+
+
+class ObjectiveState(ResumedCallback):
+    """Saves and loads the state of an objective."""
+
+    def __init__(self, objective):
+        self.state_dict, self.load_state_dict = objective.state_dict, objective.load_state_dict
+
+
+ObjectiveState.__name__ = "PolicyObjective"  # what it is called in the checkpoints that there are
 
 
 class CheckpointTrainer(Trainer):
@@ -114,9 +124,8 @@ class CheckpointTrainer(Trainer):
             return resume
         folder, passed_over = newest_complete(self.args)
         if folder is None:
-            raise ValueError(
-                f"there is no complete checkpoint in {self.args.output_dir!r} to resume from; {passed_over or 'none at all'}"
-            )
+            where = f"{self.args.output_dir!r} to resume from; {passed_over or 'none at all'}"
+            raise ValueError(f"there is no complete checkpoint in {where}")
         return str(folder)
 
     def _run_epoch(self, *args, **kwargs):
@@ -140,8 +149,9 @@ class CheckpointTrainer(Trainer):
 
     def _load_callback_state(self):
         """Ours take their state back when training begins: they cannot be built anew, as the `Trainer` would."""
-        saved, names = self.state.stateful_callbacks, ("PackedTuning", "PolicyObjective")
-        own = {name: saved.pop(name) for name in names if name in saved}
+        saved = self.state.stateful_callbacks
+        names = {type(call).__name__ for call in self.callback_handler.callbacks if isinstance(call, ResumedCallback)}
+        own = {name: saved.pop(name) for name in names & saved.keys()}
         super()._load_callback_state()
         self.state.stateful_callbacks |= own
 

@@ -69,6 +69,8 @@ def check_trainer(trainer):
             f"this is a regression (num_labels {config.num_labels}, problem_type {config.problem_type!r}): rewards and "
             'metrics are those of classes; for one label that is there or not: problem_type "multi_label_classification"'
         )
+    if not args.train_body and not learns(trainer.model):
+        raise ValueError("train_body is false, which needs gates that learn: the model has none")
     calibration = trainer.calibration_dataset
     if calibration is not None and not hasattr(calibration, "__len__"):
         raise ValueError(

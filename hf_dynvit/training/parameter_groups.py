@@ -12,7 +12,7 @@ def parameter_groups(model, args, decaying):
             the body's where it is None; where both are, gates are in the body's groups, as the `Trainer` has them.
         decaying: names of the parameters that weight decay is for.
     """
-    gates = {id(p) for gate in model.learned_gates() for p in gate.parameters()}
+    gates = {id(parameter) for gate in model.learned_gates() for parameter in gate.parameters()}
     if args.gate_learning_rate is None and args.gate_weight_decay is None:
         gates = set()
     rate = {} if args.gate_learning_rate is None else {"lr": args.gate_learning_rate}

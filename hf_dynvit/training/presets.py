@@ -23,9 +23,7 @@ _AS_PUBLISHED = {
     "calibrate_first": False,
     "calibration_images": 0,
     "freeze_gates_at": 1.0,
-    "gate_warmup": 0.0,
     "distillation_weight": 0.0,
-    "label_weight": 1.0,
     "train_body": True,
 }
 FAITHFUL = ("adavit-official", "layerskip-dynavit")
@@ -44,15 +42,7 @@ PRESET_ARGUMENTS = {
     },
     "layerskip": {
         "objective": "reinforce",
-        "reward": "correct",
-        "returns": "to-go",
-        "baseline": "value",
-        "cost_weights": "uniform",
-        "price": 0.0,
-        "price_gain": 20.0,
         "budget_ramp": 0.15,
-        "entropy_weight": 0.01,
-        "probability_bound": 0.95,
         "curriculum": 0.1,
         "gate_learning_rate": 2e-3,
     },
@@ -72,7 +62,6 @@ PRESET_ARGUMENTS = {
         "entropy_weight": 0.0,
         "probability_bound": 1.0,
         "curriculum": 0.0,
-        "policy_weight": 1.0,
         "gate_learning_rate": 1e-4,
         "gate_weight_decay": 5e-5,
     },
@@ -94,21 +83,14 @@ def _without_start(gates):
 
 def preset_arguments(name):
     """Training arguments of preset `name`, as a new dict; none for a name or list of gates that is no preset."""
-    if name in PRESET_GATES:
-        return dict(PRESET_ARGUMENTS[name])
-    return {}
+    return dict(PRESET_ARGUMENTS[name]) if name in PRESET_GATES else {}
 
 
 def gate_facts(model):
-    """Facts that rows and cards name a model by; JSON-ready.
+    """Facts that rows and cards name an unwrapped model by, JSON-ready: `gates`, `preset` (a name or None) and `learned`.
 
-    Args:
-        model: a `DynViTForImageClassification`, unwrapped.
-
-    Returns:
-        dict with `gates` (of the configuration), `preset` (its name, or None) and `learned`: for each kind of learnable
-        gate the largest distance of a score weight from its fresh value. At 0 the score reads nothing of the tokens:
-        what such a gate decides comes from its bias and, for patches, from their novelty.
+    `learned` is, for each kind of learnable gate, the largest distance of a score weight from its fresh value. At 0 the
+    score reads nothing of the tokens: such a gate decides by its bias and, for patches, by their novelty.
     """
     names, learned = {kind: name for name, kind in GATES.items()}, {}
     for gate in model.learned_gates():

@@ -19,11 +19,9 @@ def prepare_processes(model, args):
     """
     if args.parallel_mode != ParallelMode.DISTRIBUTED:
         return
-    fixed = {"ddp_find_unused_parameters": args.ddp_find_unused_parameters is False}
-    fixed["ddp_static_graph"] = bool(args.ddp_static_graph)
     gates = getattr(model.config, "gates", None)
-    for name, says_so in fixed.items():
-        if says_so and gates:
+    for name, fixed in (("ddp_find_unused_parameters", False), ("ddp_static_graph", True)):
+        if gates and getattr(args, name) is fixed:
             raise ValueError(
                 f"{name} {getattr(args, name)} says that every step uses the same parameters, which gates do not: they "
                 "may be open or frozen, and layers may be skipped. Leave it out"

@@ -38,7 +38,7 @@ def collect(model_args, data_args, trainer, data, metrics, seconds):
         **{name: metrics[f"eval_{name}"] for name in ("cost", "cost_std", "cost_min", "cost_max")},
         "gmacs": metrics["eval_cost"] * dense / 1e9,
         "gmacs_dense": dense / 1e9,
-        "price": final_price(trainer.state.log_history, trainer.policy.logged.get("price", [])),
+        "price": final_price(trainer.state.log_history, trainer.objective.logged.get("price", [])),
         "usage": trainer.eval_usage.per_layer(),  # on the main process's share of the images
         "train_seconds": seconds,
         "agent": None if trainer.agent is None else trainer.agent.report(),

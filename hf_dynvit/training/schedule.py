@@ -1,11 +1,10 @@
-"""The course of a training: how gates decide, what they may cost, how much is chance, and the packed tuning at its end."""
+"""The course of a training: what gates may cost, how much is chance, and the packed tuning at its end."""
 
 import torch
-from transformers import TrainerCallback
-from transformers.trainer_callback import ExportableState
 
-from ..model.gate import Exploration
+from ..objectives.base import Step
 from .calibration import TOLERANCE, WIDEST, shift_gates, steady_range
+from .checkpoints import ResumedCallback
 
 
 class GateSchedule:
@@ -19,34 +18,24 @@ class GateSchedule:
         self.trainer, self.args = trainer, trainer.args
         self.full_cost = 1.0
 
+    def step(self):
+        """The `Step` of the next forward, as objectives are given it."""
+        return Step(self.progress(), self.budget(), self.noise())
+
     def progress(self):
         """Share of the training steps that are done."""
         state = self.trainer.state
         return state.global_step / max(1, state.max_steps)
 
-    def gating(self):
-        """How gates decide in the next forward, one of `gate.GATINGS`."""
-        if self.progress() < self.args.gate_warmup:
-            return "open"
-        if self.frozen():
-            return "threshold"
-        return "act" if self.args.objective == "reinforce" else "sample"
-
-    def exploration(self):
-        """How stochastic decisions are drawn in the next forward."""
-        if self.args.objective == "reinforce":
-            return self.trainer.policy.exploration(self.progress())
-        return Exploration(noise=self.noise())
-
     def noise(self):
-        """Of sampled decisions; it falls, for what is sampled turns into what the threshold decides."""
+        """Scale of the noise of sampled decisions, which falls as they turn into what the threshold decides."""
         done = min(1.0, self.progress() / max(self.args.freeze_gates_at, 1e-9))
         return 1.0 - (1.0 - self.args.gate_noise_end) * done
 
     def budget(self):
         """The mean cost to aim at now."""
         budget, ramp = self.trainer.model.config.budget, 0.0 if self.args.calibrate_first else self.args.budget_ramp
-        done = 1.0 if ramp == 0 else min(1.0, (self.progress() - self.args.gate_warmup) / ramp)
+        done = 1.0 if ramp == 0 else min(1.0, self.progress() / ramp)
         return self.full_cost - (self.full_cost - budget) * done
 
     def frozen(self):
@@ -54,7 +43,7 @@ class GateSchedule:
         return self.args.freeze_gates_at < 1.0 and self.progress() >= self.args.freeze_gates_at
 
 
-class PackedTuning(TrainerCallback, ExportableState):
+class PackedTuning(ResumedCallback):
     """From `freeze_gates_at` on: gates learn no more, the layout is packed, and thresholds follow the budgets.
 
     As the body changes, fixed gates drift to another cost than the one the model is to be used at. After each step
@@ -73,13 +62,11 @@ class PackedTuning(TrainerCallback, ExportableState):
         self.trainer = trainer
         self.shifts, self.reach = [], None
 
-    def state(self):
-        return {"args": {}, "attributes": {"shifts": list(self.shifts)}}
+    def state_dict(self):
+        return {"shifts": list(self.shifts)}
 
-    def on_train_begin(self, args, state, control, **kwargs):
-        self.reach = None
-        saved = state.stateful_callbacks.get(type(self).__name__) if state.global_step else None
-        self.shifts = list(saved["attributes"]["shifts"]) if isinstance(saved, dict) else []
+    def load_state_dict(self, saved):
+        self.shifts, self.reach = list(saved.get("shifts", [])), None
 
     def on_step_begin(self, args, state, control, **kwargs):
         self.trainer.step_costs.clear()

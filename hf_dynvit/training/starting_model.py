@@ -1,7 +1,7 @@
 """What a training starts from: a checkpoint with or without gates, or a fresh ViT; and the arguments that say which."""
 
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 import yaml
@@ -13,6 +13,7 @@ from transformers import (
     ViTForImageClassification,
     ViTImageProcessorPil,
 )
+from transformers.hf_argparser import HfArg
 
 from ..measure.weight_digest import check_weights
 from ..model.modeling_dynvit import DynViTForImageClassification
@@ -23,40 +24,33 @@ from ..search.export import start_from_mask
 class ModelArguments:
     """Which model to make."""
 
-    model_name_or_path: str | None = field(
-        default=None, metadata={"help": "dense ViT to start from: folder or Hub id"}
+    model_name_or_path: str | None = HfArg(default=None, help="dense ViT to start from: folder or Hub id")
+    new_vit: str | None = HfArg(
+        default=None, help="instead of a checkpoint: YAML of ViTConfig fields, for a ViT to train from scratch"
     )
-    new_vit: str | None = field(
+    gates: str = HfArg(
+        default="adavit", help="a preset, a YAML list of gates, 'none' (stays dense) or 'keep' (the checkpoint's own)"
+    )
+    start_mask: str | None = HfArg(
+        default=None, help="searched model (its folder) whose layer_mask fresh block gates start from; None: open"
+    )
+    budget: float | None = HfArg(
         default=None,
-        metadata={"help": "instead of a checkpoint: YAML of ViTConfig fields, for a ViT to train from scratch"},
+        help="mean cost to aim at, relative to the dense model; None: 0.5, or that of gates that are kept",
     )
-    gates: str = field(
-        default="adavit",
-        metadata={"help": "a preset, a YAML list of gates, 'none' (stays dense) or 'keep' (the checkpoint's own)"},
+    teacher: str = HfArg(
+        default="base", help="to distil from: 'base' (the checkpoint itself), 'none', a folder or Hub id"
     )
-    start_mask: str | None = field(
-        default=None,
-        metadata={"help": "searched model (its folder) whose layer_mask fresh block gates start from; None: open"},
+    attn_implementation: str = HfArg(
+        default="sdpa", help="attention of the masked layout: 'sdpa', or 'eager' (faster on CPU in bf16)"
     )
-    budget: float | None = field(
-        default=None,
-        metadata={
-            "help": "mean cost to aim at, relative to the dense model; None: 0.5, or that of gates that are kept"
-        },
+    new_classifier: bool = HfArg(default=False, help="new classes: take names and number from the data")
+    dataset_terms: str | None = HfArg(default=None, help="terms of the data, for the model card")
+    num_processes: int | None = HfArg(
+        default=None, help="refuse to run on another number of processes; None: any number"
     )
-    teacher: str = field(
-        default="base", metadata={"help": "to distil from: 'base' (the checkpoint itself), 'none', a folder or Hub id"}
-    )
-    attn_implementation: str = field(
-        default="sdpa", metadata={"help": "attention of the masked layout: 'sdpa', or 'eager' (faster on CPU in bf16)"}
-    )
-    new_classifier: bool = field(default=False, metadata={"help": "new classes: take names and number from the data"})
-    dataset_terms: str | None = field(default=None, metadata={"help": "terms of the data, for the model card"})
-    num_processes: int | None = field(
-        default=None, metadata={"help": "refuse to run on another number of processes; None: any number"}
-    )
-    evaluate_dense: bool = field(default=True, metadata={"help": "also report on the checkpoint as given"})
-    license: str | None = field(default=None, metadata={"help": "licence of the model, for the model card"})
+    evaluate_dense: bool = HfArg(default=True, help="also report on the checkpoint as given")
+    license: str | None = HfArg(default=None, help="licence of the model, for the model card")
 
     def __post_init__(self):
         if self.new_vit is not None:
@@ -104,51 +98,37 @@ def load_base(model_args):
 
 def load_model(model_args, base_config, data):
     """The checkpoint with gates, with its own or with new classes; or a fresh ViT."""
-    options = {"attn_implementation": model_args.attn_implementation}
+    path, gates, classes = model_args.model_name_or_path, model_args.gate_list(), {}
     if model_args.new_classifier:
         names = data.names or [f"LABEL_{index}" for index in range(data.num_labels)]
-        options |= {
-            "num_labels": data.num_labels,
-            "id2label": dict(enumerate(names)),
-            "label2id": {name: index for index, name in enumerate(names)},
-            "ignore_mismatched_sizes": True,
-        }
-    gates = model_args.gate_list()
+        classes = {"num_labels": data.num_labels, "id2label": dict(enumerate(names))}
+        classes["label2id"] = {name: index for index, name in enumerate(names)}
     if model_args.new_vit is not None:
-        names = {name: value for name, value in options.items() if name in ("num_labels", "id2label", "label2id")}
-        base_config.update(names)
+        base_config.update(classes)
         vit = ViTForImageClassification(base_config)
         vit.set_attn_implementation(model_args.attn_implementation)
         return DynViTForImageClassification.from_vit(vit)
     if (gates == "keep") != (base_config.model_type == "dynvit"):
         raise ValueError(
-            f"{model_args.model_name_or_path} is a {base_config.model_type!r} model: gates 'keep' is for models with "
-            f"gates, and the only choice for them; got gates {model_args.gates!r}"
+            f"{path} is a {base_config.model_type!r} model: gates 'keep' is for models with gates, and the only choice for "
+            f"them; got gates {model_args.gates!r}"
         )
+    options = {"attn_implementation": model_args.attn_implementation, "dtype": torch.float32, **classes}
+    options["ignore_mismatched_sizes"] = model_args.new_classifier
     if gates == "keep":
-        model = DynViTForImageClassification.from_pretrained(
-            model_args.model_name_or_path, dtype=torch.float32, **options
-        )
-        if model_args.budget is None:
-            model_args.budget = model.config.budget
+        model = DynViTForImageClassification.from_pretrained(path, **options)
+        model_args.budget = model.config.budget if model_args.budget is None else model_args.budget
         model.config.budget = model_args.budget
         return model
     budget = model_args.budget if gates else 1.0
-    model = DynViTForImageClassification.from_vit(
-        model_args.model_name_or_path, gates=gates, budget=budget, dtype=torch.float32, **options
-    )
+    model = DynViTForImageClassification.from_vit(path, gates=gates, budget=budget, **options)
     if model_args.start_mask:
-        start_from_mask(model, load_mask(model_args.start_mask))
+        with naming("start_mask", model_args.start_mask):
+            mask = getattr(AutoConfig.from_pretrained(model_args.start_mask), "layer_mask", None)
+            if mask is None:
+                raise ValueError("it has no layer_mask: recipes/search.py writes a model that has one to picked/")
+        start_from_mask(model, mask)
     return model
-
-
-def load_mask(folder):
-    """The layer_mask of a model that a search has picked."""
-    with naming("start_mask", folder):
-        mask = getattr(AutoConfig.from_pretrained(folder), "layer_mask", None)
-        if mask is None:
-            raise ValueError("it has no layer_mask: recipes/search.py writes a model that has one to picked/")
-        return mask
 
 
 def load_teacher(model_args, args, config):

@@ -7,11 +7,9 @@ from transformers.utils import logging
 
 from ..agents import PatchAgent
 from ..measure.usage import UsageMeter
-from ..objectives.reinforce import PolicyObjective
-from ..objectives.straight_through import budget_loss, distillation_loss, is_multi_label, usage_loss
-from ..objectives.task_loss import TaskLoss
+from ..objectives.task_loss import TaskLoss, distillation_loss
 from .calibration import WORTH_A_WARNING, calibrate, calibration_images, check_budgets
-from .checkpoints import CheckpointTrainer
+from .checkpoints import CheckpointTrainer, ObjectiveState
 from .checks import check_arguments, check_trainer, compares, learns
 from .metrics import compute_metrics as default_metrics
 from .parameter_groups import learning, parameter_groups
@@ -41,17 +39,15 @@ class DynViTTrainer(CheckpointTrainer):
     On several devices each process holds the whole model (DistributedDataParallel); sharding is refused.
 
     Raises:
-        ValueError: an empty dataset, arguments that cannot do here what they say (trainer_checks.py), an agent that does
-            not fit the model, or a model that would be sharded; from `train`, a budget out of reach, or a checkpoint
+        ValueError: an empty dataset, arguments that cannot do here what they say (checks.py), an agent that does not
+            fit the model, or a model that would be sharded; from `train`, a budget out of reach, or a checkpoint
             that is damaged.
         FloatingPointError: a loss that is not finite; the last checkpoint is kept.
     """
 
     def __init__(self, model=None, args=None, teacher=None, calibration_dataset=None, **kwargs):
         for name, dataset in {**kwargs, "calibration_dataset": calibration_dataset}.items():
-            if not name.endswith("_dataset"):
-                continue
-            if dataset is not None and hasattr(dataset, "__len__") and len(dataset) == 0:
+            if name.endswith("_dataset") and hasattr(dataset, "__len__") and len(dataset) == 0:
                 raise ValueError(f"{name} is empty")
         if kwargs.get("model_init") is not None:
             raise ValueError(
@@ -76,10 +72,12 @@ class DynViTTrainer(CheckpointTrainer):
         self._train_costs, self.step_costs = [], []
         self.schedule = GateSchedule(self)
         self.add_callback(PackedTuning(self))
-        self.policy = PolicyObjective(self)
-        self.add_callback(self.policy)
-        self.agent = None if self.args.agent == "none" else PatchAgent(self)
-        if self.agent is not None:
+        self.objective = self.args.make_objective()
+        self.objective.prepare(self)
+        self.add_callback(ObjectiveState(self.objective))
+        self.chosen = ChosenEvaluation(self)
+        if self.args.agent != "none":
+            self.agent = PatchAgent(self)
             self.add_callback(self.agent)
 
     # ------------------------------------------------------------------------------------------ objective
@@ -92,25 +90,25 @@ class DynViTTrainer(CheckpointTrainer):
             outputs.loss = self.task_loss(outputs, labels, num_items_in_batch)
             self.eval_usage.update(outputs.decisions)
             return (outputs.loss, outputs) if return_outputs else outputs.loss
-        patches, merges = None, False
+        step = self.schedule.step()
+        options = {"gating": "threshold" if self.schedule.frozen() else self.objective.gating}
+        options["exploration"] = self.objective.exploration(step)
         if self.agent is not None:
-            patches, merges = self.agent.choose(inputs["pixel_values"]), self.agent.agent.merges
-        options = {"gating": self.schedule.gating(), "exploration": self.schedule.exploration()}
-        outputs = model(**given, **options, patches=patches, merge_patches=merges)
+            options |= {"patches": self.agent.choose(inputs["pixel_values"]), "merge_patches": self.agent.agent.merges}
+        outputs = model(**given, **options)
         outputs.loss = self.task_loss(outputs, labels, num_items_in_batch)
         teaches, share = self.args.prediction_teaches(), self.task_loss.share()
-        loss = self.args.label_weight * outputs.loss if teaches else 0.0
+        loss = outputs.loss if teaches else 0.0
         if self.teacher is not None and self.args.distillation_weight and teaches:
             with torch.no_grad():
                 target = self.teacher(inputs["pixel_values"]).logits
-            loss = loss + share * self.args.distillation_weight * distillation_loss(
-                outputs.logits, target, self.args.distillation_temperature, self._is_multi_label(labels)
-            )
-        loss = loss + share * self._gate_loss(model, inputs, outputs)
+            distance = distillation_loss(outputs.logits, target, self.task_loss.is_multi_label(labels))
+            loss = loss + share * self.args.distillation_weight * distance
+        loss = loss + share * self.objective.loss(model, inputs, outputs, step)
         if not torch.is_tensor(loss) or not loss.requires_grad:
             raise ValueError(
                 "nothing learns: the body is not trained and no gate decided in training "
-                f"(gating {self.schedule.gating()!r}, objective {self.args.objective!r})"
+                f"(gating {options['gating']!r}, objective {self.args.objective!r})"
             )
         if not torch.isfinite(loss):
             raise FloatingPointError(
@@ -124,28 +122,13 @@ class DynViTTrainer(CheckpointTrainer):
         self.step_costs.append(self._train_costs[-1])
         return (loss, outputs) if return_outputs else loss
 
-    def _is_multi_label(self, labels):
-        return is_multi_label(self.model.config) if labels is None else labels.ndim == 2
-
-    def _gate_loss(self, model, inputs, outputs):
-        if self.args.objective == "reinforce":
-            return self.policy.loss(model, inputs, outputs)
-        if not outputs.cost.requires_grad:  # no gates, open or frozen
-            return 0.0
-        if self.args.objective == "usage":
-            target = self.args.usage_target
-            return self.args.usage_weight * usage_loss(outputs.decisions, target, target, target)
-        return self.args.cost_weight * budget_loss(outputs.cost, self.schedule.budget())
-
     # ------------------------------------------------------------------------------------------ training
 
     def calibrate(self):
         """Shift the gates until the mean cost on `calibration_dataset` is the budget; returns (shift, cost) or None."""
         model = self.accelerator.unwrap_model(self.model)
-        if not self.args.follows_budget() or not learns(model):
-            return None
         chosen = calibration_images(self.calibration_dataset, self.args.calibration_images, self.args.seed)
-        if not chosen:
+        if not (chosen and self.args.follows_budget() and learns(model)):
             return None
         loader = DataLoader(chosen, batch_size=self.args.per_device_eval_batch_size, collate_fn=self.data_collator)
         layout, model.layout = model._layout, None
@@ -175,8 +158,8 @@ class DynViTTrainer(CheckpointTrainer):
         if self.args.follows_budget():
             self.schedule.full_cost = check_budgets(self.model, [self.model.config.budget, *self.args.tuning_budgets])
         model, layout = self.model, self.model._layout
-        if self.args.objective == "reinforce":
-            model.layout = "packed"  # what was drawn is for good, so skipping pays in training too
+        if self.objective.trains_packed:
+            model.layout = "packed"
         try:
             with learning(model, self.args.train_body):
                 if self.args.calibrate_first and not resume_from_checkpoint:
@@ -223,7 +206,7 @@ class DynViTTrainer(CheckpointTrainer):
         if "loss" in logs and self._train_costs:
             logs["cost"] = round(torch.stack(self._train_costs).mean().item(), 4)
             logs |= {f"usage/{kind}": round(share, 4) for kind, share in self.train_usage.means().items()}
-            logs |= self.policy.logs()
+            logs |= self.objective.logs()
             logs |= {} if self.agent is None else self.agent.logs()
             self._train_costs = []
             self.train_usage.reset()

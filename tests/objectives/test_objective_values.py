@@ -7,8 +7,9 @@ from trainers import build_trainer
 
 from hf_dynvit import LayerDecisions
 from hf_dynvit.model.gate import LearnedGate
+from hf_dynvit.objectives import Step
 from hf_dynvit.objectives.policy_gradient import layer_returns, outcome, terminal_reward
-from hf_dynvit.objectives.straight_through import usage_loss
+from hf_dynvit.objectives.usage import usage_loss
 
 
 BLOCKS = [{"gate": "block", "value_width": 8}]
@@ -71,10 +72,14 @@ def batch_of(model):
 
 def returns_of(trainer, inputs, outputs):
     """The returns-to-go (L, B) of a price that does not move, from what each layer spent."""
-    objective, args = trainer.policy, trainer.args
+    objective, options = trainer.objective, trainer.objective.options
     spent = objective._spent(outputs.decisions, outputs)
-    earned = outcome(outputs.logits, inputs["labels"], args.reward)
-    return layer_returns(terminal_reward(earned, spent.sum(0), args.price), spent, args.price)
+    earned = outcome(outputs.logits, inputs["labels"], options.reward)
+    return layer_returns(terminal_reward(earned, spent.sum(0), options.price), spent, options.price)
+
+
+def policy_loss_of(trainer, inputs, outputs):
+    return trainer.objective.loss(trainer.model, inputs, outputs, trainer.schedule.step())
 
 
 def score_gradients(trainer, loss):
@@ -94,7 +99,7 @@ def test_a_value_baseline_that_is_right_leaves_the_policy_nothing_to_learn(tiny_
         assert returns.std(1).min() > 0.1
         values = returns if right else returns.roll(1, 1)
         outputs.decisions = [d._replace(value=v) for d, v in zip(outputs.decisions, values, strict=True)]
-        gradients[right] = score_gradients(trainer, trainer.policy.loss(trainer.model, inputs, outputs)).abs().max()
+        gradients[right] = score_gradients(trainer, policy_loss_of(trainer, inputs, outputs)).abs().max()
     assert gradients[True] < 1e-5 and gradients[False] > 1e-2
 
 
@@ -109,17 +114,18 @@ def test_an_image_that_earns_what_the_greedy_policy_earns_teaches_nothing(tiny_v
     for decisions in (greedy, other):
         outputs = model(**inputs, decisions=decisions, gating="act")
         assert 0.1 < outcome(outputs.logits, inputs["labels"], "correct").mean() < 0.9
-        gradients.append(score_gradients(trainer, trainer.policy.loss(model, inputs, outputs)).abs().max())
+        gradients.append(score_gradients(trainer, policy_loss_of(trainer, inputs, outputs)).abs().max())
     assert gradients[0] < 1e-6 and gradients[1] > 1e-2
 
 
-def test_entropy_is_raised(tiny_vit, tmp_path):
-    options = {"entropy_weight": 1.0, "policy_weight": 0.0, "value_weight": 0.0, "probability_bound": 1.0}
+def test_entropy_is_raised(tiny_vit, tmp_path, monkeypatch):
+    monkeypatch.setattr("hf_dynvit.objectives.reinforce.policy_loss", lambda log_probs, advantage: 0.0)
+    options = {"entropy_weight": 1.0, "value_weight": 0.0, "probability_bound": 1.0}
     trainer = trainer_of(tiny_vit, tmp_path, **options)
     inputs = batch_of(trainer.model)
     outputs = trainer.model(**inputs, gating="act")
     entropy = torch.stack([d.entropy for d in outputs.decisions]).sum(0).mean()
-    loss = trainer.policy.loss(trainer.model, inputs, outputs)
+    loss = policy_loss_of(trainer, inputs, outputs)
     assert loss.item() == pytest.approx(-entropy.item(), abs=1e-6) and entropy > 0.1
     # Descent on the loss moves keep probabilities towards one half.
     gates = [module for module in trainer.model.modules() if isinstance(module, LearnedGate)]
@@ -127,25 +133,25 @@ def test_entropy_is_raised(tiny_vit, tmp_path):
         for gate in gates:
             gate.score.weight.zero_()
             gate.score.bias.fill_(2.0)
-    loss = trainer.policy.loss(trainer.model, inputs, trainer.model(**inputs, gating="act"))
+    loss = policy_loss_of(trainer, inputs, trainer.model(**inputs, gating="act"))
     for gradient in torch.autograd.grad(loss, [gate.score.bias for gate in gates]):
         assert gradient.item() > 0.01
 
 
 def test_a_curriculum_opens_layers_from_the_last_to_the_first(tiny_vit, tmp_path):
     trainer = trainer_of(tiny_vit, tmp_path, layers=5, curriculum=0.5)
-    firsts = [trainer.policy.exploration(progress).from_layer for progress in (0.0, 0.1, 0.25, 0.4, 0.5, 1.0)]
-    assert firsts == [4, 3, 2, 0, 0, 0]
-    trainer.args.curriculum = 0.0
-    assert trainer.policy.exploration(0.0).from_layer == 0
+    steps = [Step(progress, budget=0.5, noise=1.0) for progress in (0.0, 0.1, 0.25, 0.4, 0.5, 1.0)]
+    assert [trainer.objective.exploration(step).from_layer for step in steps] == [4, 3, 2, 0, 0, 0]
+    trainer.objective.options.curriculum = 0.0
+    assert trainer.objective.exploration(steps[0]).from_layer == 0
 
 
 def test_in_training_a_curriculum_keeps_early_layers_open_at_first(tiny_vit, tmp_path):
     trainer = trainer_of(tiny_vit, tmp_path, layers=3, curriculum=0.5, max_steps=4, gate_learning_rate=0.0)
     acting = []
-    original = trainer.policy.loss
-    trainer.policy.loss = lambda model, inputs, outputs: (
-        acting.append([d.log_prob is not None for d in outputs.decisions]) or original(model, inputs, outputs)
+    original = trainer.objective.loss
+    trainer.objective.loss = lambda model, inputs, outputs, step: (
+        acting.append([d.log_prob is not None for d in outputs.decisions]) or original(model, inputs, outputs, step)
     )
     trainer.train()
     assert acting == [[False, False, True], [False, True, True], [True] * 3, [True] * 3]
@@ -160,9 +166,9 @@ def test_policies_that_are_sure_are_drawn_against_as_often_as_the_bound_says(tin
         torch.nn.init.zeros_(gate.score.weight)
         torch.nn.init.constant_(gate.score.bias, 30.0)
     kept = []
-    original = trainer.policy.loss
-    trainer.policy.loss = lambda model, inputs, outputs: (
-        kept.extend(d.sublayers.float().mean() for d in outputs.decisions) or original(model, inputs, outputs)
+    original = trainer.objective.loss
+    trainer.objective.loss = lambda model, inputs, outputs, step: (
+        kept.extend(d.sublayers.float().mean() for d in outputs.decisions) or original(model, inputs, outputs, step)
     )
     trainer.train()
     assert low <= 1 - torch.stack(kept).mean().item() <= high

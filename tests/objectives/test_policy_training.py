@@ -111,6 +111,7 @@ def test_training_runs_packed(tiny_vit, tmp_path):
     ("options", "message"),
     [
         ({"reward": "smile"}, "reward must be one of"),
+        ({"reward": "blockdrop"}, "reward must be one of"),
         ({"returns": "late"}, "returns must be one of"),
         ({"baseline": "oracle"}, "baseline must be one of"),
         ({"probability_bound": 0.5}, "probability_bound must be in"),

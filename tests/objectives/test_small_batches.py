@@ -41,12 +41,12 @@ def test_one_image_at_a_time_learns_to_skip_what_only_costs(tiny_vit, tmp_path):
 
 def test_the_price_of_one_image_is_that_of_the_mean_cost(tiny_vit, tmp_path):
     trainer = policy_trainer(tiny_vit, tmp_path, budget=0.6, budget_ramp=0.0, price=0.1, price_gain=2.0)
-    policy = trainer.policy
-    assert policy.price(torch.tensor([0.9])).item() == pytest.approx(0.1)  # nothing to compare with yet
+    policy = trainer.objective
+    assert policy.price(torch.tensor([0.9]), 0.6).item() == pytest.approx(0.1)  # nothing to compare with yet
     policy.moments().update(torch.zeros(1, 4), torch.tensor([0.6, 0.7, 0.8, 0.7]), [1])
-    assert policy.price(torch.tensor([0.9])).item() == pytest.approx(0.1 + 2 * 0.1)
-    assert policy.price(torch.tensor([0.9, 0.5])).item() == pytest.approx(0.1 + 2 * 0.1)
-    assert policy.price(torch.tensor([0.9, 0.7])).item() == pytest.approx(0.1 + 2 * 0.2)
+    assert policy.price(torch.tensor([0.9]), 0.6).item() == pytest.approx(0.1 + 2 * 0.1)
+    assert policy.price(torch.tensor([0.9, 0.5]), 0.6).item() == pytest.approx(0.1 + 2 * 0.1)
+    assert policy.price(torch.tensor([0.9, 0.7]), 0.6).item() == pytest.approx(0.1 + 2 * 0.2)
 
 
 def test_batches_of_sixteen_do_not_read_the_running_means(tiny_vit, tmp_path, monkeypatch):
@@ -98,13 +98,11 @@ def test_a_layer_that_joins_later_is_not_an_outlier(tiny_vit):
 
 def test_latencies_are_measured_once_in_a_training(tiny_vit, tmp_path):
     trainer = policy_trainer(tiny_vit, tmp_path, cost_weights="latency", max_steps=1)
-    trainer.policy.on_train_begin(trainer.args, trainer.state, trainer.control)
+    (callback,) = [call for call in trainer.callback_handler.callbacks if type(call).__name__ == "PolicyObjective"]
+    callback.on_train_begin(trainer.args, trainer.state, trainer.control)
     trainer.state.global_step = 1
     saved = {"args": {}, "attributes": {"running": None, "layer_weights": [0.5, 0.25, 0.25]}}
     trainer.state.stateful_callbacks["PolicyObjective"] = saved
-    trainer.policy.on_train_begin(trainer.args, trainer.state, trainer.control)
-    assert (
-        trainer.policy.layer_weights.tolist()
-        == [0.5, 0.25, 0.25]
-        == trainer.policy.state()["attributes"]["layer_weights"]
-    )
+    callback.on_train_begin(trainer.args, trainer.state, trainer.control)
+    assert trainer.objective.layer_weights.tolist() == [0.5, 0.25, 0.25]
+    assert callback.state() == saved

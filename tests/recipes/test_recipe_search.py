@@ -60,7 +60,7 @@ def test_the_joint_search_pays_what_the_policy_was_paid_in_training(place, skipp
     words = ["--objectives", "reward+layers"]
     results = find(place, tmp_path / "a", folder, *words)
     assert results["reward"]["price"] == trained["price"] and results["reward"]["kind"] == "correct"
-    assert results["reward"]["source"] == "reward: training, price: training, penalty: training"
+    assert results["reward"]["source"] == "reward: training, price: training, penalty: default"
     for point in results["front"]:
         assert point["reward"] == pytest.approx(point["accuracy"] - trained["price"] * point["cost"], abs=1e-5)
 

@@ -34,7 +34,8 @@ def parsed(path, *words):
 
 
 def taught(args):
-    return {name: getattr(args, name) for name in train.teaching_keys()}
+    named = {name: getattr(args, name) for name in train.teaching_keys() if hasattr(args, name)}
+    return named | {"objective_options": args.make_objective().options}
 
 
 @pytest.mark.parametrize("preset", FAITHFUL)
@@ -81,6 +82,7 @@ def test_keys_about_teaching_are_all_of_ours_but_those_of_agents():
     assert {"objective", "gate_weight_decay", "tuning_budgets", "distillation_weight", "curriculum"} <= ours
     assert not {"agent", "agent_options", "n_patch_desired", "learning_rate", "seed"} & ours
     known = {field.name for field in dataclasses.fields(DynViTTrainingArguments)}
+    known |= DynViTTrainingArguments.flat_options().keys()
     assert all(set(preset_arguments(preset)) <= known for preset in FAITHFUL)
 
 

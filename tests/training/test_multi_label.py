@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 from models import images
-from trainers import weights
+from trainers import weights, without_labels
 from transformers import EvalPrediction
 
 from hf_dynvit import DynViTForImageClassification, DynViTTrainer, DynViTTrainingArguments
 from hf_dynvit.objectives.policy_gradient import outcome
-from hf_dynvit.objectives.straight_through import distillation_loss
+from hf_dynvit.objectives.task_loss import distillation_loss
 from hf_dynvit.training.metrics import compute_metrics, multi_label_metrics
 
 
@@ -55,7 +55,7 @@ def trainer_of(tiny_vit, folder, gates=BLOCKS, problem_type="multi_label_classif
         {},
         {"objective": "reinforce", "reward": "correct"},
         {"objective": "reinforce", "reward": "probability", "baseline": "self-critical"},
-        {"objective": "reinforce", "reward": "blockdrop", "baseline": "none"},
+        {"objective": "reinforce", "reward": "correct", "baseline": "none"},
         {"gates": None, "agent": "agentvit-plus", "agent_options": {"learn_every": 1}},
         {"gates": None, "agent": "agentvit-plus", "agent_options": {"learn_every": 1, "reward": "probability"}},
     ],
@@ -106,11 +106,11 @@ def test_distillation_of_several_labels_is_the_divergence_of_each(tiny_vit, tmp_
     two = [torch.stack((z, -z), -1) / 2 for z in (logits, teacher)]  # a softmax over two
     wanted = torch.stack([distillation_loss(two[0][:, c], two[1][:, c]) for c in range(3)]).mean()
     torch.testing.assert_close(distillation_loss(logits, teacher, multi_label=True), wanted)
-    assert distillation_loss(teacher, teacher, 2.0, multi_label=True).abs() < 1e-6
+    assert distillation_loss(teacher, teacher, multi_label=True).abs() < 1e-6
     torch.manual_seed(1)
     given = tiny_vit(num_labels=3)
-    trainer = trainer_of(
-        tiny_vit, tmp_path, gates=None, teacher=given, label_weight=0.0, learning_rate=1e-3, max_steps=60
+    trainer = without_labels(
+        trainer_of(tiny_vit, tmp_path, gates=None, teacher=given, learning_rate=1e-3, max_steps=60)
     )
     pixels = trainer.train_dataset.pixels
 
@@ -139,4 +139,5 @@ def test_smoothing_of_several_labels_is_refused(tiny_vit, tmp_path):
 
 def test_labels_say_how_the_teacher_is_compared_where_the_problem_type_does_not(tiny_vit, tmp_path):
     trainer = trainer_of(tiny_vit, tmp_path, problem_type=None)
-    assert trainer._is_multi_label(torch.ones(2, 3)) and not trainer._is_multi_label(torch.ones(2, dtype=torch.int64))
+    assert trainer.task_loss.is_multi_label(torch.ones(2, 3))
+    assert not trainer.task_loss.is_multi_label(torch.ones(2, dtype=torch.int64))

@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 import torch
-from trainers import GATES, Images, assert_same, build_trainer, weights
+from trainers import GATES, Images, assert_same, build_trainer, weights, without_labels
 from transformers import Trainer, TrainingArguments
 
 from hf_dynvit import DynViTForImageClassification, DynViTTrainingArguments
@@ -34,22 +34,13 @@ def test_gates_learn_at_their_own_rate_and_without_decay(make_trainer, tmp_path)
     assert sum(len(group["params"]) for group in groups) == len(list(trainer.model.parameters()))
 
 
-def test_gates_stay_open_during_the_warmup(make_trainer, tmp_path):
-    trainer = make_trainer(tmp_path, gate_warmup=0.99, calibration_images=0)
-    before = weights(trainer.model.gates)
-    trainer.train()
-    costs = [entry["cost"] for entry in trainer.state.log_history if "loss" in entry]
-    assert costs == [1.0] * 8
-    assert_same(before, weights(trainer.model.gates))
-
-
-def test_the_budget_falls_linearly_after_the_warmup(make_trainer, tmp_path):
-    trainer = make_trainer(tmp_path, budget=0.5, gate_warmup=0.2, budget_ramp=0.4)
+def test_the_budget_falls_linearly_over_the_ramp(make_trainer, tmp_path):
+    trainer = make_trainer(tmp_path, budget=0.5, budget_ramp=0.4)
     trainer.state.max_steps = 100
     budgets = []
-    for step in (20, 40, 60, 90):
+    for step in (0, 20, 40, 90):
         trainer.state.global_step = step
-        budgets.append(trainer.schedule.budget())
+        budgets.append(trainer.schedule.step().budget)
     assert budgets == pytest.approx([1.0, 0.75, 0.5, 0.5])
 
 
@@ -68,7 +59,7 @@ def test_the_noise_is_gone_when_the_gates_are_fixed(make_trainer, tmp_path):
     noises = []
     for step in (0, 25, 50, 90):
         trainer.state.global_step = step
-        noises.append(trainer.schedule.noise())
+        noises.append(trainer.schedule.step().noise)
     assert noises == pytest.approx([1.0, 0.5, 0.0, 0.0])
 
 
@@ -138,7 +129,7 @@ def test_the_objective_lowers_the_cost(make_trainer, tmp_path, objective):
 def test_distillation_pulls_towards_the_teacher(make_trainer, tiny_vit, tmp_path):
     torch.manual_seed(1)
     teacher = tiny_vit(num_labels=3)
-    trainer = make_trainer(tmp_path, gates=None, teacher=teacher, label_weight=0.0, max_steps=80)
+    trainer = without_labels(make_trainer(tmp_path, gates=None, teacher=teacher, max_steps=80))
     images = trainer.train_dataset.pixels
 
     def distance():
@@ -191,8 +182,9 @@ def test_an_empty_dataset_is_refused(make_trainer, tmp_path):
     [
         ({"objective": "speed"}, "objective must be one of"),
         ({"tuning_budgets": [0.5, 1.5]}, "tuning_budgets must be in"),
-        ({"gate_warmup": 1.5}, "gate_warmup must be in"),
-        ({"gate_warmup": 0.5, "freeze_gates_at": 0.5}, "gates would never learn"),
+        ({"budget_ramp": 1.5}, "budget_ramp must be in"),
+        ({"gate_noise_end": -0.5}, "gate_noise_end must be in"),
+        ({"objective": "usage", "usage_target": 1.5}, "usage_target must be a number in"),
     ],
 )
 def test_bad_arguments_are_refused(tmp_path, options, message):

@@ -275,7 +275,7 @@ def test_losses_of_gates_are_averaged_over_what_is_accumulated_beside_a_loss_of_
             optim="sgd",
             cost_weight=0.0,
             teacher=teacher,
-            gate_warmup=0.9,  # nothing is drawn
+            freeze_gates_at=0.0,  # nothing is drawn
             calibration_images=0,
         )
         trainer.compute_loss_func, trainer.task_loss.replaces = summed_cross_entropy, True
