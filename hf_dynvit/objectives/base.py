@@ -1,4 +1,4 @@
-"""The contract of objectives: what teaches the gates of a model, beside the loss of its prediction."""
+"""`Objective`: the contract of what teaches gates, beside the loss of the prediction."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -9,7 +9,7 @@ from ..model.gate import Exploration
 
 
 class Step(NamedTuple):
-    """Where training stands when a batch comes."""
+    """Progress of the training when a batch comes."""
 
     progress: float  # share of the training steps that are done
     budget: float  # mean cost to aim at in this step
@@ -45,11 +45,11 @@ class Objective:
 
     @property
     def gating(self):
-        """How gates decide while they learn, one of `gate.GATINGS`."""
+        """Mode of the gates while they learn, one of `gate.GATINGS`."""
         return "act" if self.trains_packed else "sample"
 
     def exploration(self, step):
-        """How stochastic decisions are drawn in the next forward, an `Exploration`."""
+        """Randomness of the decisions in the next forward, an `Exploration`."""
         return Exploration(noise=step.noise)
 
     def loss(self, model, inputs, outputs, step):

@@ -23,7 +23,7 @@ def depth_weights(num_layers):
 
 
 def outcome(logits, labels, reward):
-    """What the prediction earns, (B,): 1 or 0 for `"correct"` and `"blockdrop"`, the label's probability otherwise.
+    """Task reward, (B,): 1 or 0 for `"correct"` and `"blockdrop"`, the label's probability otherwise.
 
     Args:
         labels: (B,) class indices, or (B, C) of 1 and 0 for multi-label problems: the share of labels that are right,

@@ -1,12 +1,13 @@
-"""The reinforce objective: a policy gradient on the decisions of one forward, at a price of computation.
+"""The reinforce objective: a policy gradient (REINFORCE) on the decisions of one forward, with a cost penalty.
 
     loss = -mean_b sum_l A_lb log pi(a_lb)  +  value_weight * (V - G)^2  -  entropy_weight * H        (Williams, 1992)
 
-    reward R_b = earned_b - price * cost_b,   price = `price` + price_gain * (mean_b cost_b - budget)
+    reward R_b = task reward_b - cost penalty * cost_b
+    cost penalty = price + price_gain * (mean_b cost_b - scheduled budget)
 
-with returns G of R for each layer l, A = G - baseline (policy_gradient.py). With `price_gain` the price is the derivative
-of the loss of `cost`, so that the budget stays the one dial. No gradient passes through a decision, so that what is
-skipped need not be computed: training runs packed, unlike `cost` and `usage`.
+G_lb: return of R_b for layer l; A = G - baseline, normalised over the batch; V: value networks; H: entropy. The
+proportional part of the cost penalty is the derivative of the loss of `cost`. Decisions pass no gradient on, so training
+runs packed, which skips what they drop; `cost` and `usage` need all tokens for their straight-through gradients.
 """
 
 from dataclasses import dataclass
@@ -34,10 +35,9 @@ from .running_means import RunningMoments
 
 
 class ReinforceObjective(Objective):
-    """Teaches whatever gates acted: blocks, sub-layers, heads, patches.
+    """Policy gradient for all gates that acted: on blocks, sub-layers, heads, patches.
 
-    A batch of one image has nothing to compare its return and its cost with: running means (running_means.py) take the
-    place of the batch's there, and of a value baseline.
+    In a batch of one image, running means (running_means.py) replace the batch's means and the value baseline.
 
     Raises:
         ValueError: from `prepare`, a value baseline without value networks.
@@ -46,11 +46,15 @@ class ReinforceObjective(Objective):
     @dataclass
     class Options:
         reward: str = choice(
-            "correct", "probability", help="what a prediction earns: 'correct' or 'probability' (of the label)"
+            "correct",
+            "probability",
+            help="task reward: 1 for a 'correct' prediction, or the 'probability' of the label",
         )
-        price: float = option(0.0, help="what the whole dense cost takes from the reward")
+        price: float = option(
+            0.0, help="constant part of the cost penalty: what the dense model's cost takes from the reward"
+        )
         price_gain: float = option(
-            20.0, help="what a cost above the budget adds to the price, per cost; 0: fixed price"
+            20.0, help="proportional gain: cost penalty = price + price_gain * (batch mean cost - scheduled budget)"
         )
         cost_weights: str = choice(*COST_WEIGHTS, help="of layers: 'uniform' (MACs), 'depth' (the thesis), 'latency'")
         returns: str = choice(*RETURNS, help="return of a decision: 'to-go', 'terminal', 'dynavit' (reproduction)")
@@ -108,7 +112,7 @@ class ReinforceObjective(Objective):
         return self.running
 
     def price(self, cost, budget):
-        """What a cost of 1 takes from the reward, given the costs (B,) of the batch; the same in all processes."""
+        """The cost penalty, a scalar, given the costs (B,) of the batch; the same in all processes."""
         # With its own cost in its price, an image would be drawn to half of the budget.
         distance = self.moments().distance(budget) if len(cost) == 1 else cost.detach().mean() - budget
         distance = self.trainer.accelerator.reduce(torch.as_tensor(distance, device=cost.device), "mean")
@@ -160,7 +164,7 @@ class ReinforceObjective(Objective):
         return gather(returns.T.contiguous()).T, gather(cost)
 
     def _spent(self, decisions, outputs):
-        """What each layer spent of the weighted cost, (K, B); by default MACs / MACs of the dense model."""
+        """Weighted cost of each layer, (K, B); by default MACs / MACs of the dense model."""
         config = self.trainer.model.config
         num_tokens = self.trainer.model.num_tokens
         given = config, decisions, len(outputs.logits), num_tokens, outputs.logits.device

@@ -1,4 +1,4 @@
-"""The shelf of objectives: which there are, and how one is built from the arguments of a training."""
+"""The shelf of objectives by name, and what builds one from the options of a training."""
 
 from dataclasses import fields
 

@@ -1,4 +1,4 @@
-"""The losses of the prediction: the labels', as the ordinary `Trainer` computes it, and the distance from a teacher."""
+"""Losses of the prediction: `TaskLoss`, as the ordinary `Trainer` has it, and distillation from a teacher."""
 
 from torch.nn import functional as F
 
@@ -30,7 +30,7 @@ class TaskLoss:
         self.replaces = trainer.label_smoother is not None or trainer.compute_loss_func is not None
 
     def inputs(self, inputs):
-        """What the model is given: without labels where it need not compute its loss."""
+        """Inputs for the model: without labels where it need not compute its loss."""
         return {name: value for name, value in inputs.items() if name != "labels"} if self.replaces else inputs
 
     def __call__(self, outputs, labels, num_items_in_batch):
@@ -49,13 +49,13 @@ class TaskLoss:
         return outputs.loss
 
     def share(self):
-        """What losses beside it are multiplied by where the `Trainer` leaves accumulated gradients to the task's."""
+        """Factor for other losses: 1 / accumulated batches where the `Trainer` leaves their mean to the task's loss."""
         trainer = self.trainer
         scaled = trainer.loss_is_scaled_for_ga
         scaled = trainer.compute_loss_func is not None if scaled is None else scaled
         return 1 / getattr(trainer, "current_gradient_accumulation_steps", 1) if scaled else 1.0
 
     def is_multi_label(self, labels):
-        """Whether classes are there or not independently of each other; the problem type is known with the first loss."""
+        """Whether an image may have several classes; the problem type is known with the first loss."""
         problem = self.trainer.model.config.problem_type
         return problem == "multi_label_classification" if labels is None else labels.ndim == 2

@@ -1,4 +1,4 @@
-"""The arguments of a `DynViTTrainer`: those of the `Trainer`, and how gates are taught."""
+"""`DynViTTrainingArguments`: those of the `Trainer`, and of objective, schedule, packed tuning and agent."""
 
 from dataclasses import asdict, dataclass, fields
 from functools import wraps
@@ -55,21 +55,21 @@ class DynViTTrainingArguments(TrainingArguments):
         default=0.0, help="weight decay of the gates' weights; None: that of the body"
     )
     gate_noise_end: float = HfArg(
-        default=0.0, help="scale of the gates' sampling noise when their training ends; it falls linearly from 1"
+        default=0.0, help="Gumbel noise scale of the gates at the end of their training, annealed linearly from 1"
     )
     budget_ramp: float = HfArg(default=0.3, help="fraction of training in which the budget falls from 1")
     calibrate_first: bool = HfArg(
         default=False,
-        help="set the gates' thresholds to the budget before training, instead of leading it there (budget_ramp): for gates "
-        "that have an order of their own, such as novelty",
+        help="set the gates' thresholds to the budget before training, instead of leading it there (budget_ramp): for "
+        "gates that have an order of their own, such as novelty",
     )
     calibration_images: int = HfArg(
         default=512, help="images on which the gates are shifted until the mean cost is the budget; 0: off"
     )
     freeze_gates_at: float = HfArg(
         default=1.0,
-        help="fraction of training after which gates are fixed and the body is tuned in packed layout; 0: gates keep the "
-        "order that they have, and only their thresholds move; without train_body gates learn to the end",
+        help="fraction of training after which gates are fixed and the body is tuned in packed layout; 0: gates keep "
+        "the order that they have, and only their thresholds move; without train_body gates learn to the end",
     )
     tuning_budgets: list[float] = HfArg(
         default_factory=list,
@@ -82,8 +82,8 @@ class DynViTTrainingArguments(TrainingArguments):
     distillation_weight: float = HfArg(default=1.0, help="weight of the loss against the teacher")
     agent: str = HfArg(
         default="none",
-        help="what takes patches away in training: 'none', 'agentvit' (published), 'agentvit-dqn', 'agentvit-plus' (ours), or "
-        "without learning 'random', 'fixed', 'center', 'progressive'",
+        help="what takes patches away in training: 'none', 'agentvit' (published), 'agentvit-dqn', 'agentvit-plus' "
+        "(ours), or without learning 'random', 'fixed', 'center', 'progressive'",
     )
     agent_options: dict | str | None = HfArg(
         default=None, help="the agent's own options, as a dict or its JSON or YAML"
@@ -91,8 +91,8 @@ class DynViTTrainingArguments(TrainingArguments):
     n_patch_desired: int | None = HfArg(default=None, help="patches that the agent aims to keep; None: half of them")
     agent_evaluation: str = HfArg(
         default="all",
-        help="patches in evaluation: 'all', or 'chosen': beside it, as eval_chosen_*, those alone that the agent chooses for "
-        "each image",
+        help="patches in evaluation: 'all', or 'chosen': beside it, as eval_chosen_*, those alone that the agent "
+        "chooses for each image",
     )
 
     def __post_init__(self):

@@ -1,4 +1,4 @@
-"""Meet the budget exactly: shift all learned gates by one number, within the reach of their thresholds."""
+"""Calibration: one shift of all gates' thresholds brings the mean cost to the budget, if that is in reach."""
 
 import torch
 from torch.utils.data import Subset

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole, signed and bit-exact to resume from: which are complete, and the Trainer that writes them."""
+"""Checkpoints: the Trainer that writes and resumes them bit-exactly, and checks of those that there are."""
 
 import zipfile
 from pathlib import Path
@@ -18,7 +18,7 @@ STATE, PREFIX = "trainer_state.json", "checkpoint-"
 
 
 def newest_complete(args):
-    """The newest complete checkpoint in `args.output_dir`, and {name of a later one: what is wrong with it}, which is logged.
+    """The newest complete checkpoint in `args.output_dir`, and {name of a later one: its faults}, which are logged.
 
     The checkpoint is a `Path`, or None.
     """
@@ -39,7 +39,7 @@ def checkpoints(folder):
 
 
 def unfinished(folder, args):
-    """What a checkpoint lacks besides, to go on from it as if nothing had happened, as a list of words."""
+    """Files missing for a bit-exact resume, as a list of words."""
     folder = Path(folder)
     wanted = ["optimizer.pt", "scheduler.pt"] + (["scaler.pt"] if args.fp16 else [])
     if not (folder / "rng_state.pth").is_file() and args.world_size > 1:
@@ -55,7 +55,7 @@ def unfinished(folder, args):
 
 
 def unusable(folder):
-    """What no training can go on without, as a list of words: where it stood, and its weights."""
+    """Faults that forbid any resume, as a list of words: of the trainer's state, and of the weights."""
     folder, wrong = Path(folder), []
     try:
         if not isinstance(read_json(folder / STATE), dict):

@@ -1,6 +1,6 @@
-"""What a `DynViTTrainer` refuses of the ordinary `Trainer`'s arguments, and of its own with a model, each with its reason.
+"""Arguments that a `DynViTTrainer` refuses, of the ordinary `Trainer` and its own with a model, each with its reason.
 
-All that is not named here means what it means in transformers; tests/test_trainer_arguments.py lists every argument.
+All that is not named here means what it means in transformers; tests/training/test_trainer_arguments.py lists all.
 """
 
 from transformers.trainer_optimizer import is_optimizer_factory

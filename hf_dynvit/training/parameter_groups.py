@@ -1,4 +1,4 @@
-"""What learns, and at which rate: the parameters of a model with gates, in groups for an optimiser."""
+"""Parameter groups: body and gates, each with its own learning rate and weight decay, and which of them learn."""
 
 from contextlib import contextmanager
 

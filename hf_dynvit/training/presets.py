@@ -1,4 +1,4 @@
-"""How the gates of each preset are taught: defaults for `DynViTTrainingArguments`, which anything given overrides.
+"""Presets: defaults of `DynViTTrainingArguments` for the gates of each, which anything given overrides.
 
 `adavit-official` and `layerskip-dynavit` are the published code's own way. What they do not reproduce:
 
@@ -87,7 +87,7 @@ def preset_arguments(name):
 
 
 def gate_facts(model):
-    """Facts that rows and cards name an unwrapped model by, JSON-ready: `gates`, `preset` (a name or None) and `learned`.
+    """Facts that rows and cards name a model by, JSON-ready: `gates`, `preset` (a name or None) and `learned`.
 
     `learned` is, for each kind of learnable gate, the largest distance of a score weight from its fresh value. At 0 the
     score reads nothing of the tokens: such a gate decides by its bias and, for patches, by their novelty.

@@ -1,4 +1,4 @@
-"""Training in several processes: what is refused before it starts, and draws that differ from process to process."""
+"""Training in several processes: refused arguments, and random draws that differ from process to process."""
 
 import random
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""The course of a training: what gates may cost, how much is chance, and the packed tuning at its end."""
+"""Schedule of a training: budget and sampling noise of each step, and the packed tuning at its end."""
 
 import torch
 
@@ -28,7 +28,7 @@ class GateSchedule:
         return state.global_step / max(1, state.max_steps)
 
     def noise(self):
-        """Scale of the noise of sampled decisions, which falls as they turn into what the threshold decides."""
+        """Gumbel noise scale, annealed linearly to `gate_noise_end`."""
         done = min(1.0, self.progress() / max(self.args.freeze_gates_at, 1e-9))
         return 1.0 - (1.0 - self.args.gate_noise_end) * done
 

@@ -1,4 +1,4 @@
-"""What a training starts from: a checkpoint with or without gates, or a fresh ViT; and the arguments that say which."""
+"""Starting model of a training: a checkpoint with or without gates, or a fresh ViT, as `ModelArguments` name it."""
 
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from ..search.export import start_from_mask
 
 @dataclass
 class ModelArguments:
-    """Which model to make."""
+    """Arguments of the model to start from."""
 
     model_name_or_path: str | None = HfArg(default=None, help="dense ViT to start from: folder or Hub id")
     new_vit: str | None = HfArg(
@@ -74,7 +74,7 @@ class ModelArguments:
             self.budget = 0.5
 
     def gate_list(self):
-        """What `from_vit` takes: None, the name of a preset or a list of dicts."""
+        """Gates as `from_vit` takes them: None, the name of a preset or a list of dicts."""
         gates = yaml.safe_load(self.gates)
         return None if gates in (None, "none") else gates
 

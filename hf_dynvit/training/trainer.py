@@ -1,4 +1,4 @@
-"""The ordinary Trainer, taught to train gates: joint objective, budget schedule, agents, tuning, safe checkpoints."""
+"""`DynViTTrainer`: the ordinary Trainer, with objective, budget schedule, packed tuning and patch agents."""
 
 import torch
 from torch.utils.data import DataLoader
@@ -142,7 +142,7 @@ class DynViTTrainer(CheckpointTrainer):
         return shift, cost
 
     def _images_of_train(self):
-        """What `calibrate_first` takes where no calibration_dataset is given; None for a trainer that only evaluates."""
+        """Images for `calibrate_first` without a calibration_dataset; None for a trainer that only evaluates."""
         train = self.train_dataset
         if hasattr(train, "__len__"):
             logger.warning(

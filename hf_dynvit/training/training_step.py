@@ -1,4 +1,4 @@
-"""The time of training: single steps on one batch, those of patch agents in turns with dense ones, a clock for whole runs."""
+"""Timing of training: a step on one batch, steps of patch agents in turns with dense ones, a clock for whole runs."""
 
 import tempfile
 from time import perf_counter
@@ -17,7 +17,7 @@ LATE = 10**6  # learning rounds into the training: silent epochs are over, and h
 
 
 class TrainingStep:
-    """What a `DynViTTrainer` does with a batch: agent, forward, backward, update; the model and the agent do learn.
+    """One step of a `DynViTTrainer` on a batch: agent, forward, backward, update; the model and the agent do learn.
 
     Args:
         trainer: a `DynViTTrainer`; where its training stands is overwritten.
@@ -101,7 +101,7 @@ def agent_steps(vit, inputs, agents, kernels, **options):
 
 
 def agent_calls(steps):
-    """What is to be timed: (agent, kernel, kind of step) -> function of the round's number."""
+    """Functions to be timed: (agent, kernel, kind of step) -> function of the round's number."""
     return {(*name, kind): call for name, step in steps.items() for kind, call in step.calls().items()}
 
 
