@@ -1,6 +1,7 @@
 """Patch agents: they choose the patches that a training forward runs on."""
 
-from .base import Agent, Moment, choice, share
+from ..objectives.options import choice, share
+from .base import Agent, Moment
 from .callback import AGENT_EVALUATIONS, PatchAgent
 from .shelf import AGENTS, build_agent, parse_variant, register_agent
 

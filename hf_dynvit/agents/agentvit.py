@@ -14,7 +14,8 @@ from torch import nn
 from torch.nn import functional as F
 from transformers.utils import logging
 
-from .base import Agent, at_least_one, build_seeded, linear_macs
+from ..objectives.options import at_least_one
+from .base import Agent, build_seeded, linear_macs
 from .features import attention_signal, attention_signal_macs
 from .q_learning import (
     Replay,

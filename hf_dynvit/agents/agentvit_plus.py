@@ -16,8 +16,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ..objectives.options import at_least_one, choice, share
 from ..objectives.policy_gradient import outcome
-from .base import Agent, at_least_one, build_seeded, choice, linear_macs, share
+from .base import Agent, build_seeded, linear_macs
 from .features import feature_count, input_macs, input_tokens, patch_features, pixel_novelty_macs
 
 

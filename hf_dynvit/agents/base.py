@@ -1,10 +1,9 @@
-"""`Agent`: the contract of what chooses the patches of a training forward, and the options that agents have.
+"""`Agent`: the contract of what chooses the patches of a training forward.
 
 Letters: B images, n patches (no [CLS]), K kept patches.
 """
 
-import math
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -126,47 +125,3 @@ def build_seeded(seed, build):
 def linear_macs(network):
     """MACs of one row through a network of linear layers."""
     return sum(weight.numel() for weight in network.parameters() if weight.ndim == 2)
-
-
-def parse_options(name, kind, defaults, given):
-    """An instance of the `Options` of agent class `kind`.
-
-    Raises:
-        ValueError: an option that the agent does not have, or a value of another type or out of range.
-    """
-    known = {option.name: option for option in fields(kind.Options)}
-    for key, value in given.items():
-        if key not in known:
-            raise ValueError(f"agent {name!r} has no option {key!r}; its options are {sorted(known)}")
-        wanted, fits = _what_fits(known[key], value)
-        if not fits:
-            raise ValueError(f"option {key} of agent {name!r} must be {wanted}, got {value!r}")
-    return kind.Options(**{**defaults, **given})
-
-
-def share(default):
-    """An option that is a number in [0, 1]."""
-    return field(default=default, metadata={"most": 1.0})
-
-
-def at_least_one(default):
-    """An option that is a number of at least 1."""
-    return field(default=default, metadata={"least": 1})
-
-
-def choice(*names):
-    """An option that is one of `names`, the first unless given."""
-    return field(default=names[0], metadata={"choices": names})
-
-
-def _what_fits(option, value):
-    """What an option may be, in words, and whether the value is."""
-    default, least, most = option.default, option.metadata.get("least", 0), option.metadata.get("most", math.inf)
-    if isinstance(default, str):
-        return f"one of {option.metadata['choices']}", value in option.metadata["choices"]
-    if isinstance(default, bool):
-        return "true or false", isinstance(value, bool)
-    whole = isinstance(default, int)
-    words = f" of at least {least}" if most == math.inf else f" in [{least}, {most:g}]"
-    fits = type(value) in (int, float) and least <= value <= most and math.isfinite(value)
-    return f"a {'whole ' if whole else ''}number{words}", fits and (not whole or value == int(value))

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 import torch
 
-from .base import Agent, share
+from ..objectives.options import share
+from .base import Agent
 
 
 class Rule(Agent):

@@ -5,10 +5,11 @@ An agent is named alone ("random") or with options after a colon ("random:return
 
 import yaml
 
+from ..objectives.options import parse_options
 from .agentvit import AgentViTAgent
 from .agentvit_dqn import DQNAgent
 from .agentvit_plus import SubsetPolicy
-from .base import Agent, parse_options
+from .base import Agent
 from .rules import CenterRule, FixedRule, RandomRule
 
 
@@ -63,7 +64,7 @@ def build_agent(model, args):
     """
     name, layers = args.agent, model.config.num_hidden_layers
     kind, defaults = AGENTS[name]
-    options = parse_options(name, kind, defaults, args.agent_options or {})
+    options = parse_options(f"agent {name!r}", kind.Options, args.agent_options or {}, defaults)
     if args.world_size > 1 or args.n_gpu > 1:
         raise ValueError(f"agent {name!r} learns in one process on one device: its networks are not shared")
     if getattr(model.vit.embeddings, "cls_token", None) is None:

@@ -14,6 +14,11 @@ def share(default, help=""):
     return option(default, help, most=1)
 
 
+def at_least_one(default, help=""):
+    """An option that is a number of at least 1."""
+    return option(default, help, least=1)
+
+
 def choice(*names, help=""):
     """An option that is one of `names`, the first unless given."""
     return option(names[0], help, choices=names)
@@ -34,7 +39,7 @@ def parse_options(owner, kind, given, defaults=None):
             raise ValueError(f"{owner} has no option {name!r}; its options are {sorted(known)}")
         wanted, fits = _what_fits(known[name], value)
         if not fits:
-            raise ValueError(f"{owner}: {name} must be {wanted}, got {value!r}")
+            raise ValueError(f"option {name} of {owner} must be {wanted}, got {value!r}")
     return kind(**{**(defaults or {}), **given})
 
 

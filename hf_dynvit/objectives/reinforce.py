@@ -16,6 +16,7 @@ import torch
 from accelerate.utils import broadcast
 
 from ..measure.latency import layer_latencies
+from ..model.configuration_dynvit import pair
 from ..model.cost import dense_macs, layer_costs, layer_shares
 from ..model.gate import Exploration
 from .base import Objective
@@ -186,8 +187,7 @@ class ReinforceObjective(Objective):
         if self.options.cost_weights == "depth":
             return depth_weights(model.config.num_hidden_layers)
         if self.options.cost_weights == "latency":
-            size = model.config.image_size
-            size = (size, size) if isinstance(size, int) else size
-            images = torch.randn(8, model.config.num_channels, *size, device=self.trainer.args.device)
+            shape = (8, model.config.num_channels, *pair(model.config.image_size))
+            images = torch.randn(*shape, device=self.trainer.args.device)
             return broadcast(layer_latencies(model, images).to(self.trainer.args.device)).cpu()
         return None

@@ -106,7 +106,7 @@ def reward_of(args, trained):
     kind = {"option": args.reward, "training": taught.get("reward"), "default": default.kind}[sources["reward"]]
     known = {}
     if of_policy and taught["reward"] == kind:  # the numbers of another reward mean something else
-        known = {name: taught[name] for name in ("price", "penalty", "cost_weights")}
+        known = {name: taught.get(name) for name in ("price", "penalty", "cost_weights")}
         if taught["price_gain"]:
             known["price"] = trained.get("price")
     values = {"cost_weights": known.get("cost_weights", default.cost_weights)}

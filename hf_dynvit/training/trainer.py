@@ -75,7 +75,6 @@ class DynViTTrainer(CheckpointTrainer):
         self.objective = self.args.make_objective()
         self.objective.prepare(self)
         self.add_callback(ObjectiveState(self.objective))
-        self.chosen = ChosenEvaluation(self)
         if self.args.agent != "none":
             self.agent = PatchAgent(self)
             self.add_callback(self.agent)

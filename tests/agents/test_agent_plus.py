@@ -7,8 +7,9 @@ from models import images
 from torch.testing import assert_close
 
 from hf_dynvit.agents.agentvit_plus import SubsetPolicy, draw_order, draw_with_rest
-from hf_dynvit.agents.base import Moment, parse_options
+from hf_dynvit.agents.base import Moment
 from hf_dynvit.agents.features import patch_features, patch_places, patch_statistics, pixel_novelty
+from hf_dynvit.objectives.options import parse_options
 
 
 def generator(seed=0):
@@ -30,7 +31,7 @@ def generator(seed=0):
 )
 def test_values_that_an_option_cannot_have_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        parse_options("x", SubsetPolicy, {}, options)
+        parse_options("agent 'x'", SubsetPolicy.Options, options)
 
 
 def test_a_return_over_the_whole_training_is_progressive(tiny_vit):

@@ -113,7 +113,7 @@ def test_options_by_name_of_other_objectives_do_not_count(tmp_path, name):
     args = DynViTTrainingArguments(str(tmp_path), objective=name, **every)
     assert args.objective_options.keys() == {option.name for option in fields(OBJECTIVES[name].Options)}
     if name != "reinforce":
-        with pytest.raises(ValueError, match="objective 'reinforce': price must be a number of at least 0, got nan"):
+        with pytest.raises(ValueError, match="price of objective 'reinforce' must be a number of at least 0, got nan"):
             DynViTTrainingArguments(str(tmp_path), objective=name, price=float("nan"))
 
 

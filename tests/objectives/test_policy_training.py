@@ -110,10 +110,10 @@ def test_training_runs_packed(tiny_vit, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"reward": "smile"}, "reward must be one of"),
-        ({"reward": "blockdrop"}, "reward must be one of"),
-        ({"returns": "late"}, "returns must be one of"),
-        ({"baseline": "oracle"}, "baseline must be one of"),
+        ({"reward": "smile"}, "reward of objective 'reinforce' must be one of"),
+        ({"reward": "blockdrop"}, "reward of objective 'reinforce' must be one of"),
+        ({"returns": "late"}, "returns of objective 'reinforce' must be one of"),
+        ({"baseline": "oracle"}, "baseline of objective 'reinforce' must be one of"),
         ({"probability_bound": 0.5}, "probability_bound must be in"),
     ],
 )
