@@ -16,6 +16,7 @@ INSTALL = [
     "transformers>=5.23,<6",
     "accelerate>=1.15",
     "datasets>=5.2",
+    "evaluate>=0.4.6",
     "safetensors>=0.8",
     "huggingface-hub>=2.4,<3",
     "jinja2>=3.1",  # model cards

@@ -136,6 +136,13 @@ def test_what_is_pushed_has_no_checkpoints_or_arguments(place, trained, monkeypa
     assert not {"training_args.bin", "results.json"} & pushed["me/model"]
 
 
+def test_a_script_beside_evaluate_py_still_finds_the_library_of_that_name():
+    code = f"import runpy; runpy.run_path({str(RECIPES / 'train.py')!r}); import evaluate; print(evaluate.Metric)"
+    environment = {**os.environ, "PYTHONPATH": f"{RECIPES}{os.pathsep}{ROOT}"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert "evaluate.module.Metric" in done.stdout, done.stderr
+
+
 @pytest.mark.slow
 def test_two_processes_train_one_model(place):
     out = place.folder / "two"
