@@ -47,7 +47,8 @@ class SearchArguments:
         "'correct'",
     )
     price: float | None = HfArg(
-        default=None, help="what a cost of 1 takes from the reward; none: that of the policy's training, else 1"
+        default=None,
+        help="cost penalty: what a cost of 1 takes from the reward; none: that of the policy's training, else 1",
     )
     penalty: float | None = HfArg(
         default=None, help="of a wrong prediction, reward 'blockdrop'; none: that of the policy's training, else 1"
@@ -95,7 +96,7 @@ def training_of(model):
 def reward_of(args, trained):
     """The `Reward` of a search: options first, then what the policy was trained with, then the defaults.
 
-    A price that followed a budget in training is the mean that results.json holds of the last quarter of its logs.
+    A cost penalty (`price`) that followed a budget in training is its mean over the last quarter of the logs.
 
     Args:
         args: `SearchArguments`. trained: as `training_of` gives it.
