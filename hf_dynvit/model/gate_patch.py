@@ -44,6 +44,7 @@ class PatchGate(LearnedGate):
         return logits.float() + self.novelty.weight.float().squeeze() * novelty(tokens, alive, self.protected)
 
     def settle(self, keep):
+        keep = keep.clone()  # the log-probability of a policy holds what was drawn
         keep[:, self.protected] = True
         return keep
 
