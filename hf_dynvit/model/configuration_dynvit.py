@@ -109,22 +109,12 @@ class DynViTConfig(ViTConfig):
     def _check_gate(self, entry):
         if not isinstance(entry, dict) or not isinstance(entry.get("gate"), str):
             raise ValueError(f'each gate must be a dict with the key "gate" (its name), got {entry!r}')
-        if "layers" not in entry:
-            return
-        layers = entry["layers"]
-        if isinstance(layers, (list, tuple)) and len(layers) > self.num_hidden_layers:
-            raise ValueError(
-                f'"layers" of gate {entry["gate"]!r} must be distinct and in 0..{self.num_hidden_layers - 1}, '
-                f"got {len(layers)} of them"
-            )
+        layers, depth = entry.get("layers", []), self.num_hidden_layers
         if not isinstance(layers, (list, tuple)) or not all(type(layer) is int for layer in layers):
             raise ValueError(f'"layers" of gate {entry["gate"]!r} must be a list of integers, got {layers!r}')
-        wrong = [layer for layer in layers if not 0 <= layer < self.num_hidden_layers]
-        if wrong or len(set(layers)) < len(layers):
-            raise ValueError(
-                f'"layers" of gate {entry["gate"]!r} must be distinct and in 0..{self.num_hidden_layers - 1}, '
-                f"got {list(layers)}"
-            )
+        if not all(0 <= layer < depth for layer in layers) or len(set(layers)) < len(layers):
+            given = f"{len(layers)} of them" if len(layers) > depth else list(layers)
+            raise ValueError(f'"layers" of gate {entry["gate"]!r} must be distinct and in 0..{depth - 1}, got {given}')
 
 
 DynViTConfig.register_for_auto_class("AutoConfig")

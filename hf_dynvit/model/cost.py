@@ -10,46 +10,33 @@ sizes.
 
 import torch
 
-from .host import host_of
-
-
-def attention_macs(config, tokens, heads):
-    """MACs of one layer's attention for one image, projections included; numbers or tensors that broadcast.
-
-    Args:
-        tokens: that take part, 0 where the image skips it. heads: that are on.
-    """
-    sizes = host_of(config).sizes(config)
-    return tokens * sizes.attention_weights + 2 * tokens * tokens * sizes.attention * (heads / sizes.heads)
-
-
-def mlp_macs(config, tokens):
-    """MACs of one layer's MLP for one image; tokens: that it transforms, 0 where the image skips it."""
-    return tokens * host_of(config).sizes(config).mlp_weights
+from .host import sizes_of
 
 
 def layer_macs(config, attention_tokens, mlp_tokens, heads):
-    """MACs of one layer for one image; the arguments are those of `attention_macs` and `mlp_macs`."""
-    return attention_macs(config, attention_tokens, heads) + mlp_macs(config, mlp_tokens)
+    """MACs of one layer for one image; numbers or tensors that broadcast.
+
+    Args:
+        attention_tokens, mlp_tokens: tokens that attention and MLP compute, 0 where the image skips it.
+        heads: heads that are on.
+    """
+    sizes = sizes_of(config)
+    return _attention_macs(sizes, attention_tokens, heads) + mlp_tokens * sizes.mlp_weights
 
 
-def merging_macs(config, into, kept_tokens):
-    """MACs of finding where tokens merge, per image: into (B, N), kept_tokens (B,) with protected ones -> (B,)."""
-    host = host_of(config)
-    leaving = (into != torch.arange(into.shape[1], device=into.device)).sum(1)
-    return leaving * (kept_tokens - len(host.protected)) * host.sizes(config).width
+def _attention_macs(sizes, tokens, heads):
+    return tokens * sizes.attention_weights + 2 * tokens * tokens * sizes.attention * (heads / sizes.heads)
 
 
 def stem_macs(config, num_tokens, classes):
     """MACs outside the layers for one image: patch projection and classifier."""
-    host = host_of(config)
-    sizes = host.sizes(config)
-    return (num_tokens - len(host.protected)) * sizes.patch_weights + sizes.features * classes
+    sizes = sizes_of(config)
+    return (num_tokens - sizes.protected) * sizes.patch_weights + sizes.features * classes
 
 
 def dense_macs(config, num_tokens, classes):
     """MACs of the dense model for one image of `num_tokens` tokens, protected ones included."""
-    layer = layer_macs(config, num_tokens, num_tokens, host_of(config).sizes(config).heads)
+    layer = layer_macs(config, num_tokens, num_tokens, sizes_of(config).heads)
     return stem_macs(config, num_tokens, classes) + config.num_hidden_layers * layer
 
 
@@ -77,17 +64,18 @@ def layer_costs(config, decisions, batch, num_tokens, device):
 
     sublayers = usage("sublayers", 1)
     attention, mlp = sublayers.unbind(-1) if torch.is_tensor(sublayers) else (1, 1)
-    heads = usage("heads", host_of(config).sizes(config).heads)
+    sizes = sizes_of(config)
+    heads = usage("heads", sizes.heads)
     # Switches multiply MACs, not tokens, which attention squares: the gradient of a switch is what it saves.
-    layers = attention * attention_macs(config, usage("attention_tokens", num_tokens), heads)
-    layers = layers + mlp * mlp_macs(config, usage("mlp_tokens", num_tokens))
+    layers = attention * _attention_macs(sizes, usage("attention_tokens", num_tokens), heads)
+    layers = layers + mlp * usage("mlp_tokens", num_tokens) * sizes.mlp_weights
     layers = layers if torch.is_tensor(layers) else torch.tensor(float(layers), device=device)
     return layers.expand(len(decisions), batch)
 
 
 def layer_shares(config, decisions, batch, num_tokens, device):
     """What each layer spends of its own dense MACs, for each image: (L, B); the arguments are those of `layer_costs`."""
-    dense = layer_macs(config, num_tokens, num_tokens, host_of(config).sizes(config).heads)
+    dense = layer_macs(config, num_tokens, num_tokens, sizes_of(config).heads)
     return layer_costs(config, decisions, batch, num_tokens, device) / dense
 
 
@@ -105,11 +93,14 @@ def cost(config, decisions, batch, num_tokens, classes, gate_macs, device, full_
         (B,) float32: MACs spent / MACs of the dense model.
     """
     layers = layer_costs(config, decisions, batch, num_tokens, device).sum(0)
-    merging = [
-        merging_macs(config, decision.into, decision.attention_tokens.detach().sum(1, dtype=torch.float32))
-        for decision in decisions
-        if decision.into is not None
-    ]
+    merging = sum((_merging_macs(config, one) for one in decisions if one.into is not None), gate_macs)
     full_tokens = num_tokens if full_tokens is None else full_tokens
-    total = dense_macs(config, full_tokens, classes)
-    return (layers + stem_macs(config, full_tokens, classes) + sum(merging, gate_macs)) / total
+    stem, total = stem_macs(config, full_tokens, classes), dense_macs(config, full_tokens, classes)
+    return (layers + stem + merging) / total
+
+
+def _merging_macs(config, decision):
+    """MACs of finding where the tokens of a `LayerDecisions` merge: (B,)."""
+    sizes, into = sizes_of(config), decision.into
+    kept = decision.attention_tokens.detach().sum(1, dtype=torch.float32) - sizes.protected
+    return (into != torch.arange(into.shape[1], device=into.device)).sum(1) * kept * sizes.width

@@ -18,20 +18,14 @@ from .tokens import compact, in_full, merge_patches, take_patches
 
 
 class Encoded(NamedTuple):
-    """What `encode` gives.
+    """What `encode` gives: the fields of the models' outputs, and in place of features the tokens before the final norm."""
 
-    Attributes:
-        x: (B, N, D) before the final norm. cost: (B,). decisions: L `LayerDecisions`.
-        hidden_states, attentions: as in the outputs of the models.
-        state: the `TokenState` of x, which may be without tokens that were dropped.
-    """
-
-    x: torch.Tensor
+    x: torch.Tensor  # (B, N, D), maybe without tokens that were dropped
     cost: torch.Tensor
     decisions: tuple
     hidden_states: tuple | None
     attentions: tuple | None
-    state: TokenState
+    state: TokenState  # of x
 
 
 def encode(

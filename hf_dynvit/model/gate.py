@@ -18,17 +18,13 @@ GATINGS = ("sample", "act", "threshold", "open")
 
 
 class Exploration(NamedTuple):
-    """How stochastic decisions are drawn.
+    """How stochastic decisions are drawn."""
 
-    Attributes:
-        noise: scale of the Gumbel noise of straight-through samples; at 0 they are what the threshold decides.
-        bound: a policy keeps with bound * p + (1 - bound) * (1 - p), so that it goes on exploring (BlockDrop).
-        from_layer: policies of earlier layers keep everything (a curriculum from the last layer backwards).
-    """
-
-    noise: float = 1.0
-    bound: float = 1.0
-    from_layer: int = 0
+    noise: float = (
+        1.0  # scale of the Gumbel noise of straight-through samples; at 0 they are what the threshold decides
+    )
+    bound: float = 1.0  # a policy keeps with bound * p + (1 - bound) * (1 - p), to go on exploring (BlockDrop)
+    from_layer: int = 0  # policies of earlier layers keep everything (a curriculum from the last layer backwards)
 
 
 NO_EXPLORATION = Exploration()
@@ -104,16 +100,10 @@ def cut(threshold):
 def sample_straight_through(logits, tau, threshold, noise=1.0):
     """Gumbel-sigmoid with a hard forward and a soft backward (AdaViT, Eq. 5).
 
-    The published code has two rules: at noise 1 a sample exceeds the threshold where logit + noise > tau * cut, in
-    evaluation a unit is kept where logit > cut. They differ unless tau is 1 or the threshold 0.5. Between noise 1 and 0
-    the first turns into the second: logit + noise > (1 + noise * (tau - 1)) * cut.
-
-    Args:
-        logits: any shape.
-        tau: temperature of the relaxation; scales the gradient only when `threshold` is 0.5.
-        threshold: keep where the relaxed sample exceeds it; at noise 1 the keep probability is
-            `sigmoid(logit - tau * log(threshold / (1 - threshold)))`.
-        noise: scale of the Gumbel noise; at 0 a sample is what the threshold decides in evaluation.
+    The published code has two rules: at noise 1 a sample exceeds the threshold where logit + noise > tau * cut, with
+    probability sigmoid(logit - tau * cut); in evaluation a unit is kept where logit > cut. They differ unless tau is 1
+    or the threshold 0.5. Between noise 1 and 0 the first turns into the second: logit + noise > (1 + noise * (tau - 1))
+    * cut. The temperature `tau` of the relaxation scales the gradient only when the threshold is 0.5.
 
     Returns:
         Floats of the shape of `logits`, exactly 0.0 or 1.0.
@@ -130,10 +120,7 @@ def sample_straight_through(logits, tau, threshold, noise=1.0):
 
 
 class Score(nn.Linear):
-    """A linear map from features to logits that says what it is when fresh: `init_weight` everywhere, and `init_bias`.
-
-    With the weight of 0 its logits are `init_bias` whatever the features. No bias: `init_bias=None`.
-    """
+    """A linear map from features to logits that is `init_weight` everywhere and `init_bias` (None: no bias) when fresh."""
 
     def __init__(self, in_features, out_features, init_bias, init_weight=0.0):
         super().__init__(in_features, out_features, bias=init_bias is not None)
@@ -249,14 +236,7 @@ ALLOWED = {
 
 
 def check_options(gate, **options):
-    """Refuse values that an option of a gate cannot have.
-
-    Args:
-        gate: what to call it. options: of those in `ALLOWED`.
-
-    Raises:
-        ValueError: it names the option, what is allowed, and the value.
-    """
+    """Refuse values that `options` of a gate, of those in `ALLOWED`, cannot have, with a ValueError that names them."""
     for name, value in options.items():
         allowed, fits = ALLOWED[name]
         if not fits(value):
@@ -264,10 +244,6 @@ def check_options(gate, **options):
 
 
 def check_choice(gate, name, value, choices):
-    """Refuse an option that is none of the words `choices`.
-
-    Raises:
-        ValueError: it names the option, the choices, and the value.
-    """
+    """Refuse an option that is none of the words `choices`, with a ValueError that names it."""
     if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{name} of {gate} must be one of {sorted(choices)}, got {value!r}")

@@ -8,7 +8,7 @@ Letters: B images, N tokens, D channels, H heads, d channels of a head, S number
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import nn
 
@@ -17,70 +17,43 @@ CLS = slice(0, 1)  # the protected token of a ViT
 
 
 class LayerParts(NamedTuple):
-    """The modules of one layer. Those that are plain linear layers may be joined, split and prepacked; others are called.
-
-    Attributes:
-        attention_norm, mlp_norm: the norms before the two branches.
-        attention: what transformers' attention functions are given as the module; it has a `config`.
-        projections: linear layers whose outputs, side by side, are the queries, keys and values of all heads.
-        head_dim: d; scores are scaled by d ** -0.5.
-        out: the output projection.
-        mlp: (T, D) -> (T, D), row by row.
-        mlp_linears: its linear layers if it may run in parts, else none.
-        activation: what stands between two `mlp_linears`.
-        residuals: what the outputs of attention and MLP pass before they are added: dropout, layer scale, drop path.
-        dropout: probability on attention weights, 0.0 in evaluation.
-        eager: transformers' eager attention function of this family.
-        turn: (q, k, side) -> (q, k), with q and k (..., H, d) and side (..., S): rotary positions, q/k norms; or None.
-    """
+    """The modules of one layer. Plain linear layers may be joined, split and prepacked; all else is called."""
 
     attention_norm: nn.Module
     mlp_norm: nn.Module
-    attention: nn.Module
-    projections: tuple
-    head_dim: int
-    out: nn.Module
-    mlp: nn.Module
-    mlp_linears: tuple
-    activation: Any
-    residuals: tuple
-    dropout: float
-    eager: Callable
-    turn: Callable | None = None
+    attention: nn.Module  # the module that transformers' attention functions are given; it has a `config`
+    projections: tuple  # linear layers whose outputs, side by side, are the queries, keys and values of all heads
+    head_dim: int  # d; scores are scaled by d ** -0.5
+    out: nn.Module  # the output projection
+    mlp: nn.Module  # (T, D) -> (T, D), row by row
+    mlp_linears: tuple  # its linear layers if it may run in parts, else none
+    activation: Callable | None  # what stands between two of them
+    residuals: tuple  # what attention and MLP pass before they are added: dropout, layer scale, drop path
+    dropout: float  # of attention weights, 0.0 in evaluation
+    eager: Callable  # transformers' eager attention function of this family
+    turn: Callable | None = None  # (q, k, side) -> (q, k), (..., H, d) with side (..., S): rotary positions, q/k norms
 
 
 class Sizes(NamedTuple):
-    """What the cost is counted from, as a configuration says it.
+    """What the cost is counted from; weights are multiply-accumulates of one token or patch in linear layers."""
 
-    Attributes:
-        tokens: N of an image of the configured size. heads: H. width: D. attention: H * d.
-        attention_weights, mlp_weights: multiply-accumulates of a token in the linear layers of attention and MLP.
-        patch_weights: those of a patch in the embeddings. features: channels that the classifier reads.
-    """
-
-    tokens: int
+    tokens: int  # N of an image of the configured size
+    protected: int  # of them
     heads: int
-    width: int
-    attention: int
+    width: int  # D
+    attention: int  # H * d
     attention_weights: int
     mlp_weights: int
-    patch_weights: int
-    features: int
+    patch_weights: int  # of the embeddings
+    features: int  # channels that the classifier reads
 
 
 class Host:
-    """What all hosts have; one instance serves all models of its family, and holds no state.
+    """What all hosts have; an instance holds no state and serves all models of its family."""
 
-    Attributes:
-        native: transformers' image classifier of this family, with the backbone under `base_model_prefix` and a
-            `classifier`.
-        no_split: class names that device maps keep on one device.
-        protected: indices of the tokens that no gate drops or merges: [CLS], registers.
-    """
-
-    native: type
-    no_split: tuple = ()
-    protected: tuple = (0,)
+    native: type  # transformers' image classifier, with the backbone under `base_model_prefix` and a `classifier`
+    no_split: tuple = ()  # class names that device maps keep on one device
+    protected: tuple = (0,)  # tokens that no gate drops or merges: [CLS], registers
 
     def protects_first(self):
         """Whether protected tokens come first, so that they stay in their places when others leave the stream."""
@@ -110,10 +83,9 @@ class Host:
         raise NotImplementedError
 
     def embed(self, backbone, pixel_values, interpolate):
-        """Tokens (B, N, D), a norm before the first layer included, and what belongs to each: side (B, N, S) or None.
+        """Tokens (B, N, D), after a norm before the first layer, and what belongs to each: side (B, N, S) or None.
 
-        Side data is gathered with the tokens wherever some are left out. `interpolate`: accept other image sizes than
-        the configured one.
+        Side data is gathered with the tokens wherever some are left out. `interpolate`: accept another image size.
         """
         raise NotImplementedError
 
@@ -124,9 +96,7 @@ class Host:
     def head(self, backbone, x, alive, size):
         """Features (B, F) for the classifier, from x (B, N, D) before the final norm.
 
-        Args:
-            alive: (B, N) tokens that are not dropped; None: all. A mean leaves the others out.
-            size: (B, N) patches that each token stands for; None: one each. A mean weighs by it.
+        A mean leaves out tokens that are not alive (B, N) and weighs the others by their size (B, N); None: all, one.
         """
         raise NotImplementedError
 
@@ -153,3 +123,8 @@ def host_of(config):
     if name not in HOSTS:
         raise ValueError(f"no host for {name!r}; there are {sorted(HOSTS)}, and register_host takes others")
     return HOSTS[name]
+
+
+def sizes_of(config):
+    """The `Sizes` of a configuration, native or with gates."""
+    return host_of(config).sizes(config)

@@ -70,6 +70,7 @@ class ViTHost(Host):
         attention = heads * getattr(config, "head_dim", channels // heads)
         return Sizes(
             tokens=(height // patch_height) * (width // patch_width) + 1,
+            protected=1,
             heads=heads,
             width=channels,
             attention=attention,

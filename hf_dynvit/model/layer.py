@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import torch
 
-from .gate import NO_EXPLORATION, Action, Exploration, LayerDecisions, TokenState
+from .gate import Action, Exploration, LayerDecisions, TokenState
 from .layer_masked import masked_attention_sublayer, masked_mlp_sublayer
 from .layer_packed import packed_attention_sublayer, packed_block, packed_mlp_sublayer
 from .tokens import merge
@@ -24,44 +24,34 @@ LAYOUTS = ("packed", "masked")
 
 
 class Ahead(NamedTuple):
-    """What a gate has decided before its layer's turn: its `Action`, and the images (B',) that run the layer."""
+    """What a gate has decided before its layer's turn."""
 
     action: Action
-    images: torch.Tensor
+    images: torch.Tensor  # (B',) that run the layer
 
 
 class Seen(NamedTuple):
-    """What a layer is told beside its tokens.
+    """What a layer is told beside its tokens; `allowed` and `alive` are not applied to what is replayed."""
 
-    Attributes:
-        gating: one of `GATINGS`. packed: whether the layout is packed.
-        replay: `LayerDecisions` to use instead of the gates' own, which are evaluated all the same; its `None`s too.
-        exploration: how stochastic decisions are drawn.
-        state: what earlier layers have dropped permanently, which is not applied to what is replayed, and merged.
-        allowed: whether attention and MLP may run at all, whatever the gates say; not applied to what is replayed.
-        wants_weights: whether attention weights are needed, which a layer that is called keeps to itself.
-        side: (B, N, S), what the host knows of each token beside x, or None.
-        entry: (B, 1, D), what gates with `upfront` read, or None. ahead: what is decided of this layer already, or None.
-    """
-
-    gating: str
+    gating: str  # one of `GATINGS`
     packed: bool
-    replay: LayerDecisions | None = None
-    exploration: Exploration = NO_EXPLORATION
-    state: TokenState = TokenState()
-    allowed: tuple = (True, True)
-    wants_weights: bool = False
-    side: torch.Tensor | None = None
-    entry: torch.Tensor | None = None
-    ahead: Ahead | None = None
+    replay: (
+        LayerDecisions | None
+    )  # to use instead of the gates' own, which are evaluated all the same; its `None`s too
+    exploration: Exploration
+    state: TokenState  # what earlier layers have done
+    allowed: tuple  # whether attention and MLP may run at all, whatever the gates say
+    wants_weights: bool  # of the attention, which a layer that is called keeps to itself
+    side: torch.Tensor | None  # (B, N, S), what the host knows of each token beside x
+    entry: torch.Tensor | None  # (B, 1, D), what gates with `upfront` read
+    ahead: Ahead | None  # what is decided of this layer already
 
 
 def run_layer(host, layer, gates, x, seen):
     """Run one layer under the decisions of its gates; nothing is written into x.
 
     Args:
-        host: the `Host` of the layer. gates: `ModuleDict`, first slot of a gate -> gate.
-        x: (B, N, D). seen: a `Seen`.
+        gates: `ModuleDict`, first slot of a gate -> gate. x: (B, N, D). seen: a `Seen`.
 
     Returns:
         x (B, N, D), the `LayerDecisions` used, the new `TokenState`, and the attention weights (B, H, N, N) if the

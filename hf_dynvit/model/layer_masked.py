@@ -15,9 +15,8 @@ def masked_attention_sublayer(parts, x, normed, tokens, use, heads, size, side):
     """x (B, N, D) + attention, and its weights (B, H, N, N) if the attention function gives them.
 
     Args:
-        parts: the `LayerParts` of the layer.
-        normed: x after the norm. tokens: (B, N), use: (B,), heads: (B, H), each of which may be None.
-        size: (B, N) patches that each token stands for, or None for one each. side: (B, N, S) or None.
+        normed: x after the norm.
+        tokens: (B, N), use: (B,), heads: (B, H), size: (B, N), side: (B, N, S), each of which may be None.
     """
     config, mask = parts.attention.config, None
     if size is not None:

@@ -21,10 +21,7 @@ FUSE_UP_TO = 384
 
 
 def packed_block(parts, x, normed, tokens, use, heads, size=None, side=None, hide=None):
-    """x (B, N, D) after attention and MLP over the same rows: one gather and one way back for both.
-
-    The arguments are those of `packed_attention_sublayer` and `packed_mlp_sublayer`.
-    """
+    """As `packed_attention_sublayer`, then `packed_mlp_sublayer`, over the same rows: one gather and one way back."""
     used = used_rows(x, tokens, use, _prepacked(parts, x))
     if not used.lengths:
         return x
@@ -36,16 +33,11 @@ def packed_block(parts, x, normed, tokens, use, heads, size=None, side=None, hid
 
 
 def packed_attention_sublayer(parts, x, normed, tokens, use, heads, size=None, side=None):
-    """x + attention over the rows in use.
+    """x (B, N, D) + attention over the rows in use.
 
     Args:
-        parts: the `LayerParts` of the layer.
-        x: (B, N, D). normed: the same after the norm if a gate has read it, else None.
-        tokens: (B, N) or None. use: list of B bools or None. heads: (B, H) or None.
-        size: (B, N) patches that each token stands for, or None for one each. side: (B, N, S) or None.
-
-    Returns:
-        x (B, N, D).
+        normed: x after the norm if a gate has read it, else None.
+        tokens: (B, N), use: list of B bools, heads: (B, H), size: (B, N), side: (B, N, S), each of which may be None.
     """
     used = used_rows(x, tokens, use, _prepacked(parts, x))
     if not used.lengths:

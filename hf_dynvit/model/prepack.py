@@ -17,19 +17,12 @@ SAMPLE = 32  # elements of a weight that each forward compares, by their bytes: 
 
 
 class Reordered(NamedTuple):
-    """The weights of one or several layers, reordered, and what tells whether they are still those.
+    """The weights of one or several layers, reordered, and what tells whether they are still those."""
 
-    Attributes:
-        weight: the reordered weight, of all layers in one.
-        stamps: address and version of each plain weight.
-        samples: address and content of a few bytes of each plain weight.
-        plain: the plain weights where they lie, so that no other tensor gets their addresses.
-    """
-
-    weight: torch.Tensor
-    stamps: list
-    samples: list
-    plain: list
+    weight: torch.Tensor  # of all layers in one
+    stamps: list  # address and version of each plain weight
+    samples: list  # address and content of a few bytes of each
+    plain: list  # the plain weights where they lie, so that no other tensor gets their addresses
 
     @classmethod
     def of(cls, weights):
@@ -60,10 +53,9 @@ def _sample(weight):
 class PrepackedLinear(nn.Linear):
     """An `nn.Linear` that keeps a reordered copy of its weight for evaluation on CPU without gradient.
 
-    The copy lives as long as nothing says that the weight may change. It is dropped when the layer trains, moves or
-    computes with gradient, and renewed when the weight is exchanged, changed in place, or differs in one of the few
-    elements that each forward compares: what fused optimizers and merged adapters do behind autograd's back is seen, a
-    change of single elements of `weight.data` is not.
+    The copy is dropped when the layer trains, moves or computes with gradient, and renewed when the weight is exchanged,
+    changed in place, or differs in one of the few elements that each forward compares: what fused optimizers and merged
+    adapters do behind autograd's back is seen, a change of single elements of `weight.data` is not.
     """
 
     _kept = None  # number of joined layers -> Reordered
@@ -76,10 +68,7 @@ class PrepackedLinear(nn.Linear):
         return PRODUCT(x, self._reordered(self), self._parameters["bias"], activation, [], "none")
 
     def joint(self, others, x):
-        """x (..., in) through this layer and others in one product: (..., sum of outs).
-
-        Only where this layer `serves` and all `are_joinable`.
-        """
+        """x (..., in) -> (..., sum of outs) of this layer, which `serves`, and others, if all `are_joinable`."""
         linears = (self, *others)
         bias = None if self.bias is None else torch.cat([linear.bias for linear in linears])
         return PRODUCT(x, self._reordered(*linears), bias, "none", [], "none")
@@ -133,11 +122,7 @@ class PrepackedLinear(nn.Linear):
 
 
 def is_plain(module, *types):
-    """Whether `module` is of exactly one of these types, and nothing but its weights says what it computes.
-
-    Then its product may be joined with others; what has hooks, an adapter, a parametrization or another `forward` is
-    called.
-    """
+    """Whether `module` is of exactly one of these types, without hooks, adapter, parametrization or another `forward`."""
     own = module.__dict__
     return (
         type(module) in types
@@ -174,8 +159,6 @@ def _has_products(dtype):
 def prepack(module):
     """Turn the plain linear layers in `module` into prepacked ones, in place; parameters and their names stay.
 
-    Takes as much memory as the weights of these layers again, at their first forwards.
-
     Raises:
         ValueError: a module that is not on CPU, or a torch without oneDNN.
     """
@@ -183,9 +166,7 @@ def prepack(module):
     if devices != {"cpu"}:
         raise ValueError(f"prepacked weights are for models on CPU, this one is on {sorted(devices)}")
     if not can_prepack():
-        raise ValueError(
-            "prepacked weights need a torch with oneDNN, and torch.backends.mkldnn.is_available() is False"
-        )
+        raise ValueError("prepacked weights need a torch with oneDNN: torch.backends.mkldnn.is_available() is False")
     for layer in module.modules():
         if type(layer) in (nn.Linear, PrepackedLinear):
             layer.__class__, layer._kept = PrepackedLinear, {}

@@ -14,19 +14,13 @@ ROUND_TO, OF_ROWS = 16, 1024
 
 
 class UsedRows(NamedTuple):
-    """Rows of x (B, N, D), as flattened to (B * N, D).
+    """Rows of x (B, N, D), as flattened to (B * N, D)."""
 
-    Attributes:
-        index: (T,) positions, None for all rows. padding: copies of row 0 to add at the end of what is taken.
-        lengths: rows per image, images without any left out. images: their indices, None for all images.
-        total: T.
-    """
-
-    index: torch.Tensor | None
-    padding: int
-    lengths: list
-    images: torch.Tensor | None
-    total: int
+    index: torch.Tensor | None  # (T,) positions; None: all rows
+    padding: int  # copies of row 0 to add at the end of what is taken
+    lengths: list  # rows per image, images without any left out
+    images: torch.Tensor | None  # indices of those images; None: all
+    total: int  # T
 
     def spread(self, per_image):
         """(images, ...) -> (T, ...): one row per packed row of the image; padding gets zeros."""

@@ -78,14 +78,13 @@ def _take(x, tokens):
 
 
 def merge(x, normed, tokens, into, state, packed, protected=CLS):
-    """Kept tokens take on those that are dropped.
+    """Kept tokens take on those that are dropped, but for protected ones.
 
     Args:
         x: (B, N, D). normed: the same after LayerNorm.
         tokens: (B, N) tokens that stay; bool, or float with a gradient.
         into: (B, N) where each token goes, to replay; None: to the nearest.
-        state: the `TokenState` before. packed: whether the layout is packed.
-        protected: indices of tokens that are no target.
+        state: the `TokenState` before.
 
     Returns:
         x, into (B, N) and the new sizes (B, N).
@@ -111,13 +110,9 @@ def merge(x, normed, tokens, into, state, packed, protected=CLS):
 
 
 def _nearest(normed, keep, protected):
-    """For each token the kept patch token most like it, other than itself; itself where there is none.
+    """For each token the kept patch most like it, other than itself, or itself where there is none: (B, N).
 
-    Args:
-        normed: (B, N, D) tokens after LayerNorm. keep: bool (B, N) tokens that stay.
-
-    Returns:
-        (B, N) token indices; a protected token is never one, nor has it one.
+    A protected token is never one, nor has it one. normed: (B, N, D). keep: bool (B, N) tokens that stay.
     """
     batch, num_tokens = keep.shape
     itself = torch.arange(num_tokens, device=keep.device).expand(batch, -1)
@@ -133,14 +128,7 @@ def _nearest(normed, keep, protected):
 
 
 def _merge_packed(x, normed, keep, leave, size, protected):
-    """`_nearest` and `_absorb` for the tokens that leave alone, without the products that need not be.
-
-    Args:
-        x: (B, N, D). normed: the same after LayerNorm. keep, leave: bool (B, N). size: (B, N) as in `_absorb`.
-
-    Returns:
-        x, (B, N) where each token went, itself if it did not, and size.
-    """
+    """`_nearest` and `_absorb` for the tokens that `leave` (B, N) alone, without the products that need not be."""
     batch, num_tokens = keep.shape
     itself = torch.arange(num_tokens, device=keep.device).expand(batch, -1)
     targets = keep.clone()
@@ -173,15 +161,11 @@ def _exact(rows):
 
 
 def _absorb(x, size, into, leave):
-    """x and sizes after tokens have left for others.
+    """x and sizes after tokens have left for others: those that receive are the mean, those that leave are as before.
 
     Args:
-        x: (B, N, D). size: (B, N) patches that each token stands for, or None for one each.
-        into: (B, N) where each token goes if it leaves.
+        x: (B, N, D). size: (B, N) or None. into: (B, N) where each token goes if it leaves.
         leave: (B, N) bool, or float 0.0 or 1.0 that carries a gradient (then all tokens are computed).
-
-    Returns:
-        x (B, N, D): tokens that receive are the mean, those that leave are as before; and sizes (B, N), no gradient.
     """
     batch, num_tokens, _ = x.shape
     size = torch.ones(batch, num_tokens, device=x.device) if size is None else size
@@ -203,10 +187,10 @@ def _move(x, size, rows, place, amount):
 
 
 class Places(NamedTuple):
-    """Where the tokens of a compacted stream were: index (B, K) in the full one, and which of the full one are alive."""
+    """Where the tokens of a compacted stream were."""
 
-    index: torch.Tensor
-    alive: torch.Tensor  # (B, N)
+    index: torch.Tensor  # (B, K) in the full stream
+    alive: torch.Tensor  # (B, N) of the full stream
 
 
 def compact(x, side, state, places, num_tokens):

@@ -167,6 +167,7 @@ class ToyHost(Host):
         width, patch = config.hidden_size, config.patch_size
         return Sizes(
             tokens=PREFIX + (config.image_size // patch) ** 2,
+            protected=PREFIX,
             heads=config.num_attention_heads,
             width=width,
             attention=width,
