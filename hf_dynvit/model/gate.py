@@ -210,7 +210,7 @@ class LearnedGate(Gate):
         replay = None if replay is None else replay[:, : logits.shape[1]]
         keep, *policy = draw(logits, exploration.bound, replay, self.decidable(tokens, alive))
         value = None if self.value is None else self.value(self.pool(tokens)).float().squeeze(1)
-        return Action(self.settle(keep), *policy, value)
+        return Action(self.settle(keep.clone()), *policy, value)  # the gradient of `policy` reads keep as it was
 
     def macs(self, num_tokens, alive=None):
         return self.score.in_features * self.score.out_features
