@@ -1,12 +1,12 @@
-"""The layer-skipping gate: a policy per layer reads one token and runs the block, or its two sub-layers, or passes by."""
+"""Gates of blocks and sub-layers, which read one token."""
 
 from .gate import LearnedGate, check_choice, check_options
 
 
 class BlockGate(LearnedGate):
-    """`Linear(D, 1)` on the token entering the block: run attention and MLP, or neither (Mersha & Assefa, 2022).
+    """The layer-skipping gate: a policy per layer reads one token and runs the block or passes it by (Mersha & Assefa, 2022).
 
-    The published policy is a softmax over two logits, of which only the difference matters: one logit is the same.
+    The published policy is a softmax over two logits, of which only the difference matters: `Linear(D, 1)` is the same.
 
     Args:
         granularity: `"block"`: one decision for both; `"sublayer"`: attention and MLP are decided apart.

@@ -1,10 +1,12 @@
-"""AdaViT's head gate: the [CLS] token entering a block decides which attention heads the image uses."""
+"""Gates of attention heads."""
 
 from .gate import LearnedGate, check_choice
 
 
 class HeadGate(LearnedGate):
-    """`Linear(D, H)` on the [CLS] token (AdaViT, section 3.2).
+    """AdaViT's head gate: the [CLS] token entering a block decides which attention heads the image uses (section 3.2).
+
+    `Linear(D, H)` on [CLS].
 
     Args:
         deactivation: what a head that is off removes. `"attention"`: its queries, keys, values and output;

@@ -1,4 +1,4 @@
-"""AdaViT's patch gate: a token's normed state, and on request its novelty, decide whether the layer transforms it."""
+"""Gates of tokens."""
 
 import torch
 
@@ -7,7 +7,9 @@ from .novelty import novelty, novelty_macs
 
 
 class PatchGate(LearnedGate):
-    """`Linear(D, 1)` on every normed token; protected tokens ([CLS]) are always kept (AdaViT, section 3.2).
+    """AdaViT's patch gate: a token's normed state, and on request its novelty, decide whether the layer transforms it.
+
+    `Linear(D, 1)` on every normed token (section 3.2); protected tokens, [CLS], are always kept.
 
     Args:
         on: `"block"`: one decision, read before attention, for attention and MLP (AdaViT); `"attention"` or `"mlp"`:

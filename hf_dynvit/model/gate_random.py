@@ -1,4 +1,4 @@
-"""The baseline every learned gate must beat: units kept at random, at a fixed rate, in training and evaluation."""
+"""Gates that draw at random."""
 
 import torch
 
@@ -7,7 +7,9 @@ from .gate_patch import PatchGate
 
 
 class RandomGate(Gate):
-    """Keeps each unit of each image with probability `rate`, independently; protected tokens ([CLS]) always.
+    """The baseline every learned gate must beat: units kept at random, at a fixed rate, in training and evaluation.
+
+    Each unit of each image is kept with probability `rate`, independently; protected tokens, [CLS], always.
 
     Args:
         unit: `"patch"`, `"head"`, `"sublayer"` or `"block"` (attention and MLP alike).

@@ -2,7 +2,6 @@
 
 import math
 import re
-import sys
 from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -170,7 +169,7 @@ def _gate(entry, depth):
         "name": entry["gate"],
         "layers": layer_ranges(entry.get("layers", range(depth))),
         "options": ", ".join(options),
-        "meaning": sys.modules[GATES[entry["gate"]].__module__].__doc__.strip().split("\n\n")[0],
+        "meaning": (GATES[entry["gate"]].__doc__ or "").strip().split("\n\n")[0],
     }
 
 
