@@ -4,9 +4,9 @@ from .gate import LearnedGate, check_choice, check_options
 
 
 class BlockGate(LearnedGate):
-    """The layer-skipping gate: a policy per layer reads one token and runs the block or passes it by (Mersha & Assefa, 2022).
+    """The layer-skipping gate: a policy per layer reads one token and runs the block or passes it by.
 
-    The published policy is a softmax over two logits, of which only the difference matters: `Linear(D, 1)` is the same.
+    The published policy (Mersha & Assefa, 2022) is a softmax over two logits, of which only the difference matters: `Linear(D, 1)` is the same.
 
     Args:
         granularity: `"block"`: one decision for both; `"sublayer"`: attention and MLP are decided apart.
@@ -37,9 +37,9 @@ class BlockGate(LearnedGate):
 
 
 class SublayerGate(BlockGate):
-    """AdaViT's sub-layer gate: the [CLS] token entering a block switches attention and MLP separately (section 3.2).
+    """AdaViT's sub-layer gate: the [CLS] token entering a block switches attention and MLP separately.
 
-    `BlockGate` with granularity `"sublayer"`, under the name that configurations have for it.
+    Section 3.2; `BlockGate` with granularity `"sublayer"`, under the name that configurations have for it.
     """
 
     def __init__(self, config, **options):

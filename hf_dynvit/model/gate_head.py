@@ -4,9 +4,9 @@ from .gate import LearnedGate, check_choice
 
 
 class HeadGate(LearnedGate):
-    """AdaViT's head gate: the [CLS] token entering a block decides which attention heads the image uses (section 3.2).
+    """AdaViT's head gate: the [CLS] token entering a block decides which attention heads the image uses.
 
-    `Linear(D, H)` on [CLS].
+    `Linear(D, H)` on [CLS] (section 3.2).
 
     Args:
         deactivation: what a head that is off removes. `"attention"`: its queries, keys, values and output;

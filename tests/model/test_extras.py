@@ -153,3 +153,11 @@ def test_losses_are_those_of_the_native_classifier(tiny_vit, problem, labels):
     assert isinstance(vit, ViTForImageClassification)
     pixel_values = images(2)
     assert_close(model(pixel_values, labels=labels).loss, vit(pixel_values, labels=labels).loss)
+
+
+@pytest.mark.parametrize("model_class", [DynViTForImageClassification, DynViTModel])
+def test_an_option_that_no_forward_has_is_refused_by_name(tiny_vit, model_class):
+    model = model_class(gated(tiny_vit(), None).config).eval()
+    model(images(1), gating="threshold", patches=torch.arange(3), interpolate_pos_encoding=False)
+    with pytest.raises(TypeError, match="'gatings'"):
+        model(images(1), gatings="threshold")

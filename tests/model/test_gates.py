@@ -163,3 +163,17 @@ def test_evaluation_is_deterministic_and_training_is_not(tiny_vit):
         assert not torch.equal(model(pixel_values).logits, model(pixel_values).logits)
     with pytest.raises(ValueError, match="gating must be one of .*'threshold'.*got 'greedy'"):
         model(pixel_values, gating="greedy")
+
+
+def test_a_sublayer_gate_is_a_block_gate_of_that_granularity(tiny_vit):
+    vit, pixel_values = tiny_vit(), images(4)
+    model = gated(vit, [{"gate": "sublayer", "value_width": 8}])
+    other = gated(vit, [{"gate": "block", "granularity": "sublayer", "value_width": 8}])
+    other.load_state_dict(model.state_dict())
+    for gating in ("threshold", "act"):
+        torch.manual_seed(1)
+        ours = model(pixel_values, gating=gating)
+        torch.manual_seed(1)
+        theirs = other(pixel_values, gating=gating)
+        assert torch.equal(ours.logits, theirs.logits) and torch.equal(ours.cost, theirs.cost)
+    assert (ours.cost < 1).any()
