@@ -51,7 +51,7 @@ def main(argv=None):
     order = torch.randperm(len(entrant.images), generator=torch.Generator().manual_seed(args.seed))
     loader = DataLoader(Subset(entrant.images, order[: args.images].tolist()), args.batch_size)
     shift, cost = calibrate(entrant.model, [batch["pixel_values"] for batch in loader], args.budget)
-    entrant.model.config.budget = args.budget
+    entrant.model.set_budget(args.budget)
     entrant.model.float().save_pretrained(args.output)
     AutoImageProcessor.from_pretrained(args.model).save_pretrained(args.output)
     print(f"all gates shifted by {shift:+.3f}: mean cost {cost:.3f} on {len(loader.dataset)} training images")

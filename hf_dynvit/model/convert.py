@@ -8,10 +8,7 @@ from .host import host_of
 
 
 def load_vit(source, kind=DynViTConfig, **kwargs):
-    """The native classifier at `source` (folder or Hub id), or `source` itself if it is one.
-
-    Args:
-        kind: the class of configurations whose host says which family it is.
+    """The native classifier at `source` (folder or Hub id), or `source` itself if it is one, of the family of `kind`.
 
     Raises:
         ValueError: another architecture, a checkpoint that lacks weights of the body, or a `device_map` that leaves some

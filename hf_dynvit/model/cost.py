@@ -41,12 +41,7 @@ def dense_macs(config, num_tokens, classes):
 
 
 def layer_costs(config, decisions, batch, num_tokens, device):
-    """MACs of each layer for each image, gates and merging apart: (L, B); differentiable where the decisions are.
-
-    Args:
-        decisions: L `LayerDecisions`.
-        batch, num_tokens: B and N.
-    """
+    """MACs of each layer for each image, gates and merging apart: (L, B); differentiable where L `decisions` are."""
 
     def usage(slot, full):
         """Units of a slot that each layer keeps: (L, B), or (L, B, 2) for sub-layers, or `full` if no layer decides."""

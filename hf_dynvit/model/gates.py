@@ -26,8 +26,8 @@ def register_gate(name, kind):
 
     Args:
         name: what `gates` of a configuration calls it.
-        kind: a `Gate`, most often a `LearnedGate`, called with `(config, **options)`. Its code does not travel to the Hub
-            with a model: who loads the model registers the gate first.
+        kind: a `Gate` (most often a `LearnedGate`), called with `(config, **options)`. Its code does not travel with a
+            model: who loads the model registers the gate first.
 
     Raises:
         ValueError: what is not a class of gates, or a name that another one has.

@@ -102,11 +102,7 @@ class DynViTPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, *args, **kwargs):
-        """As in transformers.
-
-        Raises:
-            ValueError: gates with weights that are not finite, which would decide, but not by what they see.
-        """
+        """As in transformers, and a ValueError for gates with weights that are not finite: they would decide blindly."""
         loaded = super().from_pretrained(*args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         gates = [(name, weight) for name, weight in model.gates.named_parameters() if not weight.is_meta]
@@ -119,11 +115,7 @@ class DynViTPreTrainedModel(PreTrainedModel):
         return loaded
 
     def activation_checkpointing_enable(self, activation_checkpointing_kwargs=None, **options):
-        """Recompute layers in the backward pass; as in transformers, without the reentrant variant.
-
-        Raises:
-            ValueError: `use_reentrant=True`, which would lose the gradients that reach gates through the cost.
-        """
+        """As in transformers, without `use_reentrant=True`, which would lose the gradients that reach gates by the cost."""
         if (activation_checkpointing_kwargs or {}).get("use_reentrant"):
             raise ValueError("activation checkpointing needs use_reentrant=False: decisions carry gradients too")
         super().activation_checkpointing_enable(activation_checkpointing_kwargs, **options)
@@ -182,10 +174,9 @@ class DynViTModel(DynViTPreTrainedModel):
     def prepack(self):
         """For inference on CPU: keep the layers' weights also in the order that its products want. Returns the model.
 
-        The result is the same and faster, most in float32, at the price of these weights' memory once more. The
-        copies are for evaluation without gradient alone: they are dropped when the model trains, moves or computes with
-        gradient, and renewed when weights change; after changing single elements of `weight.data`, call it again.
-        Compiled and exported graphs hold the plain products.
+        Results are the same and come faster, most in float32, at the price of these weights' memory once more. The copies
+        follow the weights (prepack.py); after changing single elements of `weight.data`, call it again. Compiled and
+        exported graphs hold the plain products.
 
         Raises:
             ValueError: a model that is not on CPU, or a torch without oneDNN.
@@ -195,14 +186,11 @@ class DynViTModel(DynViTPreTrainedModel):
 
     @can_return_tuple
     def forward(self, pixel_values=None, **options):
-        """Features of images (B, channels, height, width).
+        """A `DynViTModelOutput` of images (B, channels, height, width), or a tuple with `return_dict=False`.
 
         Args:
             options: those of `encode` (encoder.py): decisions, gating, exploration, interpolate_pos_encoding,
                 output_attentions, output_hidden_states, patches, merge_patches.
-
-        Returns:
-            `DynViTModelOutput`, or a tuple with `return_dict=False`.
         """
         x, *rest, _ = encode(self, pixel_values, **options)
         return DynViTModelOutput(self.host.norm(self.base_model, x), *rest)
@@ -225,8 +213,8 @@ class DynViTForImageClassification(DynViTModel):
             source: a `ViTForImageClassification`, or a folder or Hub id of one (or of a bare `ViTModel`).
             gates: the name of a preset, a list of gate dicts as in `DynViTConfig`, or None for none.
             budget: mean cost to aim at, in (0, 1].
-            kwargs: given on to `ViTForImageClassification.from_pretrained` (num_labels, dtype, revision, ...). The
-                model is on the device that the ViT is on, with its `device_map`; if that names several, on the first.
+            kwargs: those of `ViTForImageClassification.from_pretrained` (num_labels, dtype, revision, ...). The model is
+                where the ViT is; if its `device_map` names several devices, on the first.
 
         Raises:
             ValueError: a source that is not a ViT, lacks weights or has some on disk, an unknown preset, gate or option.
@@ -239,13 +227,10 @@ class DynViTForImageClassification(DynViTModel):
 
     @can_return_tuple
     def forward(self, pixel_values=None, labels=None, **options):
-        """Logits of images; arguments as in `DynViTModel.forward`.
+        """A `DynViTClassifierOutput`; arguments as in `DynViTModel.forward`.
 
         Args:
             labels: (B,) class indices, or (B, C) floats for multi-label problems; adds the loss.
-
-        Returns:
-            `DynViTClassifierOutput`, or a tuple with `return_dict=False`.
         """
         x, *rest, state = encode(self, pixel_values, **options)
         logits = self.classifier(self.host.head(self.base_model, x, *state))  # (B, C)

@@ -30,18 +30,13 @@ def choose_kernel(query):
 
 
 def packed_attention(query, key, value, lengths, heads=None, dropout_p=0.0, kernel=None, bias=None):
-    """Softmax attention of each image over its own rows.
+    """Softmax attention of each image over its own rows: query, key, value (T, H, d) -> (T, H, d).
 
     Args:
-        query, key, value: (T, H, d).
         lengths: list of B ints, rows per image; they sum to T.
         heads: bool (B, H), heads to compute, or None for all; the output of the others is 0.
-        dropout_p: dropout on the attention weights.
         kernel: "loop", "varlen" or "padded"; None chooses.
         bias: (T,) added to the scores of each key, or None.
-
-    Returns:
-        (T, H, d).
     """
     kernel = kernel or choose_kernel(query)
     if kernel == "loop" and heads is None and bias is None and dropout_p == 0.0 and len(set(lengths)) == 1:
@@ -50,9 +45,8 @@ def packed_attention(query, key, value, lengths, heads=None, dropout_p=0.0, kern
         return _loop(query, key, value, lengths, heads, dropout_p, bias)
     if bias is not None:
         return _with_bias(query, key, value, lengths, heads, dropout_p, kernel, bias)
-    attend = _varlen if kernel == "varlen" and dropout_p == 0.0 else _padded
     if heads is None:
-        return attend(query, key, value, lengths, dropout_p)
+        return _attend(query, key, value, lengths, dropout_p, kernel)
     # Every (head, image) pair that is on becomes a sequence with one head.
     lengths_t = torch.tensor(lengths, device=query.device)
     rows_on = heads.repeat_interleave(lengths_t, 0, output_size=len(query)).T  # (H, T)
@@ -60,7 +54,7 @@ def packed_attention(query, key, value, lengths, heads=None, dropout_p=0.0, kern
     out = torch.zeros_like(query).transpose(0, 1)  # (H, T, d)
     if pair_lengths:
         pairs = (t.transpose(0, 1)[rows_on].unsqueeze(1) for t in (query, key, value))
-        out = out.masked_scatter(rows_on.unsqueeze(-1), attend(*pairs, pair_lengths, dropout_p))
+        out = out.masked_scatter(rows_on.unsqueeze(-1), _attend(*pairs, pair_lengths, dropout_p, kernel))
     return out.transpose(0, 1)
 
 
@@ -119,17 +113,18 @@ def _kept_heads(heads):
     return [None if everything else row.nonzero().squeeze(1) for row, everything in zip(heads, all_on, strict=True)]
 
 
-def _varlen(query, key, value, lengths, dropout_p):
-    if len(set(lengths)) == 1:  # equal lengths need no variable-length kernel
+def _attend(query, key, value, lengths, dropout_p, kernel):
+    """Images of any lengths by "varlen" or "padded"; equal lengths need neither."""
+    if len(set(lengths)) == 1:
         return _equal(query, key, value, len(lengths), dropout_p)
+    if kernel == "padded" or dropout_p:
+        return _padded(query, key, value, lengths, dropout_p)
     starts = torch.tensor([0, *lengths], device=query.device).cumsum(0).int()
     longest = max(lengths)
     return varlen_attn(query.contiguous(), key.contiguous(), value.contiguous(), starts, starts, longest, longest)
 
 
 def _padded(query, key, value, lengths, dropout_p):
-    if len(set(lengths)) == 1:
-        return _equal(query, key, value, len(lengths), dropout_p)
     lengths_t = torch.tensor(lengths, device=query.device)
     valid = torch.arange(max(lengths), device=query.device) < lengths_t[:, None]  # (B, n)
     shape = (*valid.shape, *query.shape[1:])

@@ -118,7 +118,7 @@ def load_model(model_args, base_config, data):
     if gates == "keep":
         model = DynViTForImageClassification.from_pretrained(path, **options)
         model_args.budget = model.config.budget if model_args.budget is None else model_args.budget
-        model.config.budget = model_args.budget
+        model.set_budget(model_args.budget)
         return model
     budget = model_args.budget if gates else 1.0
     model = DynViTForImageClassification.from_vit(path, gates=gates, budget=budget, **options)
