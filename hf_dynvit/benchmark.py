@@ -14,8 +14,8 @@ from tqdm import tqdm
 from transformers import HfArgumentParser, ViTConfig, ViTForImageClassification
 
 from .data.rows import DataArguments
+from .measure.files import write_json
 from .measure.forwards import DTYPES, SIZES, Setting, gated, measure, random_vit
-from .measure.json_files import write_json
 from .measure.provenance import measured_on
 from .measure.random_decisions import draw_decisions
 from .measure.runtimes import RUNTIMES, Exported, check_runtimes
@@ -23,7 +23,8 @@ from .measure.trained_models import compare
 from .model.configuration_dynvit import pair
 from .model.convert import load_vit
 from .model.prepack import can_prepack
-from .report.benchmark_tables import models_plot, models_table, speed_plot, speed_table
+from .report.benchmark_tables import models_table, speed_table
+from .report.plots import models_plot, speed_plot
 
 
 CALIBRATION = 8  # random images; they decide the scales of int8, not its speed

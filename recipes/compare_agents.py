@@ -19,11 +19,10 @@ from transformers.utils import logging
 
 from hf_dynvit.agents import build_agent, parse_variant
 from hf_dynvit.data import DataArguments, load_image_data
-from hf_dynvit.measure.json_files import read_json
+from hf_dynvit.measure.files import read_json
 from hf_dynvit.measure.provenance import measured_on
-from hf_dynvit.report.agent_pictures import AGENT_PICTURES, draw_agent
-from hf_dynvit.report.comparison import FOUND, KIND, check_same
-from hf_dynvit.report.comparison_tables import publish, save
+from hf_dynvit.report.comparison import FOUND, KIND, check_same, publish, save
+from hf_dynvit.report.pictures import AGENT_PICTURES, draw_agent
 from hf_dynvit.report.publish import drawn
 from hf_dynvit.settings import parse_settings
 from hf_dynvit.training.arguments import DynViTTrainingArguments

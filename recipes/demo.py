@@ -18,17 +18,18 @@ from transformers import Trainer, TrainingArguments, ViTConfig, ViTForImageClass
 
 from hf_dynvit import DynViTForImageClassification, DynViTTrainer, DynViTTrainingArguments
 from hf_dynvit.data import digit_canvases
-from hf_dynvit.measure.json_files import read_json
-from hf_dynvit.report.demo_results import (
+from hf_dynvit.measure.files import read_json
+from hf_dynvit.report.demo import (
     PICTURE,
     TIMED_BATCHES,
     dense_sentence,
     difficulty_sentence,
     measure,
+    plan,
+    seconds_per_step,
     table,
     write,
 )
-from hf_dynvit.report.demo_steps import plan, seconds_per_step
 from hf_dynvit.settings import parse_settings
 
 

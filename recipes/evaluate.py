@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 from hf_dynvit.data import DataArguments
+from hf_dynvit.measure.files import write_json
 from hf_dynvit.measure.forwards import DTYPES
-from hf_dynvit.measure.json_files import write_json
 from hf_dynvit.measure.provenance import measured_on
 from hf_dynvit.measure.runtimes import RUNTIMES, Exported, check_runtimes
 from hf_dynvit.measure.trained_models import CALIBRATION_IMAGES, first_images, open_models, time_batches

@@ -8,9 +8,8 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hf_dynvit.measure.json_files import read_json
-from hf_dynvit.report.comparison import merge
-from hf_dynvit.report.comparison_tables import publish
+from hf_dynvit.measure.files import read_json
+from hf_dynvit.report.comparison import merge, publish
 from hf_dynvit.settings import parse_settings
 
 

@@ -10,26 +10,27 @@ import argparse
 from pathlib import Path
 
 from hf_dynvit.measure.dense import check_published
-from hf_dynvit.measure.json_files import read_json
+from hf_dynvit.measure.files import read_json
 from hf_dynvit.report.claims import claims_section
-from hf_dynvit.report.comparison import KIND
-from hf_dynvit.report.comparison_front import INTRODUCTION as COMPARED
-from hf_dynvit.report.comparison_front import front_comparison_rows
-from hf_dynvit.report.comparison_tables import comparison_section
+from hf_dynvit.report.comparison import INTRODUCTION as COMPARED
+from hf_dynvit.report.comparison import KIND, comparison_section, front_comparison_rows
 from hf_dynvit.report.front import INTRODUCTION, front_rows
-from hf_dynvit.report.result_rows import (
+from hf_dynvit.report.rivals import by_seed
+from hf_dynvit.report.tables import (
+    Commands,
     benchmark_row,
+    beyond_promise,
     chosen_rows,
     circumstances,
     evaluation_row,
+    numbered,
+    runtime_rows,
     search_row,
     speed_row,
     step_rows,
+    table,
     training_row,
 )
-from hf_dynvit.report.seeds import by_seed
-from hf_dynvit.report.speed import beyond_promise, runtime_rows
-from hf_dynvit.report.tables import Commands, numbered, table
 
 
 README = Path(__file__).resolve().parent / "README.md"

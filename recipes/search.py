@@ -17,10 +17,10 @@ from transformers import AutoConfig, AutoImageProcessor
 
 from hf_dynvit import DynViTForImageClassification
 from hf_dynvit.data import DataArguments, load_image_data, load_validation
+from hf_dynvit.measure.files import check_weights
 from hf_dynvit.measure.forwards import DTYPES
-from hf_dynvit.measure.latency import layer_latencies
 from hf_dynvit.measure.provenance import measured_on
-from hf_dynvit.measure.weight_digest import check_weights
+from hf_dynvit.measure.timing import layer_latencies
 from hf_dynvit.report.search_results import save_picked, write_front
 from hf_dynvit.search import MaskScores, MaskSpace, pick, search
 from hf_dynvit.search.arguments import NOT_OF_SCORES, SearchArguments, images_from, reward_of, split_of, training_of

@@ -14,8 +14,8 @@ import torch
 from transformers import ViTForImageClassification
 
 from hf_dynvit import DynViTForImageClassification
+from hf_dynvit.measure.files import write_json
 from hf_dynvit.measure.forwards import rounds_within, with_progress
-from hf_dynvit.measure.json_files import write_json
 from hf_dynvit.measure.memory import peak_mib
 from hf_dynvit.measure.provenance import measured_on
 from hf_dynvit.measure.random_decisions import draw_decisions, gate_entries, move

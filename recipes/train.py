@@ -18,15 +18,14 @@ from transformers import AutoConfig, TrainingArguments, set_seed
 from transformers.utils import logging
 
 from hf_dynvit.data import DataArguments, load_image_data
-from hf_dynvit.measure.json_files import write_json
-from hf_dynvit.measure.weight_digest import sign_weights
+from hf_dynvit.measure.files import sign_weights, write_json
 from hf_dynvit.report.publish import describe, push
+from hf_dynvit.report.run_results import collect, given_results
 from hf_dynvit.search import burn_in
 from hf_dynvit.settings import parse_settings
 from hf_dynvit.training.arguments import DynViTTrainingArguments
 from hf_dynvit.training.checkpoints import check_checkpoint, checkpoints, newest_complete, unusable
 from hf_dynvit.training.presets import FAITHFUL, preset_arguments, preset_of
-from hf_dynvit.training.run_results import collect, given_results
 from hf_dynvit.training.starting_model import ModelArguments, load_base, load_model, load_teacher, naming
 from hf_dynvit.training.trainer import DynViTTrainer
 

@@ -38,6 +38,27 @@ def interleaved_medians(calls, rounds, warmup=1):
     return {name: statistics.median(times) for name, times in interleaved_seconds(calls, rounds, warmup).items()}
 
 
+@torch.no_grad()
+def layer_latencies(model, pixel_values, rounds=20):
+    """Share of the layers' time that each layer takes on this device, run densely.
+
+    Args:
+        model: a `DynViTModel`; its gates are not asked.
+        pixel_values: (B, channels, height, width), the batch to time.
+
+    Returns:
+        (L,) floats that sum to 1.
+    """
+    was_training = model.training
+    model.eval()
+    tokens = model.vit.embeddings(pixel_values)
+    calls = {str(index): lambda _, layer=layer: layer(tokens) for index, layer in enumerate(model.vit.layers)}
+    medians = interleaved_medians(calls, rounds)
+    model.train(was_training)
+    seconds = torch.tensor([medians[name] for name in calls])
+    return seconds / seconds.sum()
+
+
 def _seconds(call, index):
     _wait_for_gpu()
     start = time.perf_counter()

@@ -16,11 +16,11 @@ from ..model.configuration_dynvit import DynViTConfig
 from ..model.modeling_dynvit import DynViTForImageClassification
 from ..model.prepack import is_prepacked
 from .dense import OURS, dense_calls, twin
+from .files import check_weights
 from .forwards import DTYPES, rounds_within, with_progress
 from .memory import kept_mib, peak_mib
 from .runtimes import Exported
 from .timing import interleaved_seconds
-from .weight_digest import check_weights
 
 
 TIMED_BATCHES, TIMED_IMAGES = 5, 32  # at least so many different ones, taken in turns by the rounds

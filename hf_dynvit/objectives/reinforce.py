@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from accelerate.utils import broadcast
 
-from ..measure.latency import layer_latencies
+from ..measure.timing import layer_latencies
 from ..model.configuration_dynvit import pair
 from ..model.cost import dense_macs, layer_costs, layer_shares
 from ..model.gate import Exploration

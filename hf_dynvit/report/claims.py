@@ -4,9 +4,9 @@ import statistics
 from typing import NamedTuple
 
 from ..measure.dense import OURS
-from .policies import best_mask, dense_checkpoint, policies, trained_alike
-from .seeds import mean, percent
-from .tables import Commands, short, table
+from .names import short
+from .rivals import best_mask, dense_checkpoint, mean, percent, policies, trained_alike
+from .tables import Commands, table
 
 
 class Claim(NamedTuple):

@@ -1,9 +1,7 @@
 """README's first table: each model beside the dense model, given and tuned, and beside random decisions, tuned alike."""
 
-from .names import cost_spread, decides, has_gates, merges, reported_on
-from .policies import masked, same_images, same_start, trained_alike
-from .seeds import mean, percent
-from .tables import short
+from .names import cost_spread, decides, has_gates, masked, merges, reported_on, short
+from .rivals import mean, percent, same_images, same_start, trained_alike
 
 
 ABSENT = "–"

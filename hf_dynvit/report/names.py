@@ -1,5 +1,8 @@
 """What decides in a model, in words, from what its results say: rules and learned gates are told apart by their weights."""
 
+from pathlib import PurePosixPath
+
+
 WORDS = {"sublayer": "sub-layer"}
 SAME = 0.0005  # deviations that three digits do not show
 UNITS = {"head": "heads", "sublayer": "sub-layers", "block": "blocks"}  # of random gates; patches go without saying
@@ -78,3 +81,17 @@ def cost_spread(runs):
         return f"{cost:.3f}"
     least, most = min(results["cost_min"] for results in runs), max(results["cost_max"] for results in runs)
     return f"{cost:.3f} ± {deviation:.3f} ({least:.2f}–{most:.2f})"
+
+
+def masked(results):
+    """What a mask leaves, as an addition to a name."""
+    mask = results["layer_mask"]
+    return f", mask of {sum(map(sum, mask))} / {2 * len(mask)} sub-layers" if mask else ""
+
+
+def short(path):
+    """An absolute or upward path by its last two names; everything else as it is."""
+    if not path.startswith(("/", "../")):
+        return path
+    parts = [part for part in PurePosixPath(path).parts if part not in ("/", "..")]
+    return "/".join(parts[-2:])

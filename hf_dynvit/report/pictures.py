@@ -1,17 +1,23 @@
-"""Pictures of what a model decides: the patches each image keeps at each depth, and the usage of all layers.
+"""Pictures of what a model or an agent decides: the patches that each image keeps at each depth, or in training.
 
 Letters: B images, C channels, N tokens ([CLS] first), L layers, P patches (N - 1).
 """
 
+from pathlib import Path
+from textwrap import shorten
+
 import torch
 
-from ..measure.usage import UsageMeter
 from ..model.configuration_dynvit import pair
-from .drawing import INK, PAGE, TRACK, chip, cost_bar, frame, image_grid, new_figure
+from .plots import ATTENTION, INK, MLP, MUTED, PAGE, TRACK, keep_map_plot, new_figure
 
 
-ATTENTION, MLP, HEADS = "#2a6fd6", "#e07b39", "#3b9b6d"
 DROPPED = 0.12  # what remains visible of a patch that a layer does not touch
+# File -> caption.
+AGENT_PICTURES = {
+    "keep_map.png": "How often training kept each patch",
+    "agent_patches.png": "What the agent keeps of eight validation images",
+}
 
 
 def show_decisions(model, pixel_values, path, titles=None, layers=None, mean=0.5, std=0.5):
@@ -61,36 +67,40 @@ def show_decisions(model, pixel_values, path, titles=None, layers=None, mean=0.5
     return cost
 
 
-def plot_usage(usage, path):
-    """Per layer the mean share of tokens, heads and sub-layers that is used.
+def draw_agent(agent, dataset, folder, images=8):
+    """Write `AGENT_PICTURES`.
 
     Args:
-        usage: `UsageMeter.per_layer()`, that is kind -> {layer: share}, or the L `LayerDecisions` of a batch.
-        path: the PNG (or PDF, SVG) to write.
-
-    Raises:
-        ValueError: nothing is decided anywhere.
+        agent: the `PatchAgent` of a finished training.
+        dataset: an `ImageDataset` prepared as for evaluation; its first images are shown.
+        folder: where to write.
     """
-    if not isinstance(usage, dict):
-        meter = UsageMeter()
-        meter.update(usage)
-        usage = meter.per_layer()
-    panels = {
-        "tokens": [("attention_tokens", "attention", ATTENTION), ("mlp_tokens", "MLP", MLP)],
-        "sub-layers": [("attention", "attention", ATTENTION), ("mlp", "MLP", MLP)],
-        "heads": [("heads", "heads", HEADS)],
-    }
-    panels = {name: [line for line in lines if line[0] in usage] for name, lines in panels.items()}
-    panels = {name: lines for name, lines in panels.items() if lines}
-    if not panels:
-        raise ValueError(f"there is no usage to plot: no layer decides anything (kinds: {sorted(usage)})")
-    figure = new_figure(3.6 * len(panels) + 0.5, 2.9, layout="constrained")
-    figure.get_layout_engine().set(wspace=0.08)
-    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    for axis, (name, lines) in zip(axes, panels.items(), strict=True):
-        _usage_panel(axis, name, [(usage[kind], label, color) for kind, label, color in lines])
-    axes[0].set_ylabel("share used", color=INK)
-    figure.savefig(path, dpi=160, facecolor=PAGE)
+    (keep_map, agent_patches), grid = (Path(folder) / file for file in AGENT_PICTURES), agent.keep_map()
+    keep_map_plot(grid, agent.name, keep_map)
+    items = [dataset[index] for index in range(min(images, len(dataset)))]
+    pixel_values = torch.stack([item["pixel_values"] for item in items])
+    patches = agent.evaluation_patches(pixel_values.to(agent.kept.device))
+    processor = dataset.transform.processor
+    mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else (0.0, 1.0)
+    image_plot(unnormalise(pixel_values, mean, std), keep_masks(patches, len(items), grid.shape), agent_patches)
+
+
+def keep_masks(patches, images, shape):
+    """Indices (K,), (B, K) or None, as agents give them, as floats (B, rows, columns), 1 where a patch is kept."""
+    if patches is None:
+        return torch.ones(images, *shape)
+    masks = torch.zeros(images, shape[0] * shape[1])
+    return masks.scatter_(1, patches.cpu().expand(images, -1), 1.0).unflatten(1, shape)
+
+
+def image_plot(images, masks, path):
+    """images (B, height, width, 3) above what is kept of them, masks (B, rows, columns), to a PNG file."""
+    figure = new_figure(1.2 * len(images) + 0.2, 2.6, layout="constrained")
+    axes = figure.subplots(2, len(images), squeeze=False)
+    for column, (image, mask) in enumerate(zip(images, masks, strict=True)):
+        frame(axes[0][column], image.numpy(), "")
+        frame(axes[1][column], fade(image, mask).numpy(), f"{int(mask.sum())} of {mask.numel()}")
+    figure.savefig(path, dpi=150, facecolor=PAGE)
 
 
 def default_layers(depth):
@@ -154,29 +164,74 @@ def _heads(decision, image):
     return f", {int(decision.heads[image].float().sum())}/{decision.heads.shape[1]} heads"
 
 
-def _usage_panel(axis, name, lines):
-    for shares, label, color in lines:
-        layers = sorted(shares, key=int)  # keys are strings after a trip through JSON
-        axis.plot(
-            [int(layer) for layer in layers],
-            [shares[layer] for layer in layers],
-            marker="o",
-            markersize=4,
-            linewidth=1.8,
+def image_grid(rows, columns, aspect):
+    """A figure with `rows` x `columns` axes for images of that height / width, and the key above them; in inches."""
+    side, gap, text, key, margin = 1.65, 0.14, 0.66, 0.68, 0.12
+    total_width = columns * side + (columns - 1) * gap + 2 * margin
+    total_height = rows * (side * aspect + text) + key
+    figure = new_figure(total_width, total_height)
+    axes = []
+    for row in range(rows):
+        bottom = total_height - key - row * (side * aspect + text) - side * aspect
+        lefts = [margin + column * (side + gap) for column in range(columns)]
+        boxes = [(left / total_width, bottom / total_height) for left in lefts]
+        size = (side / total_width, side * aspect / total_height)
+        axes.append([figure.add_axes((*box, *size)) for box in boxes])
+    figure.text(
+        margin / total_width,
+        1 - 0.06 / total_height,
+        "a dense ViT transforms all patches in all layers: cost 1\n"
+        "patches here: in full = attention and MLP transform them, half = one of the two, faded = neither",
+        va="top",
+        fontsize=8,
+        color=MUTED,
+    )
+    return figure, axes
+
+
+def frame(axis, image, title):
+    """image (height, width, 3) fills the axis; a title too long for its column is cut."""
+    axis.imshow(image, interpolation="nearest", aspect="auto")
+    axis.set_xticks([])
+    axis.set_yticks([])
+    for side in axis.spines.values():
+        side.set(color=TRACK, linewidth=0.8)
+    if title:
+        axis.set_title(shorten(title, 26, placeholder=" …"), fontsize=9, color=INK, pad=4, loc="left")
+
+
+def cost_bar(axis, cost):
+    """The cost of an image below its picture, as a number and as a part of the dense model's."""
+    _below(axis, 0, 1, f"cost {cost:.2f}", INK)
+    points = axis.bbox.transformed(axis.figure.dpi_scale_trans.inverted())
+    low, high = -0.15 / points.height, -0.09 / points.height  # inches below the picture -> fraction of it
+    for share, color in ((1.0, TRACK), (min(cost, 1.0), INK)):
+        axis.fill(
+            [0.42, 0.42 + 0.58 * share, 0.42 + 0.58 * share, 0.42],
+            [low, low, high, high],
+            transform=axis.transAxes,
             color=color,
-            label=label,
+            linewidth=0,
             clip_on=False,
         )
-    axis.set_title(name, loc="left", fontsize=10, color=INK)
-    axis.set_xlabel("layer", color=INK)
-    axis.set_ylim(0, 1)
-    axis.margins(x=0.04)
-    axis.xaxis.get_major_locator().set_params(integer=True)
-    axis.yaxis.set_major_formatter("{x:.0%}")
-    axis.grid(axis="y", color=TRACK, linewidth=0.8)
-    axis.set_axisbelow(True)
-    axis.spines[["top", "right", "left"]].set_visible(False)
-    axis.spines["bottom"].set_color(TRACK)
-    axis.tick_params(length=0, labelsize=8.5, labelcolor=INK)
-    if len(lines) > 1:
-        axis.legend(frameon=False, fontsize=8.5, labelcolor=INK, loc="best")
+
+
+def _below(axis, x, line, text, color):
+    """Text below a picture, at its left (x = 0) or right (x = 1) edge, in line 1 or 2."""
+    axis.annotate(
+        text,
+        (x, 0),
+        (0, -3 - 12 * (line - 1)),
+        xycoords="axes fraction",
+        textcoords="offset points",
+        va="top",
+        ha="right" if x else "left",
+        fontsize=8,
+        color=color,
+    )
+
+
+def chip(axis, x, name, color, text):
+    """A sub-layer and what it runs on; grey where it is off."""
+    _below(axis, x, 1, name, MUTED if text == "off" else color)
+    _below(axis, x, 2, text, MUTED if text == "off" else INK)

@@ -6,9 +6,9 @@ import torch
 from huggingface_hub import create_repo, upload_folder
 from transformers.utils import logging
 
-from .agent_pictures import AGENT_PICTURES, draw_agent
 from .model_card import write_model_card
-from .pictures import plot_usage, show_decisions
+from .pictures import AGENT_PICTURES, draw_agent, show_decisions
+from .plots import plot_usage
 
 
 logger = logging.get_logger(__name__)

@@ -2,9 +2,9 @@
 
 import csv
 
-from ..measure.json_files import write_json
+from ..measure.files import write_json
 from ..search.export import burn_in
-from .search_plot import front_plot
+from .plots import front_plot
 
 
 def write_front(results, folder):

@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 from transformers.hf_argparser import HfArg
 
+from ..measure.files import read_json
 from ..measure.forwards import DTYPES
-from ..measure.json_files import read_json
 from ..objectives.policy_gradient import REWARDS
 from .masks import GRANULARITIES, Reward
 from .pareto import METHODS, OBJECTIVES

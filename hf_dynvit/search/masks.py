@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from ..measure.json_files import write_json
+from ..measure.files import write_json
 from ..model.cost import layer_shares
 from ..objectives.policy_gradient import depth_weights, outcome, terminal_reward
 

@@ -9,8 +9,7 @@ from transformers.trainer_callback import ExportableState
 from transformers.utils import logging
 
 from ..agents.callback import FILE as AGENT_FILE
-from ..measure.json_files import read_json
-from ..measure.weight_digest import check_weights, sign_weights
+from ..measure.files import check_weights, read_json, sign_weights
 
 
 logger = logging.get_logger("hf_dynvit.training.checkpoints")

@@ -15,7 +15,7 @@ from transformers import (
 )
 from transformers.hf_argparser import HfArg
 
-from ..measure.weight_digest import check_weights
+from ..measure.files import check_weights
 from ..model.modeling_dynvit import DynViTForImageClassification
 from ..search.export import start_from_mask
 

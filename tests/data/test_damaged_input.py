@@ -15,7 +15,7 @@ from hf_dynvit import DynViTTrainingArguments
 from hf_dynvit.data.datasets import load_image_data
 from hf_dynvit.data.rows import DataArguments
 from hf_dynvit.data.transforms import EvalTransform, TrainTransform, eight_bit
-from hf_dynvit.measure.weight_digest import sign_weights
+from hf_dynvit.measure.files import sign_weights
 from hf_dynvit.settings import parse_settings
 from hf_dynvit.training.starting_model import ModelArguments, load_base, load_teacher
 

@@ -8,7 +8,7 @@ from models import images
 
 from hf_dynvit.benchmark import BenchmarkArguments
 from hf_dynvit.measure.runtimes import Exported, check_runtimes
-from hf_dynvit.report.speed import beyond_promise, runtime_rows
+from hf_dynvit.report.tables import beyond_promise, runtime_rows
 
 
 def missing(names):

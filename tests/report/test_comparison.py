@@ -4,9 +4,15 @@ import copy
 
 import pytest
 
-from hf_dynvit.report.comparison import KIND, check_same, merge
-from hf_dynvit.report.comparison_front import front_comparison_rows
-from hf_dynvit.report.comparison_tables import comparison_section, mean_curves, summarise
+from hf_dynvit.report.comparison import (
+    KIND,
+    check_same,
+    comparison_section,
+    front_comparison_rows,
+    mean_curves,
+    merge,
+    summarise,
+)
 
 
 def made_run(variant, seed, accuracies=(0.5, 0.8), seconds=100.0, **changes):

@@ -11,7 +11,7 @@ from transformers import AutoImageProcessor
 from hf_dynvit import DynViTForImageClassification
 from hf_dynvit.measure.dense import dense_calls
 from hf_dynvit.measure.trained_models import dense_vit
-from hf_dynvit.report.demo_steps import LEAST, MOST, plan
+from hf_dynvit.report.demo import LEAST, MOST, plan
 
 
 TINY = ["--validation", "32", "--steps", "4", "--seconds", "0.1"]

@@ -7,7 +7,7 @@ from recipe_place import report
 
 from hf_dynvit.report.front import front_rows, rivals
 from hf_dynvit.report.names import cost_spread, decides, reported_on
-from hf_dynvit.report.seeds import by_seed
+from hf_dynvit.report.rivals import by_seed
 
 
 PATCH = {"gate": "patch", "drop": True, "merge": True, "novelty": 16, "layers": [1, 2]}

@@ -10,7 +10,8 @@ from PIL import Image
 
 from hf_dynvit import DynViTForImageClassification, LayerDecisions
 from hf_dynvit.measure.usage import UsageMeter
-from hf_dynvit.report.pictures import default_layers, fade, plot_usage, show_decisions, unnormalise, used_patches
+from hf_dynvit.report.pictures import default_layers, fade, show_decisions, unnormalise, used_patches
+from hf_dynvit.report.plots import plot_usage
 
 
 GATES = [{"gate": "patch"}, {"gate": "head"}, {"gate": "sublayer", "layers": [1, 3]}]

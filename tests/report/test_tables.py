@@ -7,9 +7,8 @@ import pytest
 import yaml
 from recipe_place import report
 
-from hf_dynvit.report.seeds import by_seed, percent
-from hf_dynvit.report.speed import runtime_rows
-from hf_dynvit.report.tables import numbered
+from hf_dynvit.report.rivals import by_seed, percent
+from hf_dynvit.report.tables import numbered, runtime_rows
 
 
 BLOCK = [{"gate": "block", "layers": [1, 2, 3]}]

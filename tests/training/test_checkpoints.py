@@ -13,8 +13,7 @@ from trainers import assert_same, build_trainer, weights
 
 from hf_dynvit import DynViTForImageClassification
 from hf_dynvit.agents.callback import FILE
-from hf_dynvit.measure.json_files import read_json, write_json
-from hf_dynvit.measure.weight_digest import check_weights, sign_weights
+from hf_dynvit.measure.files import check_weights, read_json, sign_weights, write_json
 from hf_dynvit.training.checkpoints import newest_complete
 
 

@@ -6,12 +6,12 @@ from dataclasses import asdict
 import torch
 from transformers import AutoModelForImageClassification
 
+from ..measure.files import weights_digest
 from ..measure.provenance import measured_on
-from ..measure.weight_digest import weights_digest
 from ..model.cost import dense_macs
 from ..model.modeling_dynvit import DynViTForImageClassification
-from .presets import gate_facts
-from .trainer import DynViTTrainer
+from ..training.presets import gate_facts
+from ..training.trainer import DynViTTrainer
 
 
 def collect(model_args, data_args, trainer, data, metrics, seconds):

@@ -1,7 +1,7 @@
-"""A digest of saved weights, in their own file, and its check: a flipped bit is found before anything is loaded.
+"""Files that are whole or refused: JSON, written at once or not at all, and weights with a digest of their own.
 
-It stands in the metadata of model.safetensors, so that it goes wherever the file goes, and a later `save_pretrained`,
-which writes another file, takes the old digest away with the old weights.
+The digest stands in the metadata of model.safetensors, so that it goes wherever the file goes, and a later
+`save_pretrained`, which writes another file, takes the old digest away with the old weights.
 """
 
 import hashlib
@@ -12,6 +12,26 @@ from pathlib import Path
 
 KEY = "sha256"
 READ_AT_ONCE = 1 << 24  # bytes
+
+
+def read_json(path):
+    """The content of a JSON file.
+
+    Raises:
+        FileNotFoundError: there is no such file. ValueError: it is damaged; both name it.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:  # of the JSON or of its encoding
+        raise ValueError(f"{path} is damaged, it holds no JSON: {error}") from error
+
+
+def write_json(path, content):
+    """Write through a file beside it: a killed process leaves the old content, or none."""
+    path = Path(path)
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    os.replace(partial, path)
 
 
 def sign_weights(folder):
