@@ -20,8 +20,10 @@ INSTALL = [
     "safetensors>=0.8",
     "huggingface-hub>=2.4,<3",
     "jinja2>=3.1",  # model cards
+    "pandas>=3",  # tables of results
     "pillow>=12",
     "pyyaml>=6",
+    "tabulate>=0.10",  # their Markdown
 ]
 DEMO = ["matplotlib>=3.10", "scikit-learn>=1.7"]
 SEARCH = ["pymoo>=0.6.1"]

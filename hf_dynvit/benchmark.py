@@ -1,7 +1,6 @@
-"""The command line of the benchmarks: `python -m hf_dynvit.benchmark` times packed against dense ViTs.
+"""The speed of packed forwards in random decisions of a given mean cost: `python -m hf_dynvit.benchmark`.
 
-Without `--models`, random decisions of a given mean cost are replayed in ViTs of the given sizes. With `--models` and
-`--data_files`, trained models are compared on real images: accuracy, mean cost, images per second.
+Trained models are measured by recipes/evaluate.py.
 """
 
 import itertools
@@ -13,18 +12,16 @@ import torch
 from tqdm import tqdm
 from transformers import HfArgumentParser, ViTConfig, ViTForImageClassification
 
-from .data.rows import DataArguments
-from .measure.files import write_json
-from .measure.forwards import DTYPES, SIZES, Setting, gated, measure, random_vit
+from .measure.forwards import DTYPES, SIZES, Setting, gated, image_shape, measure, random_vit
 from .measure.provenance import measured_on
 from .measure.random_decisions import draw_decisions
 from .measure.runtimes import RUNTIMES, Exported, check_runtimes
-from .measure.trained_models import compare
-from .model.configuration_dynvit import pair
 from .model.convert import load_vit
 from .model.prepack import can_prepack
-from .report.benchmark_tables import models_table, speed_table
-from .report.plots import models_plot, speed_plot
+from .report.plots import speed_plot
+from .report.results import Benchmark
+from .report.schema import write
+from .report.tables import speed_table
 
 
 CALIBRATION = 8  # random images; they decide the scales of int8, not its speed
@@ -55,10 +52,6 @@ class BenchmarkArguments:
     prepack: bool | None = field(
         default=None, metadata={"help": "run packed models with prepacked weights; None: on CPU where torch can"}
     )
-    models: list[str] | None = field(default=None, metadata={"help": "trained models to compare on --data_files"})
-    data_files: list[str] | None = field(default=None, metadata={"help": "Parquet with labelled images for --models"})
-    max_images: int | None = field(default=None, metadata={"help": "use at most so many of these images"})
-    trust_label_order: bool = field(default=False, metadata={"help": "class i of the data is class i of the models"})
     seed: int = 0
     device: str | None = field(default=None, metadata={"help": "cuda or cpu; None: CUDA where there is one"})
     json: str | None = field(default=None, metadata={"help": "file for rows and circumstances"})
@@ -73,13 +66,11 @@ class BenchmarkArguments:
         _check_names("sizes", self.sizes, SIZES)
         _check_names("dtypes", self.dtypes, DTYPES)
         check_runtimes(self.runtimes)
-        for name in ("draws", "rounds", "max_images"):
+        for name in ("draws", "rounds"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if min(self.batch_sizes) < 1:
             raise ValueError(f"batch_sizes must be at least 1, got {self.batch_sizes}")
-        if (self.models is None) != (self.data_files is None):
-            raise ValueError(f"models and data_files belong together, got {self.models} and {self.data_files}")
         for path in filter(None, (self.json, self.plot)):
             if not os.access(Path(path).absolute().parent, os.W_OK):
                 raise ValueError(f"cannot write {path}: its folder is missing or closed to you")
@@ -109,13 +100,6 @@ def main(arguments=None):
     (args,) = HfArgumentParser(BenchmarkArguments).parse_args_into_dataclasses(arguments)
     for dtype in args.dtypes:
         _check_dtype(dtype, args.device)
-    rows = _compare_models(args) if args.models else _measure_speed(args)
-    print(models_table(rows) if args.models else speed_table(rows))
-    if args.plot:
-        (models_plot if args.models else speed_plot)(rows, args.plot)
-
-
-def _measure_speed(args):
     if args.model:
         vits = {Path(args.model).name: load_vit(args.model, dtype=torch.float32).eval()}
     else:
@@ -123,56 +107,22 @@ def _measure_speed(args):
     generator = torch.Generator().manual_seed(args.seed)
     for vit, (kinds, target) in itertools.product(vits.values(), args.gate_sets()):
         draw_decisions(gated(vit, kinds), 8, target, generator)  # refuses costs out of reach
-    jobs = list(itertools.product(vits, args.dtypes, args.batch_sizes))
-    rows, exported = [], {}
-    with tqdm(jobs, unit="setting") as bar:
+    speeds, exported = [], {}
+    with tqdm(list(itertools.product(vits, args.dtypes, args.batch_sizes)), unit="setting") as bar:
         for size, dtype, batch in bar:
             bar.set_description(f"{size} {dtype} batch {batch}")
-            setting = Setting(
-                size,
-                dtype,
-                batch,
-                args.gate_sets(),
-                args.draws,
-                args.rounds,
-                args.seconds,
-                args.compile,
-                args.prepack,
-                tuple(args.runtimes),
-            )
+            given = args.draws, args.rounds, args.seconds, args.compile, args.prepack, tuple(args.runtimes)
+            setting = Setting(size, dtype, batch, args.gate_sets(), *given)
             if args.runtimes and size not in exported:
-                exported = {size: _export(vits[size], args)}  # once per model; the last one's files go
-            rows += measure(vits[size].to(args.device, DTYPES[dtype]), setting, args.seed, exported.get(size))
-            _write(args, rows)  # an interrupted run keeps what it has
-    return rows
-
-
-def _export(vit, args):
-    config = vit.config
-    shape = CALIBRATION, config.num_channels, *pair(config.image_size)
-    return Exported(vit, args.runtimes, torch.randn(shape, generator=torch.Generator().manual_seed(args.seed)))
-
-
-def _compare_models(args):
-    data_args = DataArguments(
-        data_files=args.data_files, max_eval_samples=args.max_images, trust_label_order=args.trust_label_order
-    )
-    rows = []
-    for row in compare(
-        args.models,
-        data_args,
-        args.dtypes,
-        args.batch_sizes,
-        args.device,
-        args.seconds,
-        args.rounds,
-        args.compile,
-        args.prepack,
-        args.runtimes,
-    ):
-        rows.append(row)
-        _write(args, rows)
-    return rows
+                images = torch.randn(CALIBRATION, *image_shape(vits[size].config), generator=generator)
+                exported = {size: Exported(vits[size], args.runtimes, images)}  # the last one's files go
+            speeds += measure(vits[size].to(args.device, DTYPES[dtype]), setting, args.seed, exported.get(size))
+            if args.json:  # an interrupted run keeps what it has
+                measured = measured_on(args.device, ", ".join(args.dtypes), args.seed)
+                write(args.json, Benchmark(rows=speeds, **measured))
+    print(speed_table(speeds))
+    if args.plot:
+        speed_plot(speeds, args.plot)
 
 
 def _check_dtype(dtype, device):
@@ -185,12 +135,6 @@ def _check_dtype(dtype, device):
             )
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"a ViT in {dtype} does not run on {device}: {error}") from error
-
-
-def _write(args, rows):
-    if args.json:
-        circumstances = measured_on(args.device, ", ".join(args.dtypes), args.seed)
-        write_json(args.json, {**circumstances, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -19,11 +19,13 @@ from transformers.utils import logging
 
 from hf_dynvit.agents import build_agent, parse_variant
 from hf_dynvit.data import DataArguments, load_image_data
-from hf_dynvit.measure.files import read_json
-from hf_dynvit.measure.provenance import measured_on
-from hf_dynvit.report.comparison import FOUND, KIND, check_same, publish, save
+from hf_dynvit.measure import measured_on
+from hf_dynvit.report import Comparison, Run, read
+from hf_dynvit.report.comparison import FOUND, check_same, publish, save
 from hf_dynvit.report.pictures import AGENT_PICTURES, draw_agent
 from hf_dynvit.report.publish import drawn
+from hf_dynvit.report.results import AgentRun
+from hf_dynvit.report.schema import fill
 from hf_dynvit.settings import parse_settings
 from hf_dynvit.training.arguments import DynViTTrainingArguments
 from hf_dynvit.training.starting_model import ModelArguments, load_base, load_model, load_teacher
@@ -52,7 +54,7 @@ class CompareArguments:
 
 
 def main(argv=None):
-    """Run the comparison; returns the content of compare.json, without its summary."""
+    """Run the comparison; returns the content of compare.json."""
     compare, model_args, data_args, args = parse_settings(
         sys.argv[1:] if argv is None else argv,
         CompareArguments,
@@ -65,35 +67,33 @@ def main(argv=None):
     folder = Path(args.output_dir)
     settings = {variant: run_arguments(variant, args, compare.evaluations) for variant in compare.variants}
     measured = measured_on(args.device, "bfloat16 autocast" if args.bf16 else "float32")
-    source = {name: measured.pop(name) for name in ("commit", "command")}  # may differ from run to run
-    results = {
-        "kind": KIND,
-        "dataset": data_args.name(),
-        "steps": args.max_steps,
-        "batch_size": args.train_batch_size * args.gradient_accumulation_steps,
-        "evaluations": compare.evaluations,
+    source = {name: measured[name] for name in ("commit", "command")}  # may differ from run to run
+    results = Comparison(
+        dataset=data_args.name(),
+        steps=args.max_steps,
+        batch_size=args.train_batch_size * args.gradient_accumulation_steps,
+        evaluations=compare.evaluations,
         **measured,
-        "settings": {"model": asdict(model_args), "data": asdict(data_args), "training": args.to_sanitized_dict()},
-        "runs": [],
-    }
+        settings={"model": asdict(model_args), "data": asdict(data_args), "training": args.to_sanitized_dict()},
+    )
     folder.mkdir(parents=True, exist_ok=True)
     results = go_on(results, folder / "compare.json")
-    finished = {(entry["variant"], entry["seed"]) for entry in results["runs"]}
+    finished = {(entry.variant, entry.seed) for entry in results.runs}
     for seed in compare.seeds:
         missing = [variant for variant in settings if (variant, seed) not in finished]
         if not missing:
             continue
         processor, config = load_base(model_args)
         data = load_image_data(data_args, processor, config, model_args.new_classifier, seed)
-        results |= reported(data_args, data)
+        results = replace(results, **reported(data_args, data))
         check_agents(load_model(model_args, config, data), [settings[variant] for variant in missing])
         for variant in missing:
             output_dir = folder / f"{variant.replace(':', '_')}_{seed}"
             run_args = replace(settings[variant], seed=seed, output_dir=str(output_dir))
-            results["runs"].append({"variant": variant, **run(model_args, run_args, data), **source})
+            origin = source | {"seed": seed, "variant": variant}
+            results.runs.append(Run(**run(model_args, run_args, data), **origin))
             save(results, folder)
-    publish(results, folder)
-    return results
+    return publish(results, folder)
 
 
 def reported(data_args, data):
@@ -136,10 +136,10 @@ def go_on(results, file):
     """`results` with the runs that `file` holds of an earlier, interrupted start, if there is one."""
     if not file.exists():
         return results
-    earlier = read_json(file)
-    check_same({str(file): earlier, "this comparison": json.loads(json.dumps(results))})
-    logger.info(f"{file} holds {len(earlier['runs'])} finished runs: they are not run again")
-    return results | {name: earlier[name] for name in (*FOUND, "runs") if name in earlier}
+    earlier, now = read(file), fill(Comparison, json.loads(json.dumps(asdict(results))), "this comparison")
+    check_same({str(file): earlier, "this comparison": now})
+    logger.info(f"{file} holds {len(earlier.runs)} finished runs: they are not run again")
+    return replace(results, **{name: getattr(earlier, name) for name in (*FOUND, "runs")})
 
 
 def run(model_args, args, data):
@@ -156,17 +156,16 @@ def run(model_args, args, data):
         trainer.evaluate()  # the clock notes it
     seconds, curve = clock.seconds, list(clock.points)
     final = trainer.evaluate(data.validation)
-    agent = None if trainer.agent is None else trainer.agent.report()
+    agent = None if trainer.agent is None else AgentRun.of(trainer.agent.report())
     if trainer.agent is not None:
         drawn(AGENT_PICTURES, draw_agent, trainer.agent, data.validation, made(args.output_dir))
     costs = [entry["cost"] for entry in trainer.state.log_history if "cost" in entry]
     return {
-        "seed": args.seed,
         "accuracy": final["eval_accuracy"],
         "chosen": on_chosen_patches(final),
         "train_seconds": seconds,
         "agent": agent,
-        "kept_share": 1.0 if agent is None else agent["kept"] / agent["patches"],
+        "kept_share": 1.0 if agent is None else agent.kept / agent.patches,
         "train_cost": statistics.mean(costs) if costs else None,
         "step_mib": step_mib(trainer, data.train),
         "curve": curve,

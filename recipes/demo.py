@@ -27,7 +27,7 @@ from hf_dynvit.report.demo import (
     measure,
     plan,
     seconds_per_step,
-    table,
+    summary,
     write,
 )
 from hf_dynvit.settings import parse_settings
@@ -104,10 +104,10 @@ def main(argv=None):
     print("\n3. Both, measured on canvases of digits they have never seen", flush=True)
     results = measure(dense, trainer, validation, args.seconds, args.seed)
     write(trainer.model, validation, results, folder)
-    print(f"\n{table(results)}\n\n{dense_sentence(results)}\n{difficulty_sentence(results)}\n")
+    print(f"\n{summary(results)}\n\n{dense_sentence(results)}\n{difficulty_sentence(results)}\n")
     for file in (PICTURE, "README.md", "results.json", "model.safetensors"):
         print(folder / file)
-    return results
+    return results.to_json()
 
 
 def refuse_other_runs(folder):

@@ -11,20 +11,15 @@ from pathlib import Path
 
 import torch
 from torch.utils.data import DataLoader, Subset
-from tqdm import tqdm
 
 from hf_dynvit.data import DataArguments
-from hf_dynvit.measure.files import write_json
-from hf_dynvit.measure.forwards import DTYPES
-from hf_dynvit.measure.provenance import measured_on
+from hf_dynvit.measure import DTYPES, measured_on, open_models, time_batches
 from hf_dynvit.measure.runtimes import RUNTIMES, Exported, check_runtimes
-from hf_dynvit.measure.trained_models import CALIBRATION_IMAGES, first_images, open_models, time_batches
-from hf_dynvit.measure.usage import UsageMeter
-from hf_dynvit.model.cost import dense_macs
+from hf_dynvit.measure.trained_models import CALIBRATION_IMAGES, first_images, shuffled
 from hf_dynvit.model.prepack import can_prepack
+from hf_dynvit.report import Evaluation, Runtime, write
+from hf_dynvit.report.run_results import evaluate, model_facts
 from hf_dynvit.settings import parse_settings
-from hf_dynvit.training.metrics import cost_spread
-from hf_dynvit.training.presets import gate_facts
 
 
 @dataclass
@@ -82,76 +77,49 @@ def main(argv=None):
     if args.compile and args.batch_sizes:
         check_compiler(args.device)
 
-    config = entrant.model.config
-    gmacs = dense_macs(config, entrant.model.num_tokens, config.num_labels) / 1e9
     if args.device == "cpu" and can_prepack():
         entrant.model.prepack()
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(args.seed)).tolist()
-    shuffled = entrant._replace(images=Subset(images, order))  # files are often sorted by class
+    mixed = shuffled(entrant, args.seed)
     # Before anything is measured: what cannot be exported fails here.
-    exported = [Exported(entrant.vit, args.runtimes, first_images(shuffled))] if args.runtimes else None
-    measured, usage = accuracy(entrant, args)
-    results = {
-        "kind": "evaluation",
-        "model": args.model,
-        **gate_facts(entrant.model),
-        "budget": config.budget,
-        "layer_mask": config.layer_mask,
-        "num_layers": config.num_hidden_layers,
-        "dataset": data_args.name(),
-        "split": data_args.validation_split,
-        "split_files": data_args.files_of(data_args.validation_split),
-        "images": len(images),
-        **measured,
-        "gmacs": measured["cost"] * gmacs,
-        "gmacs_dense": gmacs,
-        "dense": accuracy(entrants[1], args)[0] | {"gmacs": gmacs} if args.dense else None,
-        "dense_model": args.dense,
-        "usage": usage,
-        "batch_size": args.eval_batch_size,
-        "throughput": [],
+    exported = Exported(entrant.vit, args.runtimes, first_images(mixed)) if args.runtimes else None
+    found, usage = accuracy(entrant, args)
+    results = Evaluation(
+        model=args.model,
+        **model_facts(entrant.model),
+        budget=entrant.model.config.budget,
+        dataset=data_args.name(),
+        split=data_args.validation_split,
+        split_files=data_args.files_of(data_args.validation_split),
+        images=len(images),
+        **vars(found),
+        dense=accuracy(entrants[1], args)[0] if args.dense else None,
+        dense_model=args.dense,
+        usage=usage,
+        batch_size=args.eval_batch_size,
         **measured_on(args.device, args.dtype, args.seed),
-    }
-    write_json(args.json, results)
+    )
+    write(args.json, results)
     if exported:  # not on the images that int8 was calibrated on
-        unseen = Subset(shuffled.images, range(min(CALIBRATION_IMAGES, len(images) // 2), len(images)))
-        results["runtimes"] = exported[0].accuracy(unseen, args.runtime_images, entrant.model.dtype)
-        write_json(args.json, results)
+        unseen = Subset(mixed.images, range(min(CALIBRATION_IMAGES, len(images) // 2), len(images)))
+        measured = exported.accuracy(unseen, args.runtime_images, entrant.model.dtype)
+        results.runtimes = {name: Runtime(**runtime) for name, runtime in measured.items()}
+        write(args.json, results)
     for batch_size in args.batch_sizes:
         torch.compiler.reset()
-        (row,) = time_batches([shuffled], batch_size, args.seconds, args.rounds, args.compile, exported)
-        row = {
-            "batch_size": batch_size,
-            "dense_images_per_second": row.pop("dense_images_per_s"),
-            "packed_images_per_second": row.pop("packed_images_per_s"),
-            **row,
-        }
-        results["throughput"].append(row)
-        write_json(args.json, results)  # an interrupted run keeps what it has
+        speed = time_batches(mixed, batch_size, args.seconds, args.rounds, args.compile, exported)
+        results.throughput.append(speed)
+        write(args.json, results)  # an interrupted run keeps what it has
         print(
-            f"batch {batch_size}: dense {row['dense_images_per_second']:.1f} images/s "
-            f"({min(row['dense_ms'], key=row['dense_ms'].get)}), packed {row['packed_images_per_second']:.1f} images/s, {row['speedup']:.2f} times as fast"
+            f"batch {batch_size}: dense {speed.dense_images_per_second:.1f} images/s ({speed.fastest}), packed "
+            f"{speed.packed_images_per_second:.1f} images/s, {speed.speedup:.2f} times as fast"
         )
-    return results
+    return results.to_json()
 
 
-@torch.inference_mode()
 def accuracy(entrant, args):
-    """Shares of images right at the first and within five guesses, the mean cost and its spread; and the usage."""
-    top1, top5, costs, usage = [], [], [], UsageMeter()
+    """`Scores` of a model on all of its images, and its usage."""
     loader = DataLoader(entrant.images, args.eval_batch_size, num_workers=args.num_workers)
-    for batch in tqdm(loader, desc=f"accuracy of {entrant.name}", unit="batch"):
-        out = entrant.model(batch["pixel_values"].to(args.device))
-        guesses = out.logits.float().topk(min(5, out.logits.shape[-1])).indices.cpu()  # (B, 5)
-        hits = guesses == batch["labels"][:, None]
-        top1.append(hits[:, 0])
-        top5.append(hits.any(1))
-        costs.append(out.cost.float().cpu())
-        usage.update(out.decisions)
-    names = ("accuracy", "accuracy_top5", "cost")
-    parts = (top1, top5, costs)
-    means = {name: torch.cat(part).float().mean().item() for name, part in zip(names, parts, strict=True)}
-    return means | cost_spread(torch.cat(costs).numpy()), usage.per_layer()
+    return evaluate(entrant.model, loader, entrant.name)
 
 
 def check_compiler(device):

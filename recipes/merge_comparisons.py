@@ -8,7 +8,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hf_dynvit.measure.files import read_json
+from hf_dynvit.report import read
 from hf_dynvit.report.comparison import merge, publish
 from hf_dynvit.settings import parse_settings
 
@@ -28,12 +28,11 @@ class MergeArguments:
 
 
 def main(argv=None):
-    """Merge; returns the content of the new compare.json, without its summary."""
+    """Merge; returns the content of the new compare.json."""
     (args,) = parse_settings(sys.argv[1:] if argv is None else argv, MergeArguments)
-    merged = merge({part: read_json(part) for part in args.parts})
+    merged = merge({part: read(part) for part in args.parts})
     Path(args.output).mkdir(parents=True, exist_ok=True)
-    publish(merged, args.output)
-    return merged
+    return publish(merged, args.output)
 
 
 if __name__ == "__main__":

@@ -7,38 +7,33 @@ gates and each other model that was timed, beside what it has to beat, and the c
 """
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
-from hf_dynvit.measure.dense import check_published
-from hf_dynvit.measure.files import read_json
+from hf_dynvit.report import Benchmark, Comparison, Evaluation, Search, StepTime, Training
+from hf_dynvit.report import read as read_results
 from hf_dynvit.report.claims import claims_section
-from hf_dynvit.report.comparison import INTRODUCTION as COMPARED
-from hf_dynvit.report.comparison import KIND, comparison_section, front_comparison_rows
-from hf_dynvit.report.front import INTRODUCTION, front_rows
+from hf_dynvit.report.comparison import comparison_section
+from hf_dynvit.report.front import COMPARED, INTRODUCTION, front_comparison_rows, front_rows
+from hf_dynvit.report.markdown import Commands, numbered, rows, table
+from hf_dynvit.report.names import processor
 from hf_dynvit.report.rivals import by_seed
 from hf_dynvit.report.tables import (
-    Commands,
-    benchmark_row,
+    BENCHMARKED,
+    CHOSEN,
+    EVALUATED,
+    RUNTIMES,
+    SEARCHED,
+    SPEED,
+    STEPS,
+    TRAINED,
     beyond_promise,
-    chosen_rows,
-    circumstances,
-    evaluation_row,
-    numbered,
-    runtime_rows,
-    search_row,
-    speed_row,
-    step_rows,
-    table,
-    training_row,
+    runtime_items,
 )
 
 
 README = Path(__file__).resolve().parent / "README.md"
 FRONT = README.parent.parent / "README.md"
-KINDS = ("training", "evaluation", "search", "step_time", KIND)
-MEASURED = ("learned", "preset", "split_files", "cost_std")
-NEEDED = {"training": MEASURED, "evaluation": MEASURED, KIND: ("split_files", "curves_on")}  # without it, no fair row
-NEEDED |= {"search": ("images_from",), "step_time": ("leanest",)}
 
 
 def main(argv=None):
@@ -88,71 +83,60 @@ def markers(name):
 
 
 def read(path):
-    """One JSON file; raises ValueError if it is damaged, none of the scripts wrote it, or its speed is against too few
-    dense models."""
-    results = read_json(path)
-    if isinstance(results, dict) and results.get("kind") in KINDS:
-        missing = [name for name in NEEDED.get(results["kind"], ()) if name not in results]
-        if missing:
-            raise ValueError(f"{path} was written by an earlier version, without {', '.join(missing)}: run it again")
-        if results["kind"] == "evaluation":
-            check_published(results, path)
-        return results
-    if isinstance(results, dict) and all("realised" in row for row in results.get("rows") or [{}]):
-        if any("gates" not in row for row in results["rows"]):
-            raise ValueError(
-                f"{path} compares trained models (--models), which has no table: measure with evaluate.py"
-            )
-        check_published(results, path)
-        return {**results, "kind": "benchmark"}
-    raise ValueError(
-        f"{path} was written neither by train.py nor evaluate.py nor search.py nor step_time.py nor compare_agents.py "
-        "nor the benchmark"
-    )
+    """One JSON file; ValueError if it is damaged, of no known kind, or its speed is against too few dense models."""
+    return read_results(path, published=True)
 
 
-def render_front(all_results):
+def render_front(results):
     """The tables of README.md as Markdown; none of either kind leaves its table out."""
-    trainings = by_seed(results for results in all_results if results["kind"] == "training")
-    rows = front_rows(trainings, [results for results in all_results if results["kind"] == "evaluation"])
-    compared = front_comparison_rows(results for results in all_results if results["kind"] == KIND)
-    parts = [INTRODUCTION, *numbered(rows)] if rows else []
+    trainings, evaluations, comparisons = (
+        [one for one in results if isinstance(one, kind)] for kind in (Training, Evaluation, Comparison)
+    )
+    models, compared = front_rows(by_seed(trainings), evaluations), front_comparison_rows(comparisons)
+    parts = [INTRODUCTION, *numbered(models)] if models else []
     parts += [COMPARED, *numbered(compared)] if compared else []
     return "\n\n".join(parts)
 
 
-def render(all_results):
-    """The tables as Markdown: trainings, evaluations, speed."""
-    trainings = by_seed(results for results in all_results if results["kind"] == "training")
-    evaluations = [results for results in all_results if results["kind"] == "evaluation"]
-    parts = []
-    if trainings:
-        rows = [row for runs in trainings for row in (training_row(runs), *chosen_rows(runs))]
-        parts += ["### Trained", *numbered(rows)]
+def render(results):
+    """The tables as Markdown: trainings, evaluations, speed and so on, each with what it has to say below it."""
+
+    def of(kind):
+        return [one for one in results if isinstance(one, kind)]
+
+    def section(heading, columns, items, *below):
+        made = rows(columns, items)
+        return [f"### {heading}", *numbered(made), *below] if made else []
+
+    trainings, evaluations, steps = by_seed(of(Training)), of(Evaluation), of(StepTime)
+    trained = []
+    for runs in trainings:
+        trained += rows(TRAINED, [(runs,)])
+        if runs[0].chosen:
+            trained += rows(CHOSEN, [([replace(run, **vars(run.chosen)) for run in runs],)])
+    parts = ["### Trained", *numbered(trained)] if trained else []
     if any(len(runs) > 1 for runs in trainings):
         parts += ["Several seeds: ± is the sample standard deviation of top-1, everything else the mean."]
-    if evaluations:
-        parts += ["### Evaluated", *numbered([evaluation_row(results) for results in evaluations])]
-    searches = [results for results in all_results if results["kind"] == "search"]
-    if searches:
-        parts += ["### Searched", *numbered([search_row(results) for results in searches])]
-    speeds = [speed_row(results, row) for results in evaluations for row in results["throughput"]]
-    if speeds:
-        parts += ["### Speed", *numbered(speeds)]
-        parts += beyond_promise(*(results["throughput"] for results in evaluations))
-    runtimes = [row for results in evaluations for row in runtime_rows(results)]
-    if runtimes:
-        parts += ["### The dense model in other runtimes", *numbered(runtimes)]
-    steps = [results for results in all_results if results["kind"] == "step_time"]
-    if steps:
-        parts += ["### Training steps", *numbered([row for results in steps for row in step_rows(results)])]
-    parts += claims_section(trainings, evaluations, searches, [step for step in steps if "packed_ms" in step])
-    parts += comparison_section([results for results in all_results if results["kind"] == KIND])
-    for benchmark in (results for results in all_results if results["kind"] == "benchmark"):
+    parts += section("Evaluated", EVALUATED, [([one],) for one in evaluations])
+    parts += section("Searched", SEARCHED, [(one,) for one in of(Search)])
+    speeds = [(one, speed) for one in evaluations for speed in one.throughput]
+    parts += section("Speed", SPEED, speeds, *beyond_promise(*(one.throughput for one in evaluations)))
+    runtimes = [item for one in evaluations for item in runtime_items(one)]
+    parts += section("The dense model in other runtimes", RUNTIMES, runtimes)
+    timed = [(one, step) for one in steps for step in one.steps]
+    parts += section("Training steps", STEPS, timed)
+    parts += claims_section(trainings, evaluations, of(Search), steps)
+    parts += comparison_section(of(Comparison))
+    for benchmark in of(Benchmark):
         commands = Commands()
-        parts += ["### Speed at a given cost, random decisions", circumstances(benchmark, commands)]
-        parts += [table([benchmark_row(row) for row in benchmark["rows"]]), commands.listing()]
-        parts += beyond_promise(benchmark["rows"])
+        parts += [
+            "### Speed at a given cost, random decisions",
+            f"On {processor(benchmark)}, {benchmark.threads} threads, seed {benchmark.seed}, commit {benchmark.commit}, "
+            f"command {commands.refer(benchmark.command)}:",
+            table(rows(BENCHMARKED, [(speed,) for speed in benchmark.rows])),
+            commands.listing(),
+            *beyond_promise(benchmark.rows),
+        ]
     return "\n\n".join(parts)
 
 

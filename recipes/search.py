@@ -21,6 +21,7 @@ from hf_dynvit.measure.files import check_weights
 from hf_dynvit.measure.forwards import DTYPES
 from hf_dynvit.measure.provenance import measured_on
 from hf_dynvit.measure.timing import layer_latencies
+from hf_dynvit.report import Search
 from hf_dynvit.report.search_results import save_picked, write_front
 from hf_dynvit.search import MaskScores, MaskSpace, pick, search
 from hf_dynvit.search.arguments import NOT_OF_SCORES, SearchArguments, images_from, reward_of, split_of, training_of
@@ -72,28 +73,27 @@ def main(argv=None):
         point["reported"] = fresh([bit == "1" for bit in point["bits"]])
     picked = pick(points, args.objectives, args.min_accuracy, args.max_cost)
     unmasked = fresh([True] * len(space))
-    results = {
-        "kind": "search",
-        "model": args.model,
-        "objectives": args.objectives,
-        "method": method,
-        "space": f"{len(space)} bits, {args.granularity}",
-        "masks_scored": len(scores.cache),
-        "seconds": seconds,
-        "images_to_choose_on": sum(len(labels) for _, labels in choose),
-        "images_reported_on": sum(len(labels) for _, labels in report),
-        "dataset": data_args.name(),
-        "split": split,
-        "images_from": origin,
-        "reward": reward._asdict(),
-        "latencies": None if scores.latencies is None else scores.latencies.tolist(),
-        "unmasked": unmasked,
-        "picked": picked,
-        "front": points,
+    results = Search(
+        model=args.model,
+        objectives=args.objectives,
+        method=method,
+        space=f"{len(space)} bits, {args.granularity}",
+        masks_scored=len(scores.cache),
+        seconds=seconds,
+        images_to_choose_on=sum(len(labels) for _, labels in choose),
+        images_reported_on=sum(len(labels) for _, labels in report),
+        dataset=data_args.name(),
+        split=split,
+        images_from=origin,
+        reward=reward._asdict(),
+        latencies=None if scores.latencies is None else scores.latencies.tolist(),
+        unmasked=unmasked,
+        picked=picked,
+        front=points,
         **measured_on(args.device, args.dtype, args.seed),
-        "settings": asdict(args),
-    }
-    write_front(results, folder)
+        settings=asdict(args),
+    )
+    content = write_front(results, folder)
     save_picked(model, processor, picked, folder, args.policy, args.burn_in)
     print(
         f"{len(points)} masks on the front, of {len(scores.cache)} scored in {seconds:.0f} s; picked {picked['bits']}: "
@@ -102,8 +102,8 @@ def main(argv=None):
         f"accuracy {picked['reported']['accuracy']:.4f} (unmasked {unmasked['accuracy']:.4f}) at cost "
         f"{picked['reported']['cost']:.3f} (unmasked {unmasked['cost']:.3f}), {picked['layers']:.0%} of layers left"
     )
-    print(f"chosen on {results['images_to_choose_on']} images, reported on {results['images_reported_on']}: {origin}")
-    return results
+    print(f"chosen on {results.images_to_choose_on} images, reported on {results.images_reported_on}: {origin}")
+    return content
 
 
 def load_images(args, data_args, processor, config):

@@ -14,13 +14,12 @@ import torch
 from transformers import ViTForImageClassification
 
 from hf_dynvit import DynViTForImageClassification
-from hf_dynvit.measure.files import write_json
-from hf_dynvit.measure.forwards import rounds_within, with_progress
+from hf_dynvit.measure import interleaved_medians, measured_on
 from hf_dynvit.measure.memory import peak_mib
-from hf_dynvit.measure.provenance import measured_on
 from hf_dynvit.measure.random_decisions import draw_decisions, gate_entries, move
-from hf_dynvit.measure.timing import interleaved_medians
+from hf_dynvit.measure.timing import rounds_within, with_progress
 from hf_dynvit.model.configuration_dynvit import pair
+from hf_dynvit.report import Step, StepTime, write
 from hf_dynvit.settings import parse_settings
 from hf_dynvit.training.training_step import agent_calls, agent_rows, agent_steps
 
@@ -74,7 +73,7 @@ def main(argv=None):
     for kernel in KERNELS:
         twin = copy.deepcopy(vit)
         twin.set_attn_implementation(kernel)
-        steps[kernel] = Step(twin, images, labels, args, lambda index: {})
+        steps[kernel] = Timed(twin, images, labels, args, lambda index: {})
     if args.gates != "none":
         steps["packed"] = gated_step(vit, images, labels, args)
     peaks = {name: peak_mib(partial(step, 0), args.device) for name, step in steps.items()}
@@ -83,28 +82,25 @@ def main(argv=None):
     rounds = rounds_within(calls, args.seconds)
     ms = {name: 1e3 * s for name, s in interleaved_medians(with_progress(calls, rounds), rounds).items()}
     dense, leanest = min(KERNELS, key=ms.get), min(KERNELS, key=peaks.get)
-    results = {
-        "kind": "step_time",
-        "model": args.model,
-        "dense_ms": {kernel: ms[kernel] for kernel in KERNELS},
-        "peak_mib": {"dense": peaks[leanest]},
-        "leanest": leanest,
-        "agents": agent_rows(agents, ms, peaks, ms[dense], peaks[leanest]),
-        "rounds": rounds,
-        "batch_size": args.batch_size,
+    gates = [] if args.gates == "none" else [gate_results(steps["packed"], ms, peaks, dense, leanest, args)]
+    results = StepTime(
+        model=args.model,
+        dense_ms={kernel: ms[kernel] for kernel in KERNELS},
+        dense_peak_mib=peaks[leanest],
+        leanest=leanest,
+        steps=gates + [Step(**row) for row in agent_rows(agents, ms, peaks, ms[dense], peaks[leanest])],
+        rounds=rounds,
+        batch_size=args.batch_size,
         **measured_on(args.device, "bfloat16 autocast" if args.autocast else "float32", args.seed),
-    }
-    if args.gates != "none":
-        results |= gate_results(steps["packed"], ms, peaks, dense, leanest, args)
+    )
     if args.json:
-        write_json(args.json, results)
-    rows = [{"agent": "packed", "ms": ms["packed"], **results}] if args.gates != "none" else []
-    for row in rows + results["agents"]:
+        write(args.json, results)
+    for step in results.steps:
         print(
-            f"{row['agent']}, cost {row['cost']:.3f}: {row['ms']:.0f} ms, dense {ms[dense]:.0f} ms ({dense}): "
-            f"{row['time_ratio']:.2f} of the time, {row['memory_ratio']:.2f} of the working memory"
+            f"{step.agent or 'packed'}, cost {step.cost:.3f}: {step.ms:.0f} ms, dense {ms[dense]:.0f} ms ({dense}): "
+            f"{step.time_ratio:.2f} of the time, {step.memory_ratio:.2f} of the working memory"
         )
-    return results
+    return results.to_json()
 
 
 def gated_step(vit, images, labels, args):
@@ -115,7 +111,7 @@ def gated_step(vit, images, labels, args):
     generator = torch.Generator().manual_seed(args.seed)
     drawn = [draw_decisions(model, args.batch_size, args.cost, generator) for _ in range(args.draws)]
     draws = [move(decisions, args.device) for decisions in drawn]
-    step = Step(model, images, labels, args, lambda index: {"decisions": draws[index % len(draws)], "gating": "act"})
+    step = Timed(model, images, labels, args, lambda index: {"decisions": draws[index % len(draws)], "gating": "act"})
     for index in range(args.draws):
         step(index)  # 16-bit products on CPU compile a kernel per number of rows
     return step
@@ -124,17 +120,17 @@ def gated_step(vit, images, labels, args):
 def gate_results(step, ms, peaks, dense, leanest, args):
     with torch.no_grad():
         costs = [step.model(step.images, **step.options(index)).cost for index in range(args.draws)]
-    return {
-        "gates": args.gates,
-        "cost": torch.cat(costs).mean().item(),
-        "packed_ms": ms["packed"],
-        "time_ratio": ms["packed"] / ms[dense],
-        "peak_mib": {"dense": peaks[leanest], "packed": peaks["packed"]},
-        "memory_ratio": peaks["packed"] / peaks[leanest],
-    }
+    return Step(
+        gates=args.gates,
+        cost=torch.cat(costs).mean().item(),
+        ms=ms["packed"],
+        peak_mib=peaks["packed"],
+        time_ratio=ms["packed"] / ms[dense],
+        memory_ratio=peaks["packed"] / peaks[leanest],
+    )
 
 
-class Step:
+class Timed:
     """One training step of a model, as a callable that takes the number of the round."""
 
     def __init__(self, model, images, labels, args, options):

@@ -18,8 +18,8 @@ from transformers import AutoConfig, TrainingArguments, set_seed
 from transformers.utils import logging
 
 from hf_dynvit.data import DataArguments, load_image_data
-from hf_dynvit.measure.files import sign_weights, write_json
-from hf_dynvit.report.publish import describe, push
+from hf_dynvit.measure.files import sign_weights
+from hf_dynvit.report import describe, push, write
 from hf_dynvit.report.run_results import collect, given_results
 from hf_dynvit.search import burn_in
 from hf_dynvit.settings import parse_settings
@@ -81,10 +81,10 @@ def main(argv=None):
     results = collect(model_args, data_args, trainer, data, metrics, seconds)
     if model_args.evaluate_dense and not model_args.new_classifier:
         kept = model_args.gate_list() == "keep"
-        results["checkpoint" if kept else "dense"] = given_results(model_args, args, data, results["gmacs_dense"])
+        setattr(results, "checkpoint" if kept else "dense", given_results(model_args, args, data))
     if trainer.is_world_process_zero():
         folder = Path(args.output_dir)
-        write_json(folder / "results.json", results)
+        write(folder / "results.json", results)
         describe(
             trainer.accelerator.unwrap_model(trainer.model),
             data.validation,
@@ -100,7 +100,7 @@ def main(argv=None):
         if push_at_end:
             push(folder, args.hub_model_id, args.hub_private_repo)
     trainer.accelerator.wait_for_everyone()
-    return results
+    return results.to_json()
 
 
 def preset_defaults(words):

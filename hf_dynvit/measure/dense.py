@@ -74,23 +74,3 @@ class Compiled:
             out = self.model(images)
         self.shapes.add(images.shape)
         return out
-
-
-def check_published(results, source):
-    """Refuse a JSON of evaluate.py or the benchmark whose speed was not measured against all of the dense ways.
-
-    Args:
-        results: its contents. source: its name, for the error.
-
-    Raises:
-        ValueError: a timing without one of them.
-    """
-    for row in [*results.get("throughput", []), *results.get("rows", [])]:
-        timed = set(row.get("dense_ms", {}))
-        missing = [name for name in (*KERNELS, OURS) if name not in timed]
-        missing += [] if timed & {FROZEN, TUNED} else [FROZEN]
-        if missing:
-            raise ValueError(
-                f"the speed in {source} is against {sorted(timed)} alone and lacks {missing}: "
-                "measure anew, without --no-compile"
-            )

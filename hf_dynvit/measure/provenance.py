@@ -1,9 +1,11 @@
 """Where a number was measured: device, dtype, threads, seed, versions, commit and command, to travel with the number."""
 
 import platform
+import re
 import shlex
 import subprocess
 import sys
+from contextlib import suppress
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,17 +19,10 @@ PACKAGES = ("torch", "transformers", "hf_dynvit")
 
 
 def measured_on(device, dtype, seed=None):
-    """What a measurement taken now depends on; JSON-ready, to be merged into a dict of results.
+    """What a measurement taken now depends on, as `report.Results` holds it; JSON-ready.
 
     Args:
-        device: `torch.device` or its name, where the model ran.
-        dtype: `torch.dtype` or its name, what the products ran in.
-        seed: the seed of the run, None if nothing was drawn.
-
-    Returns:
-        dict with `device` (the processor's name), `instructions` (what it has for products), `dtype` ("float32"), `threads` (CPU threads of torch), `seed`,
-        `versions` (python, torch, ...), `commit` of the source tree ("+changes" if it differs from it, None outside
-        git) and `command` (the command line, tokens blanked).
+        device, dtype: of torch, or their names. seed: of the run, None if nothing was drawn.
     """
     return {
         "device": device_name(device),
@@ -46,9 +41,11 @@ def device_name(device):
     device = torch.device(device)
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    if device.type == "cpu":
-        return _cpu_name()
-    return device.type
+    if device.type != "cpu":
+        return device.type
+    cpuinfo = Path("/proc/cpuinfo")  # of Linux alone
+    found = re.search(r"^model name\s*:\s*(\S.*)$", cpuinfo.read_text() if cpuinfo.exists() else "", re.MULTILINE)
+    return found[1].strip() if found else platform.processor() or platform.machine()
 
 
 def instructions(device):
@@ -63,26 +60,13 @@ def instructions(device):
     return name + (", bf16" if has_bf16() else "")
 
 
-def _cpu_name():
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:  # not Linux
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return next(filter(None, names), None) or platform.processor() or platform.machine()
-
-
 def versions():
     """Installed versions; a package that runs from its source tree without being installed is left out."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
-        try:
+        with suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    if torch.version.cuda:
-        found["cuda"] = torch.version.cuda
-    return found
+    return found | ({"cuda": torch.version.cuda} if torch.version.cuda else {})
 
 
 def commit(tree):

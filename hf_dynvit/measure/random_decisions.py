@@ -33,9 +33,7 @@ def draw_decisions(model, batch, target, generator):
     with that probability, all independent over layers. The rate is found by bisection on the cost, for these draws.
 
     Args:
-        model: a `DynViTForImageClassification`.
-        batch: B.
-        target: mean cost to meet, gates included; met as closely as B images can.
+        batch: B. target: mean cost to meet, gates included; met as closely as B images can.
         generator: `torch.Generator` on the CPU.
 
     Returns:
@@ -63,12 +61,7 @@ def draw_decisions(model, batch, target, generator):
     def at(rate):
         kept = tokens < (rate + offset).clamp(LEAST_TOKENS, 1)
         kept[..., 0] = True
-        keeps = {
-            "attention_tokens": kept,
-            "mlp_tokens": kept,
-            "heads": heads < rate,
-            "sublayers": sublayers < rate,
-        }
+        keeps = {"attention_tokens": kept, "mlp_tokens": kept, "heads": heads < rate, "sublayers": sublayers < rate}
         decisions = [
             LayerDecisions(**{slot: alike(keeps[slot][layer], layer) for slot in slots[layer]})
             for layer in range(num_layers)

@@ -4,28 +4,26 @@ import statistics
 import time
 
 import torch
+from tqdm import tqdm
+
+
+LEAST_ROUNDS, MOST_ROUNDS = 7, 500
 
 
 def interleaved_seconds(calls, rounds, warmup=1):
     """Time each call once per round, in an order that shifts from round to round.
 
     Args:
-        calls: name -> callable taking the number of the round, so that rounds can use different batches; warm-up
-            rounds get 0.
-        rounds: timed rounds; each runs every call once.
-        warmup: untimed rounds before them (compilation, caches).
+        calls: name -> function of the round's number, so that rounds can use different batches; warm-up rounds get 0.
+        rounds: timed rounds. warmup: untimed ones before them (compilation, caches).
 
     Returns:
-        dict, name -> list of `rounds` floats in seconds; entry i of all lists is from the same round, so ratios can be
-        taken per round.
+        dict, name -> list of `rounds` floats in seconds; entry i of all lists is from the same round.
     """
     if rounds < 1:
         raise ValueError(f"rounds must be at least 1, got {rounds}")
-    names = list(calls)
-    for _ in range(warmup):
-        for call in calls.values():
-            call(0)
-    seconds = {name: [] for name in names}
+    names, seconds = list(calls), {name: [] for name in calls}
+    _run(calls, warmup)
     for index in range(rounds):
         start = index % len(names)  # nobody always runs after the same neighbour's cache
         for name in names[start:] + names[:start]:
@@ -36,6 +34,29 @@ def interleaved_seconds(calls, rounds, warmup=1):
 def interleaved_medians(calls, rounds, warmup=1):
     """Median seconds of each call; the arguments are those of `interleaved_seconds`."""
     return {name: statistics.median(times) for name, times in interleaved_seconds(calls, rounds, warmup).items()}
+
+
+def rounds_within(calls, seconds, warmup=1):
+    """Rounds that take about `seconds`, from one round after `warmup` rounds."""
+    _run(calls, warmup)
+    taken = _seconds(lambda index: _run(calls, 1), 0)
+    return max(LEAST_ROUNDS, min(MOST_ROUNDS, int(seconds / taken)))
+
+
+def with_progress(calls, rounds, warmup=1):
+    """The same calls, counted on a bar; it is drawn once a second at most, which medians do not see."""
+    bar = tqdm(total=(rounds + warmup) * len(calls), desc="timing", unit="forward", leave=False, mininterval=1.0)
+
+    def counted(call):
+        def run(index):
+            call(index)
+            bar.update()
+            if bar.n >= bar.total:
+                bar.close()
+
+        return run
+
+    return {name: counted(call) for name, call in calls.items()}
 
 
 @torch.no_grad()
@@ -57,6 +78,11 @@ def layer_latencies(model, pixel_values, rounds=20):
     model.train(was_training)
     seconds = torch.tensor([medians[name] for name in calls])
     return seconds / seconds.sum()
+
+
+def _run(calls, rounds):
+    for call in rounds * list(calls.values()):
+        call(0)
 
 
 def _seconds(call, index):

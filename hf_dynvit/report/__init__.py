@@ -1,1 +1,33 @@
-"""What was found, for people: tables, pictures, model cards."""
+"""What was found, for people: results and their schema, tables, plots, pictures, model cards."""
+
+from .model_card import write_model_card
+from .names import decides
+from .pictures import show_decisions
+from .plots import plot_usage
+from .publish import describe, push
+from .results import Benchmark, Comparison, Demo, Evaluation, Run, Runtime, Scores, Search, Step, StepTime, Training
+from .schema import Results, read, write
+
+
+__all__ = [
+    "Benchmark",
+    "Comparison",
+    "Demo",
+    "Evaluation",
+    "Results",
+    "Run",
+    "Runtime",
+    "Scores",
+    "Search",
+    "Step",
+    "StepTime",
+    "Training",
+    "decides",
+    "describe",
+    "plot_usage",
+    "push",
+    "read",
+    "show_decisions",
+    "write",
+    "write_model_card",
+]

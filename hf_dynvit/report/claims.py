@@ -1,25 +1,18 @@
 """What was claimed of layer skipping beside what was measured of it, from the results that are there."""
 
 import statistics
-from typing import NamedTuple
 
 from ..measure.dense import OURS
+from .markdown import Commands, table
 from .names import short
-from .rivals import best_mask, dense_checkpoint, mean, percent, policies, trained_alike
-from .tables import Commands, table
+from .rivals import best_mask, counted, dense_checkpoint, mean, percent, policies, trained_alike
+from .tables import accuracy_at
 
 
-class Claim(NamedTuple):
-    """What was claimed, and where."""
-
-    text: str
-    source: str
-
-
-ABSTRACT = "https://etd.aau.edu.et/items/34d0d3ef-9b0c-4960-ba82-d06f64d9ea63"
-THROUGHPUT = Claim("53 % faster, and no less accurate", f"[abstract]({ABSTRACT})")
-MEMORY = Claim("53 % less working memory", f"[abstract]({ABSTRACT})")
-LAYERS = Claim("a third fewer layers", "ascribed to the joint search; in no source that can be read")
+ABSTRACT = "[abstract](https://etd.aau.edu.et/items/34d0d3ef-9b0c-4960-ba82-d06f64d9ea63)"
+THROUGHPUT = f"53 % faster, and no less accurate ({ABSTRACT})"
+MEMORY = f"53 % less working memory ({ABSTRACT})"
+LAYERS = "a third fewer layers (ascribed to the joint search; in no source that can be read)"
 INTRODUCTION = (
     "Of layer skipping: Mersha, MSc thesis, Addis Ababa University, 2023. Its abstract leaves open whether 53 % faster "
     "is a throughput of 1.53 or 53 % less time, a throughput of 2.13: both numbers are given. Random skipping and the "
@@ -34,7 +27,7 @@ def claims_section(trainings, evaluations, searches, steps):
     """Parts of Markdown: heading, introduction, table and commands; none where there is no policy of layer skipping.
 
     Args:
-        trainings: as `by_seed` gives them. evaluations, searches, steps: the contents of the JSON files.
+        trainings: as `by_seed` gives them. evaluations, searches, steps: results.
     """
     commands, rows = Commands(), []
     for policy in policies(trainings, evaluations):
@@ -47,7 +40,7 @@ def claims_section(trainings, evaluations, searches, steps):
             {
                 "data": policy.dataset,
                 "policy": f"{policy.name}, budget {policy.budget}",
-                "claimed": f"{claim.text} ({claim.source})",
+                "claimed": claim,
                 "measured": "<br>".join(lines),
             }
             for claim, lines in measured
@@ -60,33 +53,26 @@ def claims_section(trainings, evaluations, searches, steps):
 
 def accuracy_lines(policy, trainings, evaluations, commands):
     """Top-1 of the policy, and of what it must beat."""
+
+    def line(name, runs):
+        references = commands.refer([run.command for run in runs])
+        return f"{name}: {percent(runs)}{counted(runs)} at cost {mean(runs, 'cost'):.3f} {references}"
+
     lines = []
     for runs in policy.trainings:
-        lines.append(_trained("learned", runs, commands))
+        lines.append(line("learned", runs))
         dense, random = trained_alike(runs, trainings)
-        lines += [_trained("dense, tuned as long", others, commands) for others in dense]
-        lines += [_trained("random", others, commands) for others in random]
+        lines += [line("dense, tuned as long", others) for others in dense]
+        lines += [line("random", others) for others in random]
     if not policy.trainings:
-        lines += [_evaluated("learned", results, commands) for results in policy.evaluations]
+        lines += [line("learned", [results]) for results in policy.evaluations]
     mask = best_mask(policy, evaluations)
-    lines += [_evaluated("static mask", mask, commands)] if mask else []
+    lines += [line("static mask", [mask])] if mask else []
     checkpoint = dense_checkpoint(policy, evaluations)
     if checkpoint:
         results, accuracy = checkpoint
-        lines.append(f"dense checkpoint: {100 * accuracy:.2f} {commands.refer(results['command'])}")
+        lines.append(f"dense checkpoint: {100 * accuracy:.2f} {commands.refer(results.command)}")
     return lines
-
-
-def _trained(name, runs, commands):
-    count = f" ({len(runs)} seeds)" if len(runs) > 1 else ""
-    references = commands.refer([results["command"] for results in runs])
-    return f"{name}: {percent(runs)}{count} at cost {mean(runs, 'cost'):.3f} {references}"
-
-
-def _evaluated(name, results, commands):
-    return (
-        f"{name}: {100 * results['accuracy']:.2f} at cost {results['cost']:.3f} {commands.refer(results['command'])}"
-    )
 
 
 def speed_lines(policy, commands):
@@ -95,13 +81,12 @@ def speed_lines(policy, commands):
     lines = []
     for results in policy.evaluations:
         for name, ratio in (("throughput", "speedup"), ("throughput against ours, no gates", "gates_speedup")):
-            gains = [(f"batch {row['batch_size']}", row.get(ratio)) for row in results["throughput"]]
-            if not gains or None in dict(gains).values():
-                continue
+            gains = [(f"batch {speed.batch_size}", getattr(speed, ratio)) for speed in results.throughput]
             if len(gains) > 1:
                 gains.append(("mean", statistics.mean(gain for _, gain in gains)))
             parts = [f"{batch} {100 * (gain - 1):+.0f} % ({_less(1 / gain)} time)" for batch, gain in gains]
-            lines.append(f"{name}, {_where(results)}: {'; '.join(parts)} {commands.refer(results['command'])}")
+            if parts:
+                lines.append(f"{name}, {_where(results)}: {'; '.join(parts)} {commands.refer(results.command)}")
     return lines
 
 
@@ -111,16 +96,17 @@ def memory_lines(policy, steps, commands):
     lines = []
     for results in policy.evaluations:
         for name, rival in (("forward", "dense"), ("forward against ours, no gates", OURS)):
-            peaks = [(row["batch_size"], row["peak_mib"]) for row in results["throughput"] if row.get("peak_mib")]
-            parts = [f"batch {batch} {_less(peak['packed'] / peak[rival])}" for batch, peak in peaks if rival in peak]
+            peaks = [(speed.batch_size, speed.peak_mib) for speed in results.throughput]
+            parts = [f"batch {batch} {_less(peak['packed'] / peak[rival])}" for batch, peak in peaks]
             if parts:
-                lines.append(f"{name}, {_where(results)}: {'; '.join(parts)} {commands.refer(results['command'])}")
-    for step in steps:
-        if step["gates"] == "block" and short(step["model"]) in policy.starts():
-            lines.append(
-                f"training step at random, cost {step['cost']:.3f}, {_where(step)}: batch {step['batch_size']} "
-                f"{_less(step['memory_ratio'])} {commands.refer(step['command'])}"
-            )
+                lines.append(f"{name}, {_where(results)}: {'; '.join(parts)} {commands.refer(results.command)}")
+    for timed in (timed for timed in steps if short(timed.model) in policy.starts()):
+        lines += [
+            f"training step at random, cost {step.cost:.3f}, {_where(timed)}: batch {timed.batch_size} "
+            f"{_less(step.memory_ratio)} {commands.refer(timed.command)}"
+            for step in timed.steps
+            if step.gates == "block"
+        ]
     return lines
 
 
@@ -128,31 +114,27 @@ def layer_lines(policy, commands):
     """Layers that an image skips; attention and MLP are half a layer each."""
     lines = []
     for results in policy.evaluations or [runs[0] for runs in policy.trainings]:
-        shares = [share for kind in ("attention", "mlp") for share in results["usage"].get(kind, {}).values()]
+        shares = [share for kind in ("attention", "mlp") for share in results.usage.get(kind, {}).values()]
         if shares:
-            skipped, layers = sum(1 - share for share in shares) / 2, results.get("num_layers")
-            of = f" of {layers} ({100 * skipped / layers:.0f} % fewer)" if layers else ""
-            lines.append(f"skipped per image: {skipped:.1f} layers{of} {commands.refer(results['command'])}")
+            skipped, layers = sum(1 - share for share in shares) / 2, results.num_layers
+            of = f" of {layers} ({100 * skipped / layers:.0f} % fewer)"
+            lines.append(f"skipped per image: {skipped:.1f} layers{of} {commands.refer(results.command)}")
     return lines
 
 
 def search_lines(policy, searches, commands):
     """What masks that were searched on this policy leave in the network, on images that did not choose them."""
-    lines = []
-    for search in searches:
-        if policy.is_of(search["model"]):
-            picked, without = search["picked"]["reported"], search["unmasked"]
-            lines.append(
-                f"search for {search['objectives']}: {100 * (1 - picked['layers']):.0f} % of the layers out, top-1 "
-                f"{100 * picked['accuracy']:.1f} at cost {picked['cost']:.3f}, with all "
-                f"{100 * without['accuracy']:.1f} at {without['cost']:.3f}, on {search['images_reported_on']} images "
-                f"{commands.refer(search['command'])}"
-            )
-    return lines
+    return [
+        f"search for {search.objectives}: {100 * (1 - search.picked['reported']['layers']):.0f} % of the layers out, top-1 "
+        f"{accuracy_at(search.picked['reported'], ' at cost ')}, with all {accuracy_at(search.unmasked)}, "
+        f"on {search.images_reported_on} images {commands.refer(search.command)}"
+        for search in searches
+        if policy.is_of(search.model)
+    ]
 
 
 def _where(results):
-    return f"{results['device']}, {results['dtype']}"
+    return f"{results.device}, {results.dtype}"
 
 
 def _less(ratio):

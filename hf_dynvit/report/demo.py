@@ -1,24 +1,24 @@
 """What the demo (recipes/demo.py) measures of its two models, how it is written down, and how many steps it can afford."""
 
-import statistics
-import time
 from typing import NamedTuple
 
 import torch
 from transformers import ViTImageProcessorPil
 
 from ..measure.dense import OURS
-from ..measure.files import write_json
 from ..measure.provenance import measured_on
+from ..measure.timing import interleaved_medians
 from ..measure.trained_models import Entrant, time_batches
-from ..model.cost import dense_macs
 from ..model.modeling_dynvit import DynViTForImageClassification
 from ..model.prepack import can_prepack
 from ..training.trainer import DynViTTrainer
 from ..training.training_step import TrainingStep
-from .card_tables import markdown_table
+from . import schema
+from .markdown import table
 from .model_card import write_model_card
 from .pictures import show_decisions
+from .results import Demo
+from .run_results import model_facts, scores
 
 
 TIMED_BATCHES = {1: 16, 32: 4}  # batch size -> how many different batches: single images differ most in cost
@@ -33,7 +33,7 @@ PICTURE = "decisions.png"
 
 
 def measure(dense, trainer, validation, seconds, seed):
-    """Everything that results.json holds.
+    """The `Demo`.
 
     Args:
         dense: the `ViTForImageClassification` that the gates were put on.
@@ -43,28 +43,26 @@ def measure(dense, trainer, validation, seconds, seed):
         seed: of the run, to be noted.
     """
     model = trainer.model.eval()
-    config = model.config
-    gmacs = dense_macs(config, (config.image_size // config.patch_size) ** 2 + 1, config.num_labels) / 1e9
     trainer.eval_usage.reset()
     measured, hits, costs = predict(trainer, validation)
     usage = trainer.eval_usage.per_layer()
     ungated = DynViTTrainer(model=DynViTForImageClassification.from_vit(dense), args=trainer.args)
-    difficulty = validation.difficulty
-    groups = {"easy": difficulty <= EASY, "hard": difficulty >= HARD}
+    groups = {"easy": validation.difficulty <= EASY, "hard": validation.difficulty >= HARD}
     if can_prepack():
         model.prepack()
     entrant = Entrant("demo", model, dense, validation, "")
-    return {
-        "kind": "demo",
-        "gates": config.gates,
-        "budget": config.budget,
-        "dataset": "handwritten digits on cluttered canvases",
-        "split": "validation",
-        "images": len(validation),
-        **measured,
-        "gmacs": measured["cost"] * gmacs,
-        "dense": predict(ungated, validation)[0] | {"gmacs": gmacs},
-        "by_difficulty": {
+    return Demo(
+        model="demo",
+        **model_facts(model),
+        budget=model.config.budget,
+        dataset="handwritten digits on cluttered canvases",
+        split="validation",
+        split_files=[],
+        images=len(validation),
+        **vars(measured),
+        dense=predict(ungated, validation)[0],
+        dense_model=None,
+        by_difficulty={
             name: {
                 "images": int(group.sum()),
                 "accuracy": hits[group].mean().item(),
@@ -73,42 +71,23 @@ def measure(dense, trainer, validation, seconds, seed):
             for name, group in groups.items()
             if group.any()
         },
-        "usage": usage,
-        "batch_size": trainer.args.per_device_eval_batch_size,
-        "throughput": [timing(entrant, batch, seconds) for batch in TIMED_BATCHES],
+        usage=usage,
+        batch_size=trainer.args.per_device_eval_batch_size,
+        throughput=[
+            # Compiling would take longer than the demo trains.
+            time_batches(entrant, batch, seconds, compiled=False, different=different)
+            for batch, different in TIMED_BATCHES.items()
+        ],
         **measured_on(model.device, model.dtype, seed),
-    }
+    )
 
 
 def predict(trainer, validation):
-    """Accuracy, top-5 accuracy and mean cost; per canvas whether it is read correctly, and its cost."""
+    """`Scores`; per canvas whether it is read correctly, and its cost."""
     out = trainer.predict(validation)
     logits, costs = (torch.from_numpy(part) for part in out.predictions)
-    measured = {name: out.metrics[f"test_{name}"] for name in ("accuracy", "accuracy_top5", "cost")}
-    return measured, (logits.argmax(-1) == validation.labels).float(), costs
-
-
-def timing(entrant, batch, seconds):
-    """Time per image of the packed model and of the fastest dense one, taken in turns on the same images.
-
-    Args:
-        entrant: a `benchmark_models.Entrant`.
-        batch: images in a forward. seconds: time for all of it.
-    """
-    # Compiling would take longer than the demo trains.
-    (row,) = time_batches(
-        [entrant], batch, seconds, rounds=None, compiled=False, different=TIMED_BATCHES.get(batch, 4)
-    )
-    fastest = min(row["dense_ms"], key=row["dense_ms"].get)
-    return {
-        "batch_size": batch,
-        "dense_fastest": fastest,
-        "dense_ms_per_image": row["dense_ms"][fastest] / batch,
-        "packed_ms_per_image": row["packed_ms"] / batch,
-        "dense_images_per_second": row["dense_images_per_s"],
-        "packed_images_per_second": row["packed_images_per_s"],
-        **row,
-    }
+    found = scores(out.metrics, trainer.model, "test_")
+    return found, (logits.argmax(-1) == validation.labels).float(), costs
 
 
 def write(model, validation, results, folder):
@@ -116,7 +95,7 @@ def write(model, validation, results, folder):
     side = model.config.image_size
     model.save_pretrained(folder)
     ViTImageProcessorPil(size={"height": side, "width": side}).save_pretrained(folder)
-    write_json(folder / "results.json", results)
+    schema.write(folder / "results.json", results)
     by_difficulty = validation.difficulty.argsort(stable=True)
     count = min(3, len(validation) // 2)
     shown = [*by_difficulty[:count].tolist(), *by_difficulty[-count:].tolist()]
@@ -129,27 +108,32 @@ def write(model, validation, results, folder):
     ]
     show_decisions(model, images, folder / PICTURE, titles=titles, layers=range(model.config.num_hidden_layers))
     write_model_card(
-        model, results, folder, pictures={PICTURE: "What is computed of three easy and three hard canvases"}
+        model, results.to_json(), folder, pictures={PICTURE: "What is computed of three easy and three hard canvases"}
     )
 
 
-def table(results):
+def summary(results):
     """Dense and packed side by side, as Markdown."""
-    headings, dense, packed, ratio = ["", "top-1", "million MACs"], ["dense"], ["packed"], ["dense / packed"]
-    for row, values in ((dense, results["dense"]), (packed, results)):
-        row += [f"{values['accuracy']:.1%}", f"{1e3 * values['gmacs']:.1f}"]
-    ratio += ["", f"{results['dense']['gmacs'] / results['gmacs']:.2f}"]
-    for timed in results["throughput"]:
-        headings.append(f"ms per image, batch {timed['batch_size']}")
-        dense.append(f"{timed['dense_ms_per_image']:.2f}")
-        packed.append(f"{timed['packed_ms_per_image']:.2f}")
-        ratio.append(f"{timed['speedup']:.2f} x as fast")
-    return markdown_table(headings, [dense, packed, ratio])
+    columns = {
+        "": ["dense", "packed", "dense / packed"],
+        "top-1": [f"{results.dense.accuracy:.1%}", f"{results.accuracy:.1%}", ""],
+        "million MACs": [
+            *(f"{1e3 * gmacs:.1f}" for gmacs in (results.dense.gmacs, results.gmacs)),
+            f"{results.dense.gmacs / results.gmacs:.2f}",
+        ],
+    }
+    for speed in results.throughput:
+        columns[f"ms per image, batch {speed.batch_size}"] = [
+            f"{speed.dense_ms[speed.fastest] / speed.batch_size:.2f}",
+            f"{speed.packed_ms / speed.batch_size:.2f}",
+            f"{speed.speedup:.2f} x as fast",
+        ]
+    return table(columns)
 
 
 def dense_sentence(results):
     """Which dense model the packed one was compared with, and in what they are not equal."""
-    fastest = [f"{DENSE[timed['dense_fastest']]} (batch {timed['batch_size']})" for timed in results["throughput"]]
+    fastest = [f"{DENSE[speed.fastest]} (batch {speed.batch_size})" for speed in results.throughput]
     return (
         f"Dense is the fastest of {len(DENSE)} ways to run it: {', '.join(fastest)}.\n"
         "The packed model has had two trainings, that of the dense one and that of its gates: the dense one was not tuned on."
@@ -160,7 +144,7 @@ def difficulty_sentence(results):
     """What easy and hard canvases cost."""
     parts = [
         f"{name} canvases ({CLUTTER[name]}): top-1 {group['accuracy']:.1%} at cost {group['cost']:.2f}"
-        for name, group in results["by_difficulty"].items()
+        for name, group in results.by_difficulty.items()
     ]
     return "; ".join(parts)
 
@@ -206,10 +190,4 @@ def plan(dense_seconds, gates_seconds, seconds, forwards, batch):
 def seconds_per_step(trainer, inputs):
     """Median seconds of a few training steps of a `DynViTTrainer` on a batch, after one to warm up; its model is used up."""
     step = TrainingStep(trainer, inputs)
-    step.ordinary()
-    taken = []
-    for _ in range(MEASURED):
-        start = time.perf_counter()
-        step.ordinary()
-        taken.append(time.perf_counter() - start)
-    return statistics.median(taken)
+    return interleaved_medians({"step": lambda index: step.ordinary()}, MEASURED)["step"]

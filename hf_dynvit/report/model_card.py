@@ -9,11 +9,16 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from ..measure.provenance import PACKAGE
 from ..model.gates import GATES
 from ..training.presets import gate_facts
-from .card_tables import measured_table, pairs_table, results_table, throughput_table, usage_table
+from .markdown import command
 from .names import decides
 
 
 TEMPLATE = "model_card_template.md"
+METRICS = (
+    ("accuracy", "accuracy", "Top-1 accuracy"),
+    ("accuracy_top5", "accuracy", "Top-5 accuracy"),
+    ("cost", "cost", "Mean cost (MACs / MACs of the dense model)"),
+)
 
 
 def write_model_card(
@@ -33,11 +38,8 @@ def write_model_card(
 
     Args:
         model: the `DynViTForImageClassification` that was saved.
-        results: what an evaluation wrote, {} if there was none. A key that is missing or None is left out of the card:
-            "dataset", "split", "split_files", "images"; "accuracy", "accuracy_top5" (shares), "cost", "gmacs" (per image); "dense": the
-            last four of the dense model; "throughput": [{"batch_size", "dense_images_per_second",
-            "packed_images_per_second", "speedup"}]; "usage": as of `UsageMeter.per_layer`; "batch_size" and what
-            `measured_on` gives.
+        results: fields of `results.Training` or another kind as a dict, {} if nothing was measured. What is missing or None
+            is left out of the card.
         folder: where to write; its name is the model's name unless `model_id` is given.
         model_id: the Hub id, or what else `from_pretrained` is to be called with.
         base_model: the Hub id of the ViT that the model was made from; None: the id that the configuration
@@ -54,14 +56,15 @@ def write_model_card(
     Raises:
         ValueError: a share outside [0, 1], a number that is not finite, or a picture that is not there.
     """
-    folder = Path(folder)
+    folder, config, pictures = Path(folder), model.config, pictures or {}
     check_results(results)
-    for file in pictures or {}:
+    for file in pictures:
         if not (folder / file).is_file():
             raise ValueError(f"there is no picture {file!r} in {folder}")
     model_id = model_id or folder.resolve().name
-    config = model.config
-    base_model = base_model or _remembered_base(config)
+    remembered = config._name_or_path or ""
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", remembered) and not Path(remembered).exists():  # a Hub id
+        base_model = base_model or remembered
     data = ModelCardData(
         model_name=model_id.rpartition("/")[2],
         library_name="transformers",
@@ -78,19 +81,17 @@ def write_model_card(
         template_path=template_path(),
         title=data.model_name,
         model_id=model_id,
-        summary=_summary(config),
+        config=config,
         plain=plain,
         gates=[_gate(entry, config.num_hidden_layers) for entry in config.gates or []],
         decides=decides(gate_facts(model)),
-        budget=config.budget,
-        measured_sentence=_measured_sentence(results),
-        results_table=results_table(results),
-        throughput_table=throughput_table(results.get("throughput")),
-        throughput_sentence=_throughput_sentence(results),
-        usage_table=usage_table(results.get("usage")),
-        measured_table=measured_table(results),
-        training_table=pairs_table(training),
-        pictures=list((pictures or {}).items()),
+        results=results,
+        dense=results.get("dense"),
+        throughput=[{"name": row["batch_size"], **row} for row in results.get("throughput") or []],
+        usage=_usage_rows(results.get("usage") or {}),
+        command=command(results["command"]) if results.get("command") else None,
+        training={name: value for name, value in (training or {}).items() if value is not None},
+        pictures=pictures,
         base_model=base_model,
         license=license,
         dataset_terms=dataset_terms,
@@ -112,28 +113,17 @@ def template_path():
 def check_results(results):
     """Refuse numbers that cannot be what their name says."""
     for where, measured in (("", results), ("dense ", results.get("dense") or {})):
-        for name in ("accuracy", "accuracy_top5"):
-            if measured.get(name) is not None and not 0 <= measured[name] <= 1:
-                raise ValueError(f"{where}{name} must be a share in [0, 1], got {measured[name]}")
-        for name in ("cost", "gmacs"):
-            if measured.get(name) is not None and not (math.isfinite(measured[name]) and measured[name] > 0):
-                raise ValueError(f"{where}{name} must be positive and finite, got {measured[name]}")
-
-
-def _remembered_base(config):
-    name = config._name_or_path or ""
-    is_hub_id = re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not Path(name).exists()
-    return name if is_hub_id else None
+        given = {name: value for name, value in measured.items() if value is not None}
+        for name in given.keys() & {"accuracy", "accuracy_top5"}:
+            if not 0 <= given[name] <= 1:
+                raise ValueError(f"{where}{name} must be a share in [0, 1], got {given[name]}")
+        for name in given.keys() & {"cost", "gmacs"}:
+            if not 0 < given[name] < math.inf:
+                raise ValueError(f"{where}{name} must be positive and finite, got {given[name]}")
 
 
 def _eval_results(results):
-    metrics = {
-        "accuracy": ("accuracy", "Top-1 accuracy"),
-        "accuracy_top5": ("accuracy", "Top-5 accuracy"),
-        "cost": ("cost", "Mean cost (MACs / MACs of the dense model)"),
-    }
-    if not results.get("dataset"):
-        return None
+    """The measured metrics as the Hub lists them; None without a data set."""
     found = [
         EvalResult(
             task_type="image-classification",
@@ -145,22 +135,10 @@ def _eval_results(results):
             metric_name=name,
             metric_value=results[key],
         )
-        for key, (kind, name) in metrics.items()
-        if results.get(key) is not None
+        for key, kind, name in METRICS
+        if results.get("dataset") and results.get(key) is not None
     ]
     return found or None
-
-
-def _summary(config):
-    size = config.image_size if isinstance(config.image_size, int) else "×".join(map(str, config.image_size))
-    patch = config.patch_size if isinstance(config.patch_size, int) else "×".join(map(str, config.patch_size))
-    text = (
-        f"A Vision Transformer ({config.num_hidden_layers} layers, {config.hidden_size} channels, patches of {patch} "
-        f"pixels, {size} pixel images, {config.num_labels} classes)"
-    )
-    if not config.gates:
-        return f"{text} without gates: it computes everything for every image."
-    return f"{text} that decides per image what to compute: what its gates switch off is skipped."
 
 
 def _gate(entry, depth):
@@ -184,27 +162,8 @@ def layer_ranges(layers):
     return "layers " + ", ".join(str(a) if a == b else f"{a}–{b}" for a, b in runs)
 
 
-def _measured_sentence(results):
-    words = []
-    if results.get("images"):
-        words.append(f"on {results['images']:,} images")
-    if results.get("dataset"):
-        words.append(f"of {results['dataset']}")
-    if results.get("split"):
-        files = ", ".join(results.get("split_files") or [])
-        words.append(f"({results['split']}{' = ' if files else ''}{files})")
-    return f"Measured {' '.join(words)}." if words else ""
-
-
-def _throughput_sentence(results):
-    words = [str(results[key]) for key in ("device", "dtype") if results.get(key)]
-    if results.get("threads"):
-        words.append(f"CPU threads: {results['threads']}")
-    sentence = f"On {', '.join(words)}." if words else ""
-    rows = results.get("throughput") or []
-    fastest = dict.fromkeys(min(row["dense_ms"], key=row["dense_ms"].get) for row in rows if row.get("dense_ms"))
-    if fastest:
-        sentence += f" The dense model is the fastest of {len(rows[0]['dense_ms'])}: {', '.join(fastest)}."
-    if any(row.get("prepacked") for row in rows):
-        sentence += " The packed model ran with prepacked weights (`model.prepack()`)."
-    return sentence.strip()
+def _usage_rows(usage):
+    """kind -> {layer: share} as a dict for each layer; layers are strings after a trip through JSON."""
+    layers = sorted({int(layer) for shares in usage.values() for layer in shares})
+    shares = {kind: {int(layer): share for layer, share in found.items()} for kind, found in usage.items()}
+    return [{"name": layer} | {kind: found.get(layer) for kind, found in shares.items()} for layer in layers]

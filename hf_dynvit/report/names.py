@@ -1,4 +1,4 @@
-"""What decides in a model, in words, from what its results say: rules and learned gates are told apart by their weights."""
+"""What results are called in tables, in words: rules and learned gates are told apart by their weights."""
 
 from pathlib import PurePosixPath
 
@@ -8,18 +8,18 @@ SAME = 0.0005  # deviations that three digits do not show
 UNITS = {"head": "heads", "sublayer": "sub-layers", "block": "blocks"}  # of random gates; patches go without saying
 
 
-def decides(results):
+def decides(facts):
     """ "dense", "rule: novelty + merge", "rule: random blocks", "learned patch + sub-layer gates (adavit)" and so on.
 
     A gate counts as learned if its score weights differ from their fresh values. Of those that do not, a patch gate with
     `novelty` is a rule; any other one decides alike for all images ("fixed").
 
     Args:
-        results: with `gates`, `preset` and `learned` as `learned.gate_facts` gives them.
+        facts: with `gates`, `preset` and `learned` as `learned.gate_facts` gives them.
     """
     parts = {}  # kind of decision -> [names], and whether it merges
-    for entry in results["gates"] or []:
-        kind, name = _kind(entry, results["learned"])
+    for entry in facts["gates"] or []:
+        kind, name = _kind(entry, facts["learned"])
         names, merges = parts.get(kind, ([], False))
         parts[kind] = (list(dict.fromkeys([*names, name])), merges or bool(entry.get("merge")))
     if not parts:
@@ -30,7 +30,7 @@ def decides(results):
         for kind in words
         if kind in parts
     ]
-    return "; ".join(found) + (f" ({results['preset']})" if results["preset"] else "")
+    return "; ".join(found) + (f" ({facts['preset']})" if facts["preset"] else "")
 
 
 def _kind(entry, learned):
@@ -43,20 +43,22 @@ def _kind(entry, learned):
     return ("rule", "novelty") if entry.get("novelty") else ("fixed", WORDS.get(gate, gate))
 
 
-def has_gates(results, *names):
-    """Whether there are gates, all of them of these names."""
-    return bool(results["gates"]) and all(entry["gate"] in names for entry in results["gates"])
+def model_name(results):
+    """What a model decides, the mask it acts in, and the agent that its training had."""
+    return decides(vars(results)) + masked(results) + agent_name(getattr(results, "agent", None))
 
 
-def units(results):
-    """What the gates decide on: a set of "patch", "head" and "block", which stands for sub-layers too."""
-    named = (entry.get("unit", "patch") if entry["gate"] == "random" else entry["gate"] for entry in results["gates"])
-    return {"block" if unit in ("block", "sublayer") else unit for unit in named}
+def masked(results):
+    """What a mask leaves, as an addition to a name."""
+    mask = results.layer_mask
+    return f", mask of {sum(map(sum, mask))} / {2 * len(mask)} sub-layers" if mask else ""
 
 
-def merges(results):
-    """Whether what leaves is merged into what stays."""
-    return any(entry.get("merge") for entry in results["gates"] or [])
+def agent_name(agent):
+    """The agent that a training had, as an addition to a name."""
+    if agent is None:
+        return ""
+    return f", agent {agent.name}, {agent.n_patch_desired} of {agent.patches} patches" + random_masks(agent.epsilon)
 
 
 def random_masks(epsilon):
@@ -64,10 +66,36 @@ def random_masks(epsilon):
     return "" if epsilon is None else f" ({100 * epsilon:.0f} % of its masks random)"
 
 
+def has_gates(results, *names):
+    """Whether there are gates, all of them of these names."""
+    return bool(results.gates) and all(entry["gate"] in names for entry in results.gates)
+
+
+def units(results):
+    """What the gates decide on: a set of "patch", "head" and "block", which stands for sub-layers too."""
+    named = (entry.get("unit", "patch") if entry["gate"] == "random" else entry["gate"] for entry in results.gates)
+    return {"block" if unit in ("block", "sublayer") else unit for unit in named}
+
+
+def merges(results):
+    """Whether what leaves is merged into what stays."""
+    return any(entry.get("merge") for entry in results.gates or [])
+
+
+def processor(results):
+    """The device with its instructions, where they are known."""
+    return f"{results.device} ({results.instructions})" if results.instructions else results.device
+
+
+def place(results):
+    """The device, its threads and the dtype."""
+    return f"{results.device}, {results.threads} threads, {results.dtype}"
+
+
 def reported_on(results):
     """ "10,000 (validation = test.parquet)": how many images, of which split, and which files that is."""
-    files = ", ".join(results["split_files"])
-    return f"{results['images']:,} ({results['split']}{' = ' if files else ''}{files})"
+    files = ", ".join(results.split_files)
+    return f"{results.images:,} ({results.split}{' = ' if files else ''}{files})"
 
 
 def cost_spread(runs):
@@ -75,18 +103,11 @@ def cost_spread(runs):
 
     Of runs that differ by seed the means of mean and deviation, and the ends of all.
     """
-    cost = sum(results["cost"] for results in runs) / len(runs)
-    deviation = sum(results.get("cost_std", 0.0) for results in runs) / len(runs)
+    cost, deviation = (sum(getattr(run, name) for run in runs) / len(runs) for name in ("cost", "cost_std"))
     if deviation < SAME:
         return f"{cost:.3f}"
-    least, most = min(results["cost_min"] for results in runs), max(results["cost_max"] for results in runs)
+    least, most = min(run.cost_min for run in runs), max(run.cost_max for run in runs)
     return f"{cost:.3f} ± {deviation:.3f} ({least:.2f}–{most:.2f})"
-
-
-def masked(results):
-    """What a mask leaves, as an addition to a name."""
-    mask = results["layer_mask"]
-    return f", mask of {sum(map(sum, mask))} / {2 * len(mask)} sub-layers" if mask else ""
 
 
 def short(path):

@@ -59,30 +59,34 @@ def show_decisions(model, pixel_values, path, titles=None, layers=None, mean=0.5
         for layer, axis in zip(layers, row[1:], strict=True):
             attention, mlp = used_patches(decisions[layer], image, model.config, (height, width))
             frame(axis, fade(images[image], (attention + mlp) / 2).numpy(), f"layer {layer}" if image == 0 else "")
-            attention_runs, mlp_runs = _switches(decisions[layer], image)
-            heads = _heads(decisions[layer], image)
-            chip(axis, 0.0, "attention", ATTENTION, f"{_percent(attention)}{heads}" if attention_runs else "off")
+            heads, runs = decisions[layer].heads, decisions[layer].sublayers
+            attention_runs, mlp_runs = (True, True) if runs is None else (runs[image] > 0.5).tolist()
+            of_heads = "" if heads is None else f", {int(heads[image].float().sum())}/{heads.shape[1]} heads"
+            chip(axis, 0.0, "attention", ATTENTION, f"{_percent(attention)}{of_heads}" if attention_runs else "off")
             chip(axis, 1.0, "MLP", MLP, _percent(mlp) if mlp_runs else "off")
     figure.savefig(path, dpi=160, facecolor=PAGE)
     return cost
 
 
-def draw_agent(agent, dataset, folder, images=8):
-    """Write `AGENT_PICTURES`.
+def first_images(dataset, count=8):
+    """The first items of an `ImageDataset` prepared as for evaluation: (pixel_values, labels, mean and std to show them)."""
+    items = [dataset[index] for index in range(min(count, len(dataset)))]
+    processor = dataset.transform.processor
+    shown = (
+        {"mean": processor.image_mean, "std": processor.image_std}
+        if processor.do_normalize
+        else {"mean": 0.0, "std": 1.0}
+    )
+    return torch.stack([item["pixel_values"] for item in items]), [item["labels"] for item in items], shown
 
-    Args:
-        agent: the `PatchAgent` of a finished training.
-        dataset: an `ImageDataset` prepared as for evaluation; its first images are shown.
-        folder: where to write.
-    """
+
+def draw_agent(agent, dataset, folder):
+    """Write `AGENT_PICTURES`: of the `PatchAgent` of a finished training, and of the first images of a data set."""
     (keep_map, agent_patches), grid = (Path(folder) / file for file in AGENT_PICTURES), agent.keep_map()
     keep_map_plot(grid, agent.name, keep_map)
-    items = [dataset[index] for index in range(min(images, len(dataset)))]
-    pixel_values = torch.stack([item["pixel_values"] for item in items])
+    pixel_values, _, shown = first_images(dataset)
     patches = agent.evaluation_patches(pixel_values.to(agent.kept.device))
-    processor = dataset.transform.processor
-    mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else (0.0, 1.0)
-    image_plot(unnormalise(pixel_values, mean, std), keep_masks(patches, len(items), grid.shape), agent_patches)
+    image_plot(unnormalise(pixel_values, **shown), keep_masks(patches, len(pixel_values), grid.shape), agent_patches)
 
 
 def keep_masks(patches, images, shape):
@@ -150,18 +154,8 @@ def _decide(model, pixel_values):
     return out.decisions, out.cost.cpu()
 
 
-def _switches(decision, image):
-    return (True, True) if decision.sublayers is None else (decision.sublayers[image] > 0.5).tolist()
-
-
 def _percent(used):
     return f"{100 * used.mean().item():.0f} %"
-
-
-def _heads(decision, image):
-    if decision.heads is None:
-        return ""
-    return f", {int(decision.heads[image].float().sum())}/{decision.heads.shape[1]} heads"
 
 
 def image_grid(rows, columns, aspect):

@@ -1,6 +1,4 @@
-"""Plots of numbers: usage per layer, speed, trained models, fronts of a search, curves of agents, kept patches."""
-
-from collections import defaultdict
+"""Plots of numbers: usage per layer, speed, fronts of a search, curves of agents, kept patches."""
 
 from ..measure.usage import UsageMeter
 from ..search.pareto import OBJECTIVES
@@ -63,17 +61,9 @@ def plot_usage(usage, path):
 
 def _usage_panel(axis, name, lines):
     for shares, label, color in lines:
-        layers = sorted(shares, key=int)  # keys are strings after a trip through JSON
-        axis.plot(
-            [int(layer) for layer in layers],
-            [shares[layer] for layer in layers],
-            marker="o",
-            markersize=4,
-            linewidth=1.8,
-            color=color,
-            label=label,
-            clip_on=False,
-        )
+        shares = {int(layer): share for layer, share in shares.items()}  # strings after a trip through JSON
+        layers, style = sorted(shares), {"marker": "o", "markersize": 4, "linewidth": 1.8, "clip_on": False}
+        axis.plot(layers, [shares[layer] for layer in layers], color=color, label=label, **style)
     axis.set_title(name, loc="left", fontsize=10, color=INK)
     axis.set_xlabel("layer", color=INK)
     axis.set_ylim(0, 1)
@@ -89,22 +79,21 @@ def _usage_panel(axis, name, lines):
         axis.legend(frameon=False, fontsize=8.5, labelcolor=INK, loc="best")
 
 
-def speed_plot(rows, path):
-    """Realised fraction over batch size: one panel per size, a colour per gate set, a line and marker per dtype."""
-    sizes, dtypes, gates = (list(dict.fromkeys(row[key] for row in rows)) for key in ("size", "dtype", "gates"))
-    batches = sorted({row["batch"] for row in rows})
+def speed_plot(speeds, path):
+    """`RandomSpeed` objects: realised fraction over batch size, one panel per size, a line for each gate set and dtype."""
+    sizes, dtypes, gates = (
+        list(dict.fromkeys(getattr(one, key) for one in speeds)) for key in ("size", "dtype", "gates")
+    )
+    batches = sorted({one.batch_size for one in speeds})
     figure = new_figure(2.5 + 3.5 * len(sizes), 4.2, layout="constrained")
     panels = figure.subplots(1, len(sizes), sharey=True, squeeze=False)[0]
     for panel, size in zip(panels, sizes, strict=True):
-        lines = defaultdict(list)
-        for row in sorted(rows, key=lambda row: row["batch"]):
-            if row["size"] == size:
-                lines[row["gates"], row["dtype"]].append((batches.index(row["batch"]), row["realised"]))
-        for (label, dtype), points in lines.items():
+        for label, dtype in dict.fromkeys((one.gates, one.dtype) for one in speeds):
+            own = [one for one in speeds if (one.size, one.gates, one.dtype) == (size, label, dtype)]
+            realised = {batches.index(one.batch_size): one.realised for one in own}
             kind = dtypes.index(dtype)
-            color = COLORS[gates.index(label) % len(COLORS)]
-            style = {"linestyle": STYLES[kind], "marker": MARKERS[kind], "color": color}
-            panel.plot(*zip(*points, strict=True), **style, label=f"{label}, {dtype}")
+            style = {"linestyle": STYLES[kind], "marker": MARKERS[kind], "color": COLORS[gates.index(label) % 10]}
+            panel.plot(sorted(realised), [realised[at] for at in sorted(realised)], **style, label=f"{label}, {dtype}")
         panel.axhline(1, color="grey", linewidth=0.8)
         panel.set(title=f"ViT {size}", xlabel="batch size", xticks=range(len(batches)), xticklabels=batches)
     panels[0].set_ylabel("realised fraction (speed-up x cost)")
@@ -113,57 +102,22 @@ def speed_plot(rows, path):
     figure.savefig(path, dpi=150)
 
 
-def models_plot(rows, path):
-    """Accuracy over mean cost; beside it the measured speed-up, and the line that the cost alone predicts."""
-    figure = new_figure(10, 4.2, layout="constrained")
-    accuracy, speed = figure.subplots(1, 2)
-    models, kinds = (list(dict.fromkeys(key(row) for row in rows)) for key in (_model, _circumstances))
-    for row in rows:
-        color = COLORS[models.index(_model(row)) % len(COLORS)]
-        marker = MARKERS[kinds.index(_circumstances(row)) % len(MARKERS)]
-        accuracy.plot(row["cost"], 100 * row["accuracy"], "o", color=color)
-        speed.plot(row["timed_cost"], row["speedup"], marker, color=color)
-    for model, color in zip(models, COLORS, strict=False):
-        accuracy.plot([], [], "o", color=color, label=model)
-    for kind, marker in zip(kinds, MARKERS, strict=False):
-        speed.plot([], [], marker, color="grey", label=kind)
-    costs = [row["timed_cost"] for row in rows]
-    grid = [min(costs) + (max(costs) - min(costs)) * step / 50 for step in range(51)]
-    speed.plot(grid, [1 / cost for cost in grid], color="grey", linewidth=0.8, label="predicted: 1 / cost")
-    accuracy.set(xlabel="mean cost (1 = dense)", ylabel="top-1 accuracy (%)")
-    speed.set(xlabel="mean cost (1 = dense)", ylabel="speed-up over the fastest dense model")
-    for panel in (accuracy, speed):
-        panel.legend(fontsize="small")
-    figure.savefig(path, dpi=150)
-
-
-def _model(row):
-    return row["model"]
-
-
-def _circumstances(row):
-    return f"{row['dtype']}, batch {row['batch']}"
-
-
-def front_plot(results, path):
-    """Draw the content of front.json (recipes/search.py) to a PNG file."""
-    (first, _), (second, _) = OBJECTIVES[results["objectives"]]
+def front_plot(search, path):
+    """Every mask of the front of a `Search`, as chosen and as reported, and the model without a mask."""
+    (first, _), (second, _) = OBJECTIVES[search.objectives]
     scale = 100 if first == "error" else 1
     figure = new_figure(6.4, 4.2, layout="constrained")
     axis = figure.subplots()
-    points = sorted(results["front"], key=lambda point: point[second])
+    points = sorted(search.front, key=lambda point: point[second])
+    reported = [point["reported"] for point in points]
+    red = {"color": "tab:red", "ms": 9, "linestyle": "none"}
     for label, rows, style in (
-        ("chosen on one half", points, {"color": MUTED, "marker": "o", "mfc": "none"}),
-        ("reported on the other", [point["reported"] for point in points], {"color": INK, "marker": "o"}),
+        ("chosen on one half", points, {"color": MUTED, "marker": "o", "mfc": "none", "ms": 4}),
+        ("reported on the other", reported, {"color": INK, "marker": "o", "ms": 4}),
+        ("no mask", [search.unmasked], {"marker": "s", **red}),
+        ("picked", [search.picked["reported"]], {"marker": "*", **red}),
     ):
-        axis.plot(
-            [row[second] for row in rows], [scale * row[first] for row in rows], **style, ms=4, lw=1, label=label
-        )
-    for label, row, marker in (
-        ("no mask", results["unmasked"], "s"),
-        ("picked", results["picked"]["reported"], "*"),
-    ):
-        axis.plot(row[second], scale * row[first], marker, color="tab:red", ms=9, label=label, linestyle="none")
+        axis.plot([row[second] for row in rows], [scale * row[first] for row in rows], lw=1, label=label, **style)
     axis.set(xlabel=LABELS[second], ylabel=LABELS[first])
     axis.legend(frameon=False, fontsize=8)
     axis.spines[["top", "right"]].set_visible(False)

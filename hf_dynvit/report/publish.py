@@ -2,12 +2,11 @@
 
 from pathlib import Path
 
-import torch
 from huggingface_hub import create_repo, upload_folder
 from transformers.utils import logging
 
 from .model_card import write_model_card
-from .pictures import AGENT_PICTURES, draw_agent, show_decisions
+from .pictures import AGENT_PICTURES, draw_agent, first_images, show_decisions
 from .plots import plot_usage
 
 
@@ -30,26 +29,25 @@ def describe(model, dataset, results, folder, agent=None, **card):
     Args:
         model: the model that was trained.
         dataset: an `ImageDataset` prepared as for evaluation; its first eight images are shown.
-        results: the content of results.json.
+        results: the `Training`.
         folder: where the model is saved.
         agent: the `PatchAgent` of the training, or None.
         card: given on to `write_model_card`; without `datasets`, Hub ids, the card does not name the data.
     """
-    settings = results["settings"]["training"]
-    pictures, training = {}, {name: settings[name] for name in SETTINGS} | {name: results[name] for name in RUN}
+    pictures = {}
+    training = {name: results.option(name) for name in SETTINGS} | {name: getattr(results, name) for name in RUN}
     if model.config.gates:
-        pictures |= drawn(PICTURES, draw_pictures, model, dataset, results["usage"], folder)
-        if any(results["learned"].values()):  # nothing has taught a rule
-            own = {name: settings[name] for name in GATE_SETTINGS}
+        pictures |= drawn(PICTURES, draw_pictures, model, dataset, results.usage, folder)
+        if any(results.learned.values()):  # nothing has taught a rule
+            own = {name: results.option(name) for name in GATE_SETTINGS}
             training |= {name: "the body's" if value is None else value for name, value in own.items()}
     if agent is not None:
         pictures |= drawn(AGENT_PICTURES, draw_agent, agent, dataset, folder)
-        options = ", ".join(f"{name} {value}" for name, value in results["agent"]["options"].items())
+        options = ", ".join(f"{name} {value}" for name, value in results.agent.options.items())
         training |= {"agent": agent.name, "its options": options or None}
-        training["patches in training"] = f"{results['agent']['kept']:.1f} of {agent.agent.patches}"
-    if not card.get("datasets"):
-        results = {**results, "dataset": LOCAL_DATA}
-    write_model_card(model, results, folder, pictures=pictures, training=training, **card)
+        training["patches in training"] = f"{results.agent.kept:.1f} of {agent.agent.patches}"
+    content = results.to_json() | ({} if card.get("datasets") else {"dataset": LOCAL_DATA})
+    write_model_card(model, content, folder, pictures=pictures, training=training, **card)
 
 
 def drawn(captions, draw, *args):
@@ -64,12 +62,9 @@ def drawn(captions, draw, *args):
 
 def draw_pictures(model, dataset, usage, folder):
     """decisions.png and usage.png, from the first eight images."""
-    items = [dataset[index] for index in range(min(8, len(dataset)))]
-    processor = dataset.transform.processor
-    mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else (0.0, 1.0)
-    images = torch.stack([item["pixel_values"] for item in items])
-    titles = [model.config.id2label[item["labels"]] for item in items]
-    show_decisions(model, images, folder / "decisions.png", titles=titles, mean=mean, std=std)
+    images, labels, shown = first_images(dataset)
+    titles = [model.config.id2label[label] for label in labels]
+    show_decisions(model, images, folder / "decisions.png", titles=titles, **shown)
     plot_usage(usage, folder / "usage.png")
 
 

@@ -1,57 +1,88 @@
-"""What a training run found, as results.json holds it."""
+"""What was measured of a model, as results hold it: by the trainer that taught it, or on the images of a loader."""
 
 import copy
 from dataclasses import asdict
 
 import torch
-from transformers import AutoModelForImageClassification
+from tqdm import tqdm
+from transformers import AutoModelForImageClassification, EvalPrediction
 
 from ..measure.files import weights_digest
 from ..measure.provenance import measured_on
+from ..measure.usage import UsageMeter
 from ..model.cost import dense_macs
 from ..model.modeling_dynvit import DynViTForImageClassification
+from ..training.metrics import compute_metrics
 from ..training.presets import gate_facts
 from ..training.trainer import DynViTTrainer
+from .results import AgentRun, Scores, Training
+
+
+MEASURED = ("accuracy", "accuracy_top5", "cost", "cost_std", "cost_min", "cost_max")
 
 
 def collect(model_args, data_args, trainer, data, metrics, seconds):
-    """Everything that results.json holds."""
+    """The `Training` of a finished run, without its checkpoint as given."""
     args, model = trainer.args, trainer.accelerator.unwrap_model(trainer.model)
-    config = model.config
     per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-    images_seen = min(trainer.state.global_step * per_step, round(trainer.state.epoch * len(data.train)))
-    dense = dense_macs(config, model.num_tokens, config.num_labels)
+    chosen = args.agent_evaluation != "all"
     dtype = "bfloat16 autocast" if args.bf16 else "float16 autocast" if args.fp16 else "float32"
-    return {
-        "kind": "training",
-        **gate_facts(model),
-        "start_weights": weights_digest(model_args.model_name_or_path) if model_args.model_name_or_path else None,
-        "layer_mask": config.layer_mask,
-        "num_layers": config.num_hidden_layers,
-        "dataset": data_args.name(),
-        "split": data.reported_split,
-        "split_files": data_args.files_of(data.reported_split),
-        "images": len(data.validation),
-        "accuracy": metrics["eval_accuracy"],
-        "accuracy_top5": metrics["eval_accuracy_top5"],
-        "loss": metrics["eval_loss"],
-        **{name: metrics[f"eval_{name}"] for name in ("cost", "cost_std", "cost_min", "cost_max")},
-        "gmacs": metrics["eval_cost"] * dense / 1e9,
-        "gmacs_dense": dense / 1e9,
-        "price": final_price(trainer.state.log_history, trainer.objective.logged.get("price", [])),
-        "usage": trainer.eval_usage.per_layer(),  # on the main process's share of the images
-        "train_seconds": seconds,
-        "agent": None if trainer.agent is None else trainer.agent.report(),
-        "chosen": chosen_results(args, metrics, dense),
-        "resumed": args.resume_from_checkpoint is not None,
-        "images_seen": images_seen,
-        "epochs": trainer.state.epoch,
-        "steps": trainer.state.global_step,
-        "batch_size": per_step,
-        "processes": args.world_size,
+    return Training(
+        **model_facts(model),
+        start_weights=weights_digest(model_args.model_name_or_path) if model_args.model_name_or_path else None,
+        dataset=data_args.name(),
+        split=data.reported_split,
+        split_files=data_args.files_of(data.reported_split),
+        images=len(data.validation),
+        **vars(scores(metrics, model, "eval_")),
+        price=final_price(trainer.state.log_history, trainer.objective.logged.get("price", [])),
+        usage=trainer.eval_usage.per_layer(),  # on the main process's share of the images
+        train_seconds=seconds,
+        agent=None if trainer.agent is None else AgentRun.of(trainer.agent.report()),
+        chosen=scores(metrics, model, "eval_chosen_") if chosen else None,
+        resumed=args.resume_from_checkpoint is not None,
+        images_seen=min(trainer.state.global_step * per_step, round(trainer.state.epoch * len(data.train))),
+        epochs=trainer.state.epoch,
+        steps=trainer.state.global_step,
+        batch_size=per_step,
+        processes=args.world_size,
         **measured_on(args.device, dtype, args.seed),
-        "settings": {"model": asdict(model_args), "data": asdict(data_args), "training": args.to_sanitized_dict()},
-    }
+        settings={"model": asdict(model_args), "data": asdict(data_args), "training": args.to_sanitized_dict()},
+    )
+
+
+def model_facts(model):
+    """The fields of `ModelResults` that the model itself says."""
+    config = model.config
+    facts = {"layer_mask": config.layer_mask, "num_layers": config.num_hidden_layers}
+    return gate_facts(model) | facts | {"gmacs_dense": gmacs_dense(model)}
+
+
+def scores(metrics, model, prefix=""):
+    """`Scores` from what `compute_metrics` found of a model, under its names with `prefix`."""
+    found = {name: metrics[prefix + name] for name in MEASURED}
+    return Scores(**found, gmacs=found["cost"] * gmacs_dense(model), loss=metrics.get(prefix + "loss"))
+
+
+def gmacs_dense(model):
+    """10^9 multiply-accumulates of an image in the dense model."""
+    config = model.config
+    return dense_macs(config, model.num_tokens, config.num_labels) / 1e9
+
+
+@torch.inference_mode()
+def evaluate(model, loader, name="model"):
+    """`Scores` of a model on the images of a loader, and its usage as of `UsageMeter.per_layer`."""
+    logits, costs, labels, usage = [], [], [], UsageMeter()
+    for batch in tqdm(loader, desc=f"accuracy of {name}", unit="batch"):
+        out = model(batch["pixel_values"].to(model.device))
+        logits.append(out.logits.float().cpu())
+        costs.append(out.cost.float().cpu())
+        labels.append(batch["labels"])
+        usage.update(out.decisions)
+    predictions = torch.cat(logits).numpy(), torch.cat(costs).numpy()
+    metrics = compute_metrics(EvalPrediction(predictions, torch.cat(labels).numpy()))
+    return scores(metrics, model), usage.per_layer()
 
 
 def final_price(log_history, unlogged=()):
@@ -65,23 +96,11 @@ def final_price(log_history, unlogged=()):
     return sum(last) / len(last) if last else None
 
 
-def chosen_results(args, metrics, dense):
-    """What the model does on the patches alone that its agent chooses for each image; None unless asked for."""
-    if args.agent_evaluation == "all":
-        return None
-    names = ("accuracy", "accuracy_top5", "loss", "cost", "cost_std", "cost_min", "cost_max")
-    found = {name: metrics[f"eval_chosen_{name}"] for name in names}
-    return found | {"gmacs": found["cost"] * dense / 1e9}
-
-
-def given_results(model_args, args, data, gmacs):
-    """Accuracy and cost of the checkpoint as given, on the same images by the same code."""
+def given_results(model_args, args, data):
+    """`Scores` of the checkpoint as given, on the same images by the same code."""
     args = copy.copy(args)
     args.agent, args.agent_evaluation = "none", "all"
     load = AutoModelForImageClassification.from_pretrained
     load = load if model_args.gate_list() == "keep" else DynViTForImageClassification.from_vit
     model = load(model_args.model_name_or_path, dtype=torch.float32)
-    metrics = DynViTTrainer(model=model, args=args).evaluate(data.validation)
-    top5 = metrics["eval_accuracy_top5"]
-    cost = metrics["eval_cost"]
-    return {"accuracy": metrics["eval_accuracy"], "accuracy_top5": top5, "cost": cost, "gmacs": cost * gmacs}
+    return scores(DynViTTrainer(model=model, args=args).evaluate(data.validation), model, "eval_")

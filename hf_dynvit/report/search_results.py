@@ -1,22 +1,20 @@
 """What a search for masks leaves: the front in three forms, and the picked mask as a model."""
 
-import csv
+from pandas import DataFrame
 
-from ..measure.files import write_json
 from ..search.export import burn_in
 from .plots import front_plot
+from .schema import write
 
 
-def write_front(results, folder):
-    """front.json, front.csv and front.png in `folder`, a `Path`, of what recipes/search.py found."""
-    write_json(folder / "front.json", results)
-    with (folder / "front.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        names = [name for name in results["front"][0] if name not in ("bits", "layer_mask", "reported")]
-        writer.writerow(["bits", *names, *(f"reported_{name}" for name in names)])
-        for point in results["front"]:
-            writer.writerow([point["bits"], *(point[name] for name in names), *(point["reported"][n] for n in names)])
-    front_plot(results, folder / "front.png")
+def write_front(search, folder):
+    """front.json, front.csv and front.png in `folder`, a `Path`, of a `Search`; returns the content of the first."""
+    content = write(folder / "front.json", search)
+    chosen = DataFrame(search.front).drop(columns=["layer_mask", "reported"])
+    reported = DataFrame([point["reported"] for point in search.front]).add_prefix("reported_")
+    chosen.join(reported).to_csv(folder / "front.csv", index=False)
+    front_plot(search, folder / "front.png")
+    return content
 
 
 def save_picked(model, processor, picked, folder, policy, burnt_in):

@@ -7,13 +7,15 @@ import torch
 from image_files import save_checkpoint, write_parquet
 from models import gated as random_gated
 from models import images
+from torch.utils.data import DataLoader
 
 from hf_dynvit.benchmark import main
 from hf_dynvit.data.rows import DataArguments
 from hf_dynvit.measure.dense import OURS, dense_calls
 from hf_dynvit.measure.forwards import DTYPES, Setting, gated, measure
 from hf_dynvit.measure.random_decisions import draw_decisions, gate_entries
-from hf_dynvit.measure.trained_models import dense_vit, evaluate, open_models
+from hf_dynvit.measure.trained_models import dense_vit, open_models
+from hf_dynvit.report.run_results import evaluate
 
 
 SETS = [("patch+sublayer", 0.6), ("patch+sublayer+head", 0.6)]
@@ -88,12 +90,14 @@ def test_rows_relate_time_to_cost(vit, dtype):
         "small", dtype, 3, SETS, draws=2, rounds=2, seconds=1.0, compiled=False, prepacked=dtype == "float32"
     )
     rows = measure(vit.to(DTYPES[dtype]), setting, seed=0)
-    assert [row["gates"] for row in rows] == [*dict(SETS), "all open (patch+sublayer)"]
+    assert [row.gates for row in rows] == [*dict(SETS), "all open (patch+sublayer)"]
     for row in rows:
-        assert row["speedup"] == min(row["dense_ms"].values()) / row["packed_ms"]
-        assert row["realised"] == pytest.approx(row["speedup"] / row["predicted"])
-        assert row["dense_ms"] == rows[0]["dense_ms"]  # all from one run
-        assert row["cost"] == pytest.approx(0.6, abs=0.05) or row["gates"].startswith("all open") and row["cost"] > 1
+        assert row.speedup == min(row.dense_ms.values()) / row.packed_ms
+        assert row.realised == pytest.approx(row.speedup / row.predicted)
+        assert row.dense_ms == rows[0].dense_ms  # all from one run
+        assert (
+            row.timed_cost == pytest.approx(0.6, abs=0.05) or row.gates.startswith("all open") and row.timed_cost > 1
+        )
 
 
 def test_replayed_forwards_run_their_gates(vit, monkeypatch):
@@ -116,42 +120,12 @@ def test_speed_from_the_command_line(vit, tmp_path, capsys):
     main(["--model", str(tmp_path / "vit"), *options, "--json", str(out), "--plot", str(plot)])
     written = json.loads(out.read_text())
     assert {"device", "threads", "versions", "commit", "command"} <= set(written) and written["seed"] == 0
-    combinations = {(row["dtype"], row["batch"], row["gates"]) for row in written["rows"]}
+    combinations = {(row["dtype"], row["batch_size"], row["gates"]) for row in written["rows"]}
     assert len(combinations) == len(written["rows"]) == 2 * 2 * 3
     table = capsys.readouterr().out.splitlines()
     assert len(table) == 2 + len(written["rows"])
     assert all(line.count("|") == table[0].count("|") for line in table)
     assert f"{written['rows'][0]['realised']:.3f}" in table[2]
-    assert plot.read_bytes().startswith(b"\x89PNG")
-
-
-def test_trained_models_from_the_command_line(vit, tmp_path, capsys):
-    folder = save_checkpoint(tmp_path / "dense", vit)
-    model = random_gated(folder, gate_entries("patch+sublayer", 4))
-    gated_folder = save_checkpoint(tmp_path / "gated", model)
-    files = write_parquet(tmp_path)
-    out, plot = tmp_path / "models.json", tmp_path / "models.png"
-    options = [
-        "--data_files",
-        *files,
-        "--batch_sizes",
-        "1",
-        "3",
-        "--rounds",
-        "1",
-        "--no_compile",
-        "--json",
-        str(out),
-        "--plot",
-        str(plot),
-    ]
-    main(["--models", folder, gated_folder, *options])
-    rows = json.loads(out.read_text())["rows"]
-    assert [(row["model"], row["batch"]) for row in rows] == [("dense", 1), ("gated", 1), ("dense", 3), ("gated", 3)]
-    dense, adaptive = rows[:2]
-    assert dense["cost"] == dense["timed_cost"] == 1 > adaptive["cost"]
-    assert dense["images"] == 12
-    assert len(capsys.readouterr().out.splitlines()) == 2 + 4
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 
@@ -162,7 +136,8 @@ def test_accuracy_is_that_of_each_model_on_all_images(vit, tmp_path):
     with torch.no_grad():
         best = vit(torch.stack([item["pixel_values"] for item in items])).logits.argmax(-1)
     expected = (best == torch.tensor([item["labels"] for item in items])).float().mean().item()
-    assert evaluate(entrants)["dense"]["accuracy"] == pytest.approx(expected)
+    found, _ = evaluate(entrants[0].model, DataLoader(entrants[0].images, 5))
+    assert found.accuracy == pytest.approx(expected) and (found.cost, found.cost_std) == (1.0, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -176,7 +151,6 @@ def test_accuracy_is_that_of_each_model_on_all_images(vit, tmp_path):
         ("--gates patch@half", "KINDS@COST"),
         ("--gates patches", "distinct and of"),
         ("--gates head", "out of reach"),
-        ("--models somewhere", "models and data_files belong together"),
         ("--json missing/folder/out.json", "cannot write"),
     ],
 )
@@ -184,12 +158,6 @@ def test_bad_options_are_refused_before_anything_is_timed(options, message, monk
     monkeypatch.setattr("hf_dynvit.benchmark.measure", None)
     with pytest.raises(ValueError, match=message):
         main(options.split())
-
-
-def test_more_images_per_batch_than_there_are_is_refused(vit, tmp_path):
-    folder = save_checkpoint(tmp_path / "dense", vit)
-    with pytest.raises(ValueError, match="batch size of 32 needs as many images, there are 12"):
-        main(["--models", folder, "--data_files", *write_parquet(tmp_path)])
 
 
 def test_a_dtype_that_the_device_lacks_is_refused(monkeypatch):

@@ -1,21 +1,22 @@
 """The dense model is the fastest there is: compiled with frozen weights, and ours without gates; nothing less is published."""
 
-import json
-
 import pytest
 import torch
 from image_files import save_checkpoint, write_parquet
+from made_results import MEASURED, evaluation, random_speed, speed, written
 from models import gated as random_gated
 from models import images
 from recipe_place import END, START, report
 
 from hf_dynvit.benchmark import BenchmarkArguments
 from hf_dynvit.data.rows import DataArguments
-from hf_dynvit.measure.dense import FROZEN, OURS, Compiled, check_published, dense_calls
+from hf_dynvit.measure.dense import FROZEN, OURS, Compiled, dense_calls
 from hf_dynvit.measure.forwards import Setting, measure
 from hf_dynvit.measure.random_decisions import gate_entries
 from hf_dynvit.measure.trained_models import open_models, time_batches
 from hf_dynvit.model.prepack import is_prepacked
+from hf_dynvit.report.results import Benchmark
+from hf_dynvit.report.schema import check_published, fill
 
 
 COMPILED = "ignore::DeprecationWarning"  # of the compiler's own imports
@@ -55,11 +56,11 @@ def test_ours_without_gates_is_the_dense_model_prepacked(tiny_vit):
 def test_speed_is_against_the_fastest_dense_and_against_ours_without_gates(tiny_vit, fresh_compiler):
     setting = Setting("small", "float32", 2, [("patch", 0.7)], 2, 2, 1.0, compiled=True, prepacked=True)
     for row in measure(tiny_vit(2), setting, seed=0):
-        assert set(row["dense_ms"]) == {"eager", "sdpa", FROZEN, OURS}
-        assert row["speedup"] == min(row["dense_ms"].values()) / row["packed_ms"]
-        assert row["gates_speedup"] == row["dense_ms"][OURS] / row["packed_ms"]
-        assert row["realised"] == row["speedup"] * row["cost"]
-        check_published({"rows": [row]}, "speed.json")
+        assert set(row.dense_ms) == {"eager", "sdpa", FROZEN, OURS}
+        assert row.speedup == min(row.dense_ms.values()) / row.packed_ms
+        assert row.gates_speedup == row.dense_ms[OURS] / row.packed_ms
+        assert row.realised == row.speedup * row.timed_cost
+        check_published([row], "speed.json")
 
 
 def test_working_memory_counts_the_prepacked_weights(tiny_vit, tmp_path):
@@ -69,19 +70,15 @@ def test_working_memory_counts_the_prepacked_weights(tiny_vit, tmp_path):
     entrants[0].model.prepack()
     with torch.no_grad():
         entrants[0].model(images(4))  # has kept its copies long before it is timed
-    (row,) = time_batches(entrants, 4, 1.0, 1, compiled=False)
+    row = time_batches(entrants[0], 4, 1.0, 1, compiled=False)
     weights = (
         sum(layer.weight.nbytes for layer in vit.vit.layers.modules() if isinstance(layer, torch.nn.Linear)) / 2**20
     )
-    assert set(row["peak_mib"]) == set(row["prepacked_mib"]) == {"dense", OURS, "packed"}
-    assert row["prepacked_mib"][OURS] == pytest.approx(weights, rel=0.05)
-    assert 0 < row["prepacked_mib"]["packed"] <= 1.05 * weights
-    assert row["prepacked_mib"]["dense"] == 0 and row["peak_mib"]["dense"] < row["peak_mib"][OURS]
-    assert all(row["peak_mib"][name] > row["prepacked_mib"][name] for name in row["peak_mib"])
-
-
-def timing(*names):
-    return {"dense_ms": dict.fromkeys(names, 1.0)}
+    assert set(row.peak_mib) == set(row.prepacked_mib) == {"dense", OURS, "packed"}
+    assert row.prepacked_mib[OURS] == pytest.approx(weights, rel=0.05)
+    assert 0 < row.prepacked_mib["packed"] <= 1.05 * weights
+    assert row.prepacked_mib["dense"] == 0 and row.peak_mib["dense"] < row.peak_mib[OURS]
+    assert all(row.peak_mib[name] > row.prepacked_mib[name] for name in row.peak_mib)
 
 
 @pytest.mark.parametrize(
@@ -91,13 +88,11 @@ def timing(*names):
 def test_a_speed_against_less_than_all_dense_models_is_not_published(names, missing, tmp_path):
     readme = tmp_path / "README.md"
     readme.write_text(f"{START}{END}")
-    for results in (
-        {"kind": "evaluation", **dict.fromkeys(report.MEASURED), "throughput": [timing(*names)]},
-        {"rows": [{"gates": "patch", "realised": 1.0, **timing(*names)}]},
-    ):
-        (tmp_path / "made.json").write_text(json.dumps(results))
+    few = dict.fromkeys(names, 1.0)
+    results = fill(Benchmark, {**MEASURED, "command": "x", "rows": [random_speed(dense_ms=few)]}, "made")
+    for made in (results, evaluation(throughput=[speed(dense_ms=few)])):
         with pytest.raises(ValueError, match=rf"made.json is against .*lacks .*{missing}.*measure anew"):
-            report.main(["--readme", str(readme), str(tmp_path / "made.json")])
+            report.main(["--readme", str(readme), str(written(tmp_path, made, "made.json"))])
     assert readme.read_text() == f"{START}{END}"
 
 

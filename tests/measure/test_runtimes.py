@@ -1,14 +1,17 @@
 """The dense model in other runtimes: its own logits, int8 by its accuracy, a clear word where they are not installed."""
 
 import importlib.util
+from dataclasses import replace
 
 import pytest
 import torch
+from made_results import dense_ms, evaluation, random_speed, speed
 from models import images
 
 from hf_dynvit.benchmark import BenchmarkArguments
 from hf_dynvit.measure.runtimes import Exported, check_runtimes
-from hf_dynvit.report.tables import beyond_promise, runtime_rows
+from hf_dynvit.report.markdown import rows, table
+from hf_dynvit.report.tables import RUNTIMES, beyond_promise, runtime_items
 
 
 def missing(names):
@@ -47,29 +50,33 @@ def test_a_runtime_that_is_unknown_or_not_installed_is_refused_before_any_work(m
         check_runtimes(["onnxruntime"])
 
 
-def row(batch, realised, dense=10.0, **facts):
-    return {"batch": batch, "realised": realised, "dense_ms": {"ours, no gates": dense}, **facts}
+def at(batch, realised, dense=10.0, **facts):
+    """A row of the benchmark; `dense`: milliseconds of our model without gates."""
+    made = random_speed(batch, 1.0, realised, **facts)
+    ms = made.dense_ms | {"ours, no gates": dense}
+    return replace(made, dense_ms=ms, packed_ms=min(ms.values()))
 
 
 def test_more_than_the_macs_promise_is_explained_and_less_is_not():
-    assert beyond_promise([row(1, 0.8), row(8, 1.0)], []) == []
-    (text,) = beyond_promise([row(1, 0.8, 10.0, gates="patch"), row(8, 1.25, 100.0, gates="patch")])
+    assert beyond_promise([at(1, 0.8), at(8, 1.0)], []) == []
+    (text,) = beyond_promise([at(1, 0.8, 10.0), at(8, 1.25, 100.0)])
     assert text.startswith("1 of 2 rows gain more than the MACs promise, 1.25 of it at most.")
     assert "up to 1.25 times as long for each image in a larger batch" in text and "skip nothing" not in text
-    (text,) = beyond_promise([row(1, 1.2, 10.0)], [row(8, 1.1, 160.0, gates="all open (patch)")])
+    (text,) = beyond_promise([at(1, 1.2, 10.0)], [at(8, 1.1, 160.0, gates="all open (patch)")])
     assert "1 of them skip nothing" in text and "as long for each image" not in text  # not of one model
+    (text,) = beyond_promise([at(1, 1.2, 10.0), at(8, 1.1, 160.0, size="small")])
+    assert "as long for each image" not in text
 
 
 def test_runtimes_have_rows_with_what_they_cost_against_packed():
-    timed = {"batch_size": 8, "dense_ms": {"eager": 50.0, "sdpa": 40.0}, "packed_ms": 20.0}
-    timed["other_ms"] = {"OpenVINO fp32": 32.0}
-    made = {"model": "vit", "threads": 2, "device": "A CPU", "instructions": "AVX2", "dtype": "float32", "seed": 0}
-    made |= {"commit": "abc", "command": "python x.py", "throughput": [timed]}
-    assert runtime_rows(made) == []
+    timed = speed(8, dense_ms=dense_ms(40.0), packed_ms=20.0, other_ms={"OpenVINO fp32": 32.0})
+    made = evaluation(instructions="AVX2", throughput=[timed])
+    assert runtime_items(made) == []
     found = {"accuracy": 0.5, "images": 16, "agrees": 1.0}
-    rows = runtime_rows(made | {"runtimes": {"OpenVINO fp32": found, "OpenVINO int8": {"skipped": "no nncf"}}})
-    assert [list(one.values())[1:6] for one in rows] == [
+    known = {"OpenVINO fp32": found, "OpenVINO int8": {"skipped": "no nncf"}}
+    made = rows(RUNTIMES, runtime_items(evaluation(instructions="AVX2", throughput=[timed], runtimes=known)))
+    assert [list(one.values())[1:6] for one in made] == [
         ["OpenVINO fp32", "50.00", 16, "100.0%", "250.0 (8; packed is 1.60×, dense 0.80×)"],
-        ["OpenVINO int8", "skipped: no nncf", "–", "–", "–"],
+        ["OpenVINO int8", "skipped: no nncf", None, None, "–"],
     ]
-    assert rows[0]["device"] == "A CPU (AVX2)"
+    assert made[0]["device"] == "A CPU (AVX2)" and "| skipped: no nncf | – | – | – |" in table(made)

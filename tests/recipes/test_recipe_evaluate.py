@@ -4,13 +4,16 @@ import json
 
 import pytest
 import torch
+from made_results import MEASURED, random_speed, written
 from recipe_place import END, START, dial, evaluate, report
 from transformers import AutoImageProcessor
 
 from hf_dynvit import DynViTForImageClassification
 from hf_dynvit.measure.dense import FROZEN, OURS
 from hf_dynvit.model.gate import Score
-from hf_dynvit.report.tables import command
+from hf_dynvit.report.markdown import command
+from hf_dynvit.report.results import Benchmark
+from hf_dynvit.report.schema import fill
 
 
 def test_evaluate_measures_what_training_reported_and_report_writes_the_tables(place, trained, tmp_path):
@@ -82,7 +85,7 @@ def test_evaluate_refuses_before_it_works(place, trained, tmp_path):
         evaluate.main([*words, "--json", str(tmp_path / "absent" / "a.json")])
     with pytest.raises(ValueError, match="dtype must be one of"):
         evaluate.main([*words, "--json", str(tmp_path / "a.json"), "--dtype", "int8"])
-    with pytest.raises(ValueError, match="written neither by train.py nor evaluate.py"):
+    with pytest.raises(ValueError, match="written by no recipe and not by the benchmark: its kind is None"):
         (tmp_path / "other.json").write_text("{}")
         report.main([str(tmp_path / "other.json")])
 
@@ -118,28 +121,15 @@ def test_the_dial_turns_without_training(place, tmp_path):
 def test_the_report_takes_the_benchmark_and_nothing_else(tmp_path):
     readme = tmp_path / "README.md"
     readme.write_text(f"before {START} old {END} after")
-    row = {"size": "tiny", "dtype": "float32", "batch": 8, "gates": "patch", "cost": 0.5, "rounds": 9}
-    row |= {
-        "prepacked": True,
-        "dense_ms": {"eager": 30.0, "sdpa": 25.0, FROZEN: 20.0, OURS: 24.0},
-        "packed_ms": 12.5,
-        "speedup": 1.6,
-        "gates_speedup": 1.92,
-        "realised": 0.8,
-    }
-    row |= {"peak_mib": {"eager": 40.0, "sdpa": 30.25, FROZEN: 52.0, OURS: 44.0, "patch": 36.0}}
-    row |= {"prepacked_mib": {"eager": 0.0, "sdpa": 0.0, FROZEN: 22.0, OURS: 21.0, "patch": 21.0}}
-    made = {
-        "device": "A CPU",
-        "instructions": "AVX2",
-        "threads": 2,
-        "seed": 0,
-        "commit": "abc",
-        "command": "python benchmark",
-        "rows": [row],
-    }
-    (tmp_path / "speed.json").write_text(json.dumps(made))
-    report.main(["--readme", str(readme), str(tmp_path / "speed.json")])
+    row = random_speed(
+        cost=0.5,
+        dense_ms={"eager": 30.0, "sdpa": 25.0, FROZEN: 20.0, OURS: 24.0},
+        packed_ms=12.5,
+        peak_mib={"dense": 30.25, OURS: 44.0, "packed": 36.0},
+        prepacked_mib={"dense": 0.0, OURS: 21.0, "packed": 21.0},
+    )
+    made = fill(Benchmark, {**MEASURED, "instructions": "AVX2", "command": "python benchmark", "rows": [row]}, "made")
+    report.main(["--readme", str(readme), str(written(tmp_path, made, "speed.json"))])
     assert (
         "| tiny | float32 | 8 | patch | 0.500 | 20.0 (frozen compile) | 12.5 | yes | 1.60× | 0.80 | 1.92× "
         "| 30.2; 44.0 (21.0); 36.0 (21.0) | 9 |" in readme.read_text()
@@ -147,7 +137,7 @@ def test_the_report_takes_the_benchmark_and_nothing_else(tmp_path):
     assert "A CPU (AVX2), 2 threads, seed 0, commit abc, command [1]:" in readme.read_text()
     assert "1. `python benchmark`" in readme.read_text() and " old " not in readme.read_text()
     (tmp_path / "other.json").write_text(json.dumps({"rows": [{"accuracy": 1}]}))
-    with pytest.raises(ValueError, match="was written neither"):
+    with pytest.raises(ValueError, match="was written by no recipe"):
         report.main(["--readme", str(readme), str(tmp_path / "other.json")])
 
 

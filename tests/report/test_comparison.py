@@ -1,81 +1,33 @@
 """Claims about comparisons of agents: parts fit or are refused, and the table says what the runs say."""
 
-import copy
+from dataclasses import replace
+from math import isnan
 
 import pytest
+from made_results import agent, comparison, run, training
 
-from hf_dynvit.report.comparison import (
-    KIND,
-    check_same,
-    comparison_section,
-    front_comparison_rows,
-    mean_curves,
-    merge,
-    summarise,
-)
-
-
-def made_run(variant, seed, accuracies=(0.5, 0.8), seconds=100.0, **changes):
-    """A run whose evaluations are evenly spaced in time."""
-    curve = [
-        {
-            "step": 10 * (index + 1),
-            "seconds": seconds * (index + 1) / len(accuracies),
-            "accuracy": accuracy,
-            "loss": 1.0,
-        }
-        for index, accuracy in enumerate(accuracies)
-    ]
-    agent = None
-    if not variant.startswith("none"):
-        agent = {"seconds": 2.0, "kept": 8.0, "n_patch_desired": 6, "patches": 16, "options": {}}
-    return {
-        "variant": variant,
-        "seed": seed,
-        "accuracy": accuracies[-1],
-        "chosen": None,
-        "train_seconds": seconds,
-        "agent": agent,
-        "kept_share": 0.5 if agent else 1.0,
-        "step_mib": {"first": 40.0, "last": 80.0},
-        "curve": curve,
-        "commit": "abc",
-        "command": f"python recipes/compare_agents.py r.yaml --seeds {seed}",
-        **changes,
-    }
-
-
-def made(*runs, **changes):
-    training = {"learning_rate": 1e-3, "n_patch_desired": 8, "seed": 0, "output_dir": "a", "agent": "random"}
-    settings = {"model": {"gates": "none"}, "data": {"min_crop_area": 0.8}, "training": training}
-    shared = {"dataset": "digits", "steps": 20, "batch_size": 8, "evaluations": 2, "device": "A CPU", "threads": 1}
-    shared |= {"dtype": "float32", "versions": {"torch": "2"}, "split": "test", "images": 1000}
-    shared |= {"split_files": ["t.parquet"], "curves_on": "held out of train", "curve_images": 90}
-    return {"kind": KIND, **shared, "settings": settings, "runs": list(runs)} | changes
+from hf_dynvit.report.comparison import check_same, comparison_section, mean_curves, merge, summarise
+from hf_dynvit.report.front import BEST, front_comparison_rows
 
 
 # ---------------------------------------------------------------------------------------------- parts
 
 
 def test_parts_become_one_by_variant_and_seed():
-    one = made(made_run("none", 1), made_run("random", 1))
-    other = made(made_run("none", 0), made_run("fixed", 0), made_run("random", 0))
+    one = comparison(run("none", 1), run("random", 1))
+    other = comparison(run("none", 0), run("fixed", 0), run("random", 0))
     merged = merge({"one": one, "other": other})
-    keys = [(run["variant"], run["seed"]) for run in merged["runs"]]
+    keys = [(one.variant, one.seed) for one in merged.runs]
     assert keys == [("none", 0), ("none", 1), ("random", 0), ("random", 1), ("fixed", 0)]
-    assert {name: merged[name] for name in merged if name != "runs"} == {
-        name: one[name] for name in one if name != "runs"
-    }
-    assert len(one["runs"]) == 2
+    assert replace(merged, runs=one.runs) == one and len(one.runs) == 2
 
 
 def changed(path, value):
     """A comparison with one setting of another value."""
-    content = copy.deepcopy(made(made_run("none", 1)))
-    place = content
-    for name in path[:-1]:
-        place = place[name]
-    place[path[-1]] = value
+    content = comparison(run("none", 1))
+    if len(path) == 1:
+        return replace(content, **{path[0]: value})
+    content.settings[path[1]][path[2]] = value
     return content
 
 
@@ -93,7 +45,7 @@ def changed(path, value):
 )
 def test_parts_with_another_setting_are_refused_by_its_name(path, value, message):
     with pytest.raises(ValueError, match=message.replace("{", r"\{")):
-        merge({"one": made(made_run("none", 0)), "other": changed(path, value)})
+        merge({"one": comparison(run("none", 0)), "other": changed(path, value)})
 
 
 @pytest.mark.parametrize(
@@ -105,62 +57,60 @@ def test_parts_with_another_setting_are_refused_by_its_name(path, value, message
     ],
 )
 def test_what_runs_choose_for_themselves_may_differ(path, value):
-    assert len(merge({"one": made(made_run("none", 0)), "other": changed(path, value)})["runs"]) == 2
+    assert len(merge({"one": comparison(run("none", 0)), "other": changed(path, value)}).runs) == 2
 
 
 def test_what_cannot_be_merged_is_refused():
     with pytest.raises(ValueError, match="give comparisons to merge"):
         merge({})
     with pytest.raises(ValueError, match="other is no comparison of agents: its kind is 'training'"):
-        merge({"one": made(), "other": made(kind="training")})
+        merge({"one": comparison(), "other": training()})
     with pytest.raises(ValueError, match="other: an earlier part holds variant 'none' with seed 0 as well"):
-        merge({"one": made(made_run("none", 0)), "other": made(made_run("none", 0))})
+        merge({"one": comparison(run("none", 0)), "other": comparison(run("none", 0))})
 
 
 def test_a_comparison_that_has_not_loaded_its_data_fits_one_that_has():
-    fresh = made()
-    del fresh["split"], fresh["images"]
-    check_same({"earlier": made(), "now": fresh})
+    check_same({"earlier": comparison(), "now": comparison(split=None, images=None)})
 
 
 # ---------------------------------------------------------------------------------------------- what they found
 
 
 def test_means_and_shares_are_those_of_the_dense_run_with_the_same_seed():
-    runs = [made_run("none", 0, (0.5, 0.8), 100.0), made_run("none", 1, (0.5, 0.7), 200.0)]
-    runs += [made_run("random", 0, (0.6, 0.7), 50.0), made_run("random", 1, (0.6, 0.8), 150.0)]
-    row = summarise(runs)["random"]
+    runs = [run("none", 0, (0.5, 0.8), 100.0), run("none", 1, (0.5, 0.7), 200.0)]
+    runs += [run("random", 0, (0.6, 0.7), 50.0), run("random", 1, (0.6, 0.8), 150.0)]
+    row = summarise(runs).loc["random"]
     assert row["accuracy"] == pytest.approx(0.75) and row["accuracy_deviation"] == pytest.approx(0.1 / 2**0.5)
     assert row["train_seconds"] == 100.0 and row["time_share"] == pytest.approx((0.5 + 0.75) / 2)
     assert row["seeds"] == 2 and row["agent_seconds"] == 2.0 and row["kept_share"] == 0.5
-    assert row["asked"] == {"n_patch_desired": 6, "patches": 16} and summarise(runs)["none"]["asked"] is None
-    assert row["step_mib"] == {"first": 40.0, "last": 80.0} and row["chosen"] is None
-    assert summarise(runs)["none"]["time_share"] == 1.0
+    assert (row["asked"], row["patches"]) == (6, 16) and isnan(summarise(runs).loc["none"]["asked"])
+    assert (row["first_mib"], row["last_mib"]) == (40.0, 80.0) and isnan(row["chosen_cost"])
+    assert summarise(runs).loc["none"]["time_share"] == 1.0
 
 
 def test_the_time_to_nearly_dense_is_that_of_the_first_evaluation_that_is_there():
-    dense = [made_run("none", seed, (0.5, 0.79, 0.8), 90.0) for seed in (0, 1)]
-    near = made_run("random", 0, (0.7, 0.796, 0.78, 0.8), 80.0)  # half a point below is enough, and it may fall again
-    assert summarise([*dense, near])["random"]["close"] == pytest.approx(40.0 / 90.0)
-    assert summarise(dense)["none"]["close"] == 1.0
-    never = made_run("random", 1, (0.7, 0.794), 80.0)
-    row = summarise([*dense, near, never])["random"]
-    assert row["close"] is None and row["close_seeds"] == 1
-    alone = summarise([made_run("random", 7)])["random"]  # no dense run to compare with
-    assert alone["close"] is None and alone["time_share"] is None and alone["close_seeds"] == 0
+    dense = [run("none", seed, (0.5, 0.79, 0.8), 90.0) for seed in (0, 1)]
+    near = run("random", 0, (0.7, 0.796, 0.78, 0.8), 80.0)  # half a point below is enough, and it may fall again
+    assert summarise([*dense, near]).loc["random"]["close"] == pytest.approx(40.0 / 90.0)
+    assert summarise(dense).loc["none"]["close"] == 1.0
+    never = run("random", 1, (0.7, 0.794), 80.0)
+    row = summarise([*dense, near, never]).loc["random"]
+    assert isnan(row["close"]) and row["close_seeds"] == 1
+    alone = summarise([run("random", 7)]).loc["random"]  # no dense run to compare with
+    assert isnan(alone["close"]) and isnan(alone["time_share"]) and alone["close_seeds"] == 0
 
 
 def test_curves_are_means_over_seeds():
-    runs = [made_run("random", 0, (0.5, 0.7), 100.0), made_run("random", 1, (0.7, 0.9), 200.0)]
+    runs = [run("random", 0, (0.5, 0.7), 100.0), run("random", 1, (0.7, 0.9), 200.0)]
     assert mean_curves(runs) == {"random": [(75.0, pytest.approx(0.6)), (150.0, pytest.approx(0.8))]}
 
 
 def test_the_section_has_a_row_for_each_variant_and_each_command_once():
     chosen = {"accuracy": 0.6, "cost": 0.45}
-    runs = [made_run("none", seed, (0.5, 0.8)) for seed in (0, 1)]
-    runs += [made_run("agentvit-plus", 0, (0.8, 0.7), 60.0, chosen=chosen, commit="def")]
-    runs += [made_run("agentvit-plus", 1, (0.6, 0.7), 60.0, chosen=chosen)]
-    heading, note, sentence, table, commands = comparison_section([made(*runs)])
+    runs = [run("none", seed, (0.5, 0.8)) for seed in (0, 1)]
+    runs += [run("agentvit-plus", 0, (0.8, 0.7), 60.0, chosen=chosen, commit="def")]
+    runs += [run("agentvit-plus", 1, (0.6, 0.7), 60.0, chosen=chosen)]
+    heading, note, sentence, table, commands = comparison_section([comparison(*runs)])
     assert heading == "### Agents compared" and "commit abc and def" in sentence and "once, at the end" in note
     assert commands.count("1. ") == 1 and len(commands.splitlines()) == 2 and "[1], [2]" in sentence
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
@@ -174,16 +124,11 @@ def test_the_section_has_a_row_for_each_variant_and_each_command_once():
     assert comparison_section([]) == []
 
 
-def agent_report(desired=6, **options):
-    return {"seconds": 2.0, "kept": 8.0, "n_patch_desired": desired, "patches": 16, "options": options}
-
-
-OURS = agent_report(merge=True, return_fraction=0.5)
-BEST = "the best other one in no more time"
+OURS = agent(6, merge=True, return_fraction=0.5)
 
 
 def made_runs(variant, seeds, accuracy, seconds, **changes):
-    return [made_run(variant, seed, (0.5, accuracy), seconds, **changes) for seed in seeds]
+    return [run(variant, seed, (0.5, accuracy), seconds, **changes) for seed in seeds]
 
 
 def test_the_front_names_the_best_of_all_that_took_no_more_time():
@@ -196,7 +141,7 @@ def test_the_front_names_the_best_of_all_that_took_no_more_time():
         (made_runs("agentvit", (0, 1, 2), 0.78, 50.0), "agentvit: 78.00 ± 0.00 in 0.50, 3 seeds"),
     ]:
         runs += best
-        (row,) = front_comparison_rows([made(*runs)])
+        (row,) = front_comparison_rows([comparison(*runs)])
         assert row[BEST] == cell
     assert row["dense"] == "80.00 ± 0.00" and row["agentvit-plus"] == "81.00 ± 0.00 in 0.60" and row["seeds"] == 2
     assert row["dense in fewer steps"] == "76.00 ± 0.00 in 0.60 (max_steps=9)" and row["the same at random"] == "–"
@@ -207,46 +152,49 @@ def test_the_front_names_the_best_of_all_that_took_no_more_time():
 def test_the_twin_at_random_has_the_patches_the_schedule_the_merging_and_the_steps_of_ours():
     runs = made_runs("none", (0,), 0.8, 100.0) + made_runs("agentvit-plus", (0,), 0.81, 60.0, agent=OURS)
     same = {"merge": True, "return_fraction": 0.5}
-    others = [agent_report(**same | {"merge": False}), agent_report(**same | {"return_fraction": 1.0})]
-    others += [agent_report(7, **same)]
-    for number, agent in enumerate(others):
-        runs += made_runs(f"random:x={number}", (0,), 0.7, 50.0, agent=agent)
-    runs += [made_run("random:max_steps=9", 0, (0.4, 0.5, 0.7), 50.0, agent=agent_report(**same))]  # another last step
-    assert front_comparison_rows([made(*runs)])[0]["the same at random"] == "–"
-    runs += made_runs("random:merge=true,return_fraction=0.5", (0,), 0.79, 90.0, agent=agent_report(**same))
-    found = front_comparison_rows([made(*runs)])[0]["the same at random"]
+    others = [agent(6, **same | {"merge": False}), agent(6, **same | {"return_fraction": 1.0})]
+    others += [agent(7, **same)]
+    for number, other in enumerate(others):
+        runs += made_runs(f"random:x={number}", (0,), 0.7, 50.0, agent=other)
+    runs += [run("random:max_steps=9", 0, (0.4, 0.5, 0.7), 50.0, agent=agent(6, **same))]  # another last step
+    assert front_comparison_rows([comparison(*runs)])[0]["the same at random"] == "–"
+    runs += made_runs("random:merge=true,return_fraction=0.5", (0,), 0.79, 90.0, agent=agent(6, **same))
+    found = front_comparison_rows([comparison(*runs)])[0]["the same at random"]
     assert found == "79.00 in 0.90 (merge=true, return_fraction=0.5)"
 
 
 def test_no_row_of_the_front_is_left_out_for_what_was_not_run():
     ours = made_runs("agentvit-plus", (0, 1), 0.81, 60.0, agent=OURS)
-    (row,) = front_comparison_rows([made(*ours)])
+    (row,) = front_comparison_rows([comparison(*ours)])
     assert row["agentvit-plus"] == "81.00 ± 0.00" and row["dense"] == row["the same at random"] == row[BEST] == "–"
-    (row,) = front_comparison_rows([made(*made_runs("none", (1,), 0.8, 100.0), *ours)])
+    (row,) = front_comparison_rows([comparison(*made_runs("none", (1,), 0.8, 100.0), *ours)])
     assert row["agentvit-plus"] == "81.00 ± 0.00 in 0.60" and row["dense"] == "80.00, 1 seed"
-    (row,) = front_comparison_rows([made(*ours, *made_runs("random", (0,), 0.7, 61.0))])  # by seconds
+    (row,) = front_comparison_rows([comparison(*ours, *made_runs("random", (0,), 0.7, 61.0))])  # by seconds
     assert row[BEST] == "random: 70.00, 1 seed"
-    assert front_comparison_rows([]) == [] and front_comparison_rows([made(*made_runs("none", (0,), 0.8, 9.0))]) == []
+    assert (
+        front_comparison_rows([]) == []
+        and front_comparison_rows([comparison(*made_runs("none", (0,), 0.8, 9.0))]) == []
+    )
 
 
 def test_an_agent_that_drew_at_random_says_so_in_its_row():
-    runs = [made_run("agentvit", seed, agent=agent_report() | {"epsilon": 0.96 + seed / 50}) for seed in (0, 1)]
-    table = comparison_section([made(*runs, made_run("random", 0))])[3]
+    runs = [run("agentvit", seed, agent=agent(6, epsilon=0.96 + seed / 50)) for seed in (0, 1)]
+    table = comparison_section([comparison(*runs, run("random", 0))])[3]
     assert "| agentvit (97 % of its masks random) | 2 |" in table and "| random | 1 |" in table
 
 
 def test_what_is_followed_in_training_is_not_what_is_reported():
-    dense = made_run("none", 0, (0.6, 0.7), 100.0, accuracy=0.9)
-    near, far = made_run("random", 0, (0.5, 0.696), 80.0), made_run("fixed", 0, (0.5, 0.69), 80.0, accuracy=0.95)
+    dense = run("none", 0, (0.6, 0.7), 100.0, accuracy=0.9)
+    near, far = run("random", 0, (0.5, 0.696), 80.0), run("fixed", 0, (0.5, 0.69), 80.0, accuracy=0.95)
     summary = summarise([dense, near, far])
-    assert summary["random"]["close"] == 0.8 and summary["fixed"]["close"] is None
-    assert summary["none"]["accuracy"] == 0.9 and summary["fixed"]["accuracy"] == 0.95
-    sentence = comparison_section([made(dense)])[2]
+    assert summary.loc["random"]["close"] == 0.8 and isnan(summary.loc["fixed"]["close"])
+    assert summary.loc["none"]["accuracy"] == 0.9 and summary.loc["fixed"]["accuracy"] == 0.95
+    sentence = comparison_section([comparison(dense)])[2]
     assert "top-1 on images: 1,000 (test = t.parquet), curves on 90 (held out of train)" in sentence
 
 
 def test_a_seed_that_the_dense_model_lacks_leaves_the_shares_of_the_others():
-    runs = [made_run("none", 0, (0.5, 0.8), 100.0), made_run("random", 0, (0.6, 0.8), 50.0)]
-    runs += [made_run("random", 1, (0.6, 0.7), 150.0)]
-    row = summarise(runs)["random"]
+    runs = [run("none", 0, (0.5, 0.8), 100.0), run("random", 0, (0.6, 0.8), 50.0)]
+    runs += [run("random", 1, (0.6, 0.7), 150.0)]
+    row = summarise(runs).loc["random"]
     assert row["time_share"] == 0.5 and row["close"] == 0.5 and row["seeds"] == 2 and row["dense_seeds"] == 1

@@ -1,12 +1,14 @@
 """Claims about names of rows and README's first table: rules are called rules, and each model stands beside its rivals."""
 
-import json
+from dataclasses import replace
 
 import pytest
+from made_results import agent, evaluation, given, speed, training
 from recipe_place import report
 
 from hf_dynvit.report.front import front_rows, rivals
 from hf_dynvit.report.names import cost_spread, decides, reported_on
+from hf_dynvit.report.results import Evaluation, Training
 from hf_dynvit.report.rivals import by_seed
 
 
@@ -42,97 +44,51 @@ def test_a_model_is_named_by_what_its_weights_say(gates, learned, preset, name):
 
 
 def test_images_are_named_by_their_files_and_costs_with_their_spread():
-    assert reported_on({"images": 10000, "split": "validation", "split_files": ["test.parquet"]}) == (
-        "10,000 (validation = test.parquet)"
-    )
-    assert reported_on({"images": 10, "split": "held out of train", "split_files": []}) == "10 (held out of train)"
-    runs = [{"cost": 0.5, "cost_std": 0.02, "cost_min": 0.4, "cost_max": 0.6}]
-    runs += [{"cost": 0.52, "cost_std": 0.04, "cost_min": 0.3, "cost_max": 0.55}]
+    assert reported_on(training(images=10000)) == "10,000 (validation = test.parquet)"
+    assert reported_on(training(images=10, split="held out of train", split_files=[])) == "10 (held out of train)"
+    runs = [training(cost=0.5, cost_std=0.02, cost_min=0.4, cost_max=0.6)]
+    runs += [training(cost=0.52, cost_std=0.04, cost_min=0.3, cost_max=0.55)]
     assert cost_spread(runs) == "0.510 ± 0.030 (0.30–0.60)"
-    assert cost_spread([{"cost": 1.0, "cost_std": 1e-9, "cost_min": 1.0, "cost_max": 1.0}]) == "1.000"
+    assert cost_spread([training(cost=1.0, cost_std=1e-9, cost_min=1.0, cost_max=1.0)]) == "1.000"
 
 
-def training(gates, accuracy=0.5, seed=0, name="model", start="vit", budget=0.5, cost=None, settings=None, **facts):
-    """What train.py writes, as far as the front reads it."""
-    cost = cost or (budget if gates else 1.0)
-    learned = {entry["gate"]: 0.0 for entry in gates or [] if entry["gate"] != "random"}
-    settings = {"seed": seed, "output_dir": f"out/{name}_{seed}", "learning_rate": 1e-4, "tells apart": name} | (
-        settings or {}
-    )
-    return {
-        "kind": "training",
-        "gates": gates,
-        "preset": None,
-        "learned": learned,
-        "layer_mask": None,
-        "agent": None,
-        "dataset": "pets",
-        "split": "validation",
-        "split_files": ["test.parquet"],
-        "images": 1000,
-        "accuracy": accuracy,
-        "accuracy_top5": 0.9,
-        "cost": cost,
-        "cost_std": 0.1 if gates else 0.0,
-        "cost_min": cost - 0.2,
-        "cost_max": cost + 0.2,
-        "gmacs": 1.0,
-        "train_seconds": 60.0,
-        "resumed": False,
-        "images_seen": 9600,
-        "batch_size": 64,
-        "device": "A CPU",
-        "dtype": "bfloat16 autocast",
-        "threads": 2,
-        "seed": seed,
-        "commit": "abc",
-        "command": f"python recipes/train.py {name} --seed {seed}",
-        "settings": {
-            "model": {"model_name_or_path": start, "gates": str(gates), "budget": budget},
-            "data": {"min_crop_area": 0.5},
-            "training": settings,
-        },
-        **facts,
-    }
+def trained(gates, accuracy=0.5, seed=0, **facts):
+    """A `Training` at half of the cost, which differs between images if there are gates."""
+    spread = 0.1 if gates else 0.0
+    return training(seed, accuracy, gates, **{"budget": 0.5, "cost_std": spread, "images_seen": 9600, **facts})
 
 
-def evaluation(of, gates=(PATCH,), **facts):
-    """What evaluate.py writes, as far as the front reads it."""
-    made = training(list(gates), 0.55) | {"kind": "evaluation", "model": of, "budget": 0.5, "dtype": "float32"}
-    del made["settings"], made["images_seen"]
-    made |= {"dense": None, "dense_model": None, "command": f"python recipes/evaluate.py {of}"}
-    rows = [
-        {"batch_size": size, "speedup": gain, "realised": gain / 2, "timed_cost": 0.5}
-        for size, gain in ((1, 1.2), (8, 1.6))
-    ]
-    return made | {"throughput": rows} | facts
+def timed(of, gates=(PATCH,), **facts):
+    """An `Evaluation` of a model at half of the cost."""
+    speeds = [speed(size, gain, 0.5) for size, gain in ((1, 1.2), (8, 1.6))]
+    return evaluation(list(gates), 0.55, 0.5, of, **{"budget": 0.5, "throughput": speeds, **facts})
 
 
 def front(*results):
-    trainings = by_seed(entry for entry in results if entry["kind"] == "training")
-    return front_rows(trainings, [entry for entry in results if entry["kind"] == "evaluation"])
+    trainings = by_seed(one for one in results if isinstance(one, Training))
+    return front_rows(trainings, [one for one in results if isinstance(one, Evaluation)])
 
 
 def test_a_model_stands_beside_dense_and_random_by_the_same_recipe():
-    given = {"dense": {"accuracy": 0.6, "cost": 1.0}}
+    before = {"dense": given()}
     rivals = [
-        training(None, 0.7, name="dense", **given),
-        training(None, 0.72, 1, name="dense"),
-        training([RANDOM], 0.4, name="random"),
-        training([RANDOM | {"merge": True}], 0.45, name="merged", cost=0.51),
-        training([RANDOM | {"merge": True, "rate": 0.9}], 0.65, name="dearer", cost=0.8),
+        trained(None, 0.7, name="dense", **before),
+        trained(None, 0.72, 1, name="dense"),
+        trained([RANDOM], 0.4, name="random"),
+        trained([RANDOM | {"merge": True}], 0.45, name="merged", cost=0.51),
+        trained([RANDOM | {"merge": True, "rate": 0.9}], 0.65, name="dearer", cost=0.8),
     ]
     others = [
-        training(None, 0.9, name="longer", images_seen=99999),
-        training(None, 0.9, name="elsewhere", start="another"),
-        training(None, 0.9, name="faster", settings={"learning_rate": 1e-3}),
-        training(None, 0.9, name="fewer", images=10),
-        training(None, 0.9, name="other_file", split_files=["other.parquet"]),
-        training(None, 0.9, name="agent", agent={"name": "random", "n_patch_desired": 8, "patches": 16}),
-        training([BLOCKS], 0.9, name="blocks"),
-        training([RANDOM], 0.9, name="budget", budget=0.7),
+        trained(None, 0.9, name="longer", images_seen=99999),
+        trained(None, 0.9, name="elsewhere", start="another"),
+        trained(None, 0.9, name="faster", options={"learning_rate": 1e-3}),
+        trained(None, 0.9, name="fewer", images=10),
+        trained(None, 0.9, name="other_file", split_files=["other.parquet"]),
+        trained(None, 0.9, name="agent", agent=agent()),
+        trained([BLOCKS], 0.9, name="blocks"),
+        trained([RANDOM], 0.9, name="budget", budget=0.7),
     ]
-    (row,) = front(*others, training([PATCH], 0.66), *rivals, evaluation("out/model_0"))
+    (row,) = front(*others, trained([PATCH], 0.66), *rivals, timed("out/model_0"))
     assert row["decides"] == "rule: novelty + merge" and row["data"] == "pets: 1,000 (validation = test.parquet)"
     assert row["dense, as given"] == "60.00" and row["dense, tuned"] == "71.00 ± 1.41 (2 seeds)"
     assert row["random, tuned"] == "40.00 at 0.500" and row["random + merge, tuned"] == "45.00 at 0.510"
@@ -142,60 +98,52 @@ def test_a_model_stands_beside_dense_and_random_by_the_same_recipe():
     assert row["command"] == [
         *(f"python recipes/train.py {name}" for name in ("model --seed 0", "dense --seed 0", "dense --seed 1")),
         *(f"python recipes/train.py {name} --seed 0" for name in ("random", "merged")),
-        "python recipes/evaluate.py out/model_0",
+        "python recipes/evaluate.py out/model_0 0.55",
     ]
 
 
 def test_the_checkpoint_as_given_is_known_from_whatever_was_measured_on_the_same_images():
-    given = {"dense": {"accuracy": 0.6, "cost": 1.0}}
-    others = [training(None, 0.7, name="dense", start="another", **given), training(None, 0.7, name="few", **given)]
-    others[1]["images"] = 10
-    assert front(training([PATCH]), *others)[0]["dense, as given"] == "–"
-    for other in (training([PATCH], name="other", **given), evaluation("out/model_0", **given)):
-        assert front(training([PATCH]), *others, other)[0]["dense, as given"] == "60.00"
+    before = {"dense": given()}
+    others = [trained(None, 0.7, name="dense", start="another", **before), trained(None, 0.7, name="few", **before)]
+    others[1].images = 10
+    assert front(trained([PATCH]), *others)[0]["dense, as given"] == "–"
+    for other in (trained([PATCH], name="other", **before), timed("out/model_0", **before)):
+        assert front(trained([PATCH]), *others, other)[0]["dense, as given"] == "60.00"
 
 
 def test_policies_of_blocks_are_held_against_random_blocks():
-    learned = training([{"gate": "block"}], 0.6) | {"learned": {"block": 0.2}}
-    (row,) = front(learned, training([BLOCKS], 0.5, name="blocks"), training([RANDOM], 0.4, name="patches"))
+    learned = trained([{"gate": "block"}], 0.6, learned={"block": 0.2})
+    (row,) = front(learned, trained([BLOCKS], 0.5, name="blocks"), trained([RANDOM], 0.4, name="patches"))
     assert row["random, tuned"] == "50.00 at 0.500" and row["random + merge, tuned"] == "–"
 
 
 def test_no_row_is_left_out_for_what_was_not_run():
-    (alone,) = front(training([PATCH], 0.66))
+    (alone,) = front(trained([PATCH], 0.66))
     rivals = ("dense, as given", "dense, tuned", "random, tuned", "random + merge, tuned", "speed-up")
     assert alone["this model"] == "66.00 at 0.500" and all(alone[name] == "–" for name in rivals)
-    timed = evaluation("elsewhere/model", dense={"accuracy": 0.6, "cost": 1.0})
-    half = evaluation("elsewhere/model", dtype="bfloat16")
-    (row,) = front(timed, half)
+    whole = timed("elsewhere/model", dense=given())
+    half = timed("elsewhere/model", dtype="bfloat16")
+    (row,) = front(whole, half)
     assert row["dense, as given"] == "60.00" and row["dense, tuned"] == row["images seen"] == "–"
     assert row["speed-up"].count("<br>") == 1 and row["this model"] == "55.00 at 0.500"
-    assert front(evaluation("out/vit", gates=())) == [] and front(training(None), training([RANDOM])) == []
+    assert front(timed("out/vit", gates=())) == [] and front(trained(None), trained([RANDOM])) == []
 
 
 def test_several_seeds_are_summed_up_and_a_model_is_timed_once():
-    runs = [training([PATCH], accuracy, seed) for seed, accuracy in enumerate((0.66, 0.68))]
-    (row,) = front(*runs, evaluation("out/model_1"))
+    runs = [trained([PATCH], accuracy, seed) for seed, accuracy in enumerate((0.66, 0.68))]
+    (row,) = front(*runs, timed("out/model_1"))
     assert row["this model"] == "67.00 ± 1.41 at 0.500 (2 seeds)" and row["speed-up"].startswith("float32: batch 1")
 
 
-def test_results_that_do_not_say_what_decided_are_refused_by_name(tmp_path):
-    old = training([PATCH])
-    del old["learned"], old["split_files"]
-    (tmp_path / "old.json").write_text(json.dumps(old))
-    with pytest.raises(ValueError, match="old.json was written by an earlier version, without learned, split_files"):
-        report.read(tmp_path / "old.json")
-
-
 def test_the_front_renders_with_one_row_and_says_nothing_without_any():
-    text = report.render_front([training([PATCH], 0.66)])
+    text = report.render_front([trained([PATCH], 0.66)])
     assert text.startswith("Fewer computations for each image.") and "Fewer patches in training" not in text
     assert text.count("\n| ") == 3 and "1. `python recipes/train.py model --seed 0`" in text
-    assert report.render_front([training(None)]) == ""
+    assert report.render_front([trained(None)]) == ""
 
 
 def test_a_rival_from_other_weights_under_the_same_name_is_none():
-    own, dense = training([PATCH], start_weights="a"), training(None, start_weights="b")
+    own, dense = trained([PATCH], start_weights="a"), trained(None, start_weights="b")
     assert rivals([own], [[own], [dense]])[0] is None
-    alike = {**dense, "start_weights": "a"}
+    alike = replace(dense, start_weights="a")
     assert rivals([own], [[own], [alike]])[0] == [alike]

@@ -91,6 +91,7 @@ def test_every_measurement_is_in_the_text_with_its_context(model, results, tmp_p
         assert shown in text, shown
     for key in ("device", "dtype", "commit", "command"):
         assert results[key] is None or f"| {key} | " in text
+    assert f"1.87× |\n\nOn {results['device']}, float32, CPU threads: {results['threads']}." in text
     assert "| seed | 11 |" in text
     assert "| batch_size | 48 |" in text
     assert f"torch {torch.__version__}" in text

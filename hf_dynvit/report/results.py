@@ -1,0 +1,245 @@
+"""The kinds of results: what the recipes and the benchmark write as JSON, and what the tables read."""
+
+from dataclasses import dataclass, field, fields
+from typing import ClassVar
+
+from ..measure.forwards import RandomSpeed
+from ..measure.speed import Speed
+from .schema import Results
+
+
+@dataclass(kw_only=True)
+class Scores:
+    """Accuracy and cost on a set of images: shares, cost relative to the dense model with its spread over the images."""
+
+    accuracy: float
+    accuracy_top5: float
+    cost: float
+    gmacs: float
+    cost_std: float = 0.0
+    cost_min: float | None = None
+    cost_max: float | None = None
+    loss: float | None = None
+
+
+@dataclass(kw_only=True)
+class ModelResults(Scores, Results):
+    """What a training and an evaluation say of a model.
+
+    Attributes:
+        gates, preset, learned: of `gate_facts`. usage: of `UsageMeter.per_layer`.
+        images: how many were reported on. dense: the dense model on the same ones.
+    """
+
+    gates: list | None
+    preset: str | None
+    learned: dict
+    layer_mask: list | None
+    num_layers: int
+    dataset: str
+    split: str
+    split_files: list
+    images: int
+    gmacs_dense: float
+    usage: dict
+    batch_size: int
+    dense: Scores | None = None
+
+
+@dataclass(kw_only=True)
+class AgentRun:
+    """A patch agent after its training; `details`: what this kind of agent says besides."""
+
+    name: str
+    n_patch_desired: int
+    patches: int
+    kept: float
+    seconds: float
+    options: dict
+    epsilon: float | None = None
+    details: dict = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, report):
+        """Of `PatchAgent.report()`."""
+        names = {entry.name for entry in fields(cls)}
+        known = {name: value for name, value in report.items() if name in names}
+        return cls(**known, details={name: value for name, value in report.items() if name not in names})
+
+
+@dataclass(kw_only=True)
+class Training(ModelResults):
+    """results.json of recipes/train.py.
+
+    Attributes:
+        start_weights: digest of the checkpoint. price: of cost at the end of a policy's training.
+        chosen: the model on the patches alone that its agent chooses. checkpoint: what training began from, where that
+            had gates. settings: "model", "data" and "training" -> option -> value.
+    """
+
+    kind: ClassVar[str] = "training"
+    start_weights: str | None
+    price: float | None
+    train_seconds: float
+    agent: AgentRun | None
+    chosen: Scores | None
+    resumed: bool
+    images_seen: int
+    epochs: float
+    steps: int
+    processes: int
+    settings: dict
+    checkpoint: Scores | None = None
+
+    def option(self, name):
+        """A training option by its name, wherever the settings keep it; None if they do not."""
+        training = self.settings["training"]
+        own = training.get("objective_options")
+        return own[name] if isinstance(own, dict) and name in own else training.get(name)
+
+
+@dataclass(kw_only=True)
+class Runtime:
+    """The dense model in another runtime: its accuracy, and the share of guesses that it shares; or why it is not there."""
+
+    accuracy: float | None = None
+    images: int | None = None
+    agrees: float | None = None
+    skipped: str | None = None
+
+
+@dataclass(kw_only=True)
+class Evaluation(ModelResults):
+    """The JSON of recipes/evaluate.py; `dense_model` is what `dense` was measured of."""
+
+    kind: ClassVar[str] = "evaluation"
+    model: str
+    budget: float | None
+    dense_model: str | None
+    throughput: list[Speed] = field(default_factory=list)
+    runtimes: dict[str, Runtime] = field(default_factory=dict)
+
+    def speeds(self):
+        return self.throughput
+
+
+@dataclass(kw_only=True)
+class Demo(Evaluation):
+    """results.json of recipes/demo.py; `by_difficulty`: "easy" and "hard" -> images, accuracy, cost."""
+
+    kind: ClassVar[str] = "demo"
+    by_difficulty: dict
+
+
+@dataclass(kw_only=True)
+class Search(Results):
+    """front.json of recipes/search.py; a point of the front is a dict of scores with "reported", the same on other images."""
+
+    kind: ClassVar[str] = "search"
+    model: str
+    objectives: str
+    method: str
+    space: str
+    masks_scored: int
+    seconds: float
+    images_to_choose_on: int
+    images_reported_on: int
+    dataset: str
+    split: str
+    images_from: str
+    reward: dict
+    latencies: list | None
+    unmasked: dict
+    picked: dict
+    front: list
+    settings: dict
+
+
+@dataclass(kw_only=True)
+class Step:
+    """A kind of training step, with random decisions of `gates` or with a patch agent by its best attention kernel.
+
+    Attributes:
+        time_ratio, memory_ratio: of the dense step. learn_every: steps of which the agent learns in one.
+    """
+
+    cost: float
+    ms: float
+    peak_mib: float
+    time_ratio: float
+    memory_ratio: float
+    gates: str | None = None
+    agent: str | None = None
+    kernel: str | None = None
+    kept: float | None = None
+    patches: int | None = None
+    n_patch_desired: int | None = None
+    learn_every: int | None = None
+    step_ms: dict | None = None
+
+
+@dataclass(kw_only=True)
+class StepTime(Results):
+    """The JSON of recipes/step_time.py; the dense step is by the fastest kernel, its memory that of the leanest."""
+
+    kind: ClassVar[str] = "step_time"
+    model: str
+    batch_size: int
+    rounds: int
+    dense_ms: dict
+    leanest: str
+    dense_peak_mib: float
+    steps: list[Step]
+
+
+@dataclass(kw_only=True)
+class Benchmark(Results):
+    """The JSON of `python -m hf_dynvit.benchmark`: random decisions of a given cost."""
+
+    kind: ClassVar[str] = "benchmark"
+    rows: list[RandomSpeed]
+
+    def speeds(self):
+        return self.rows
+
+
+@dataclass(kw_only=True)
+class Run:
+    """One training of a comparison, with one variant and one seed.
+
+    Attributes:
+        chosen: accuracy and cost on the patches that the agent chose. kept_share: of the patches, in training.
+        step_mib: working memory of the "first" and "last" step. curve: dicts of step, seconds, accuracy, loss.
+    """
+
+    variant: str
+    seed: int
+    commit: str | None
+    command: str
+    accuracy: float
+    chosen: dict | None
+    train_seconds: float
+    agent: AgentRun | None
+    kept_share: float
+    train_cost: float | None
+    step_mib: dict
+    curve: list
+
+
+@dataclass(kw_only=True)
+class Comparison(Results):
+    """compare.json of recipes/compare_agents.py; the fields that may be None are known once the data is loaded."""
+
+    kind: ClassVar[str] = "comparison of agents"
+    dataset: str
+    steps: int
+    batch_size: int
+    evaluations: int
+    settings: dict
+    split: str | None = None
+    split_files: list | None = None
+    images: int | None = None
+    curves_on: str | None = None
+    curve_images: int | None = None
+    runs: list[Run] = field(default_factory=list)
+    summary: dict = field(default_factory=dict)
