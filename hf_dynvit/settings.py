@@ -37,9 +37,8 @@ def parse_settings(argv, *dataclass_types, defaults=None, set_aside=None):
     parser = _Parser(dataclass_types, allow_abbrev=False)
     for name, option in _flat_options(dataclass_types).items():
         kind = string_to_bool if isinstance(option.default, bool) else type(option.default)
-        parser.add_argument(
-            f"--{name}", type=kind, default=SUPPRESS, help=option.metadata.get("help", "").replace("%", "%%")
-        )
+        spellings = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))  # as HfArgumentParser has them
+        parser.add_argument(*spellings, dest=name, type=kind, default=SUPPRESS, help=option.metadata.get("help"))
     if defaults is not None:
         parser.set_defaults(**defaults(words + argv))
     namespace, unknown = parser.parse_known_args(words + argv)

@@ -75,6 +75,16 @@ def test_its_options_are_keys_of_files_and_command_lines(thrift, tmp_path):
     assert args.objective_options == {"growth": 0.1, "shape": "square"}
 
 
+def test_options_are_written_with_either_dash_as_other_keys_are(tmp_path):
+    words = ["--output-dir", str(tmp_path), "--objective", "reinforce", "--price-gain", "3", "--value_weight=2"]
+    (args,) = parse_settings(words, DynViTTrainingArguments)
+    assert args.objective_options == {"price_gain": 3.0, "value_weight": 2.0}
+    with pytest.raises(ValueError, match="invalid float value: 'much'"):
+        parse_settings(["--price", "much"], DynViTTrainingArguments)
+    with pytest.raises(ValueError, match="unknown key 'price_gian' in the command line; did you mean price_gain"):
+        parse_settings(["--price_gian", "3"], DynViTTrainingArguments)
+
+
 def test_what_is_registered_must_be_new_and_an_objective(thrift):
     with pytest.raises(ValueError, match="there is an objective 'thrift' already"):
         register_objective("thrift", Thrift)
