@@ -2,11 +2,20 @@
 
 from transformers import AutoConfig, AutoModel, AutoModelForImageClassification
 
-from .model.configuration_dynvit import DynViTConfig
-from .model.gate import LayerDecisions
-from .model.modeling_dynvit import DynViTForImageClassification, DynViTModel
-from .training.arguments import DynViTTrainingArguments
-from .training.trainer import DynViTTrainer
+from .agents import Agent, register_agent
+from .model import (
+    DynViTConfig,
+    DynViTForImageClassification,
+    DynViTModel,
+    Gate,
+    LayerDecisions,
+    LearnedGate,
+    register_gate,
+    register_host,
+)
+from .objectives import Objective, register_objective
+from .search import burn_in, search
+from .training import DynViTTrainer, DynViTTrainingArguments, calibrate, preset_arguments
 
 
 __version__ = "0.1.0"
@@ -16,10 +25,22 @@ AutoModel.register(DynViTConfig, DynViTModel)
 AutoModelForImageClassification.register(DynViTConfig, DynViTForImageClassification)
 
 __all__ = [
+    "Agent",
     "DynViTConfig",
     "DynViTForImageClassification",
     "DynViTModel",
     "DynViTTrainer",
     "DynViTTrainingArguments",
+    "Gate",
     "LayerDecisions",
+    "LearnedGate",
+    "Objective",
+    "burn_in",
+    "calibrate",
+    "preset_arguments",
+    "register_agent",
+    "register_gate",
+    "register_host",
+    "register_objective",
+    "search",
 ]
