@@ -17,6 +17,8 @@ GATE_SETS = {
     ],
     "patch merged": [{"gate": "patch", "drop": True, "merge": True}],
     "patch by novelty": [{"gate": "patch", "drop": True, "merge": True, "novelty": 8.0}],
+    "merge": [{"gate": "merge"}],
+    "merge, then patch": [{"gate": "merge", "layers": [0]}, {"gate": "patch", "layers": [1]}],
     "head": [{"gate": "head"}],
     "head official": [{"gate": "head", "deactivation": "official"}],
     "sublayer": [{"gate": "sublayer"}],

@@ -7,6 +7,7 @@ from torch import nn
 from .gate import KEEPS, Gate
 from .gate_block import BlockGate, SublayerGate
 from .gate_head import HeadGate
+from .gate_merge import MergeGate
 from .gate_patch import PatchGate
 from .gate_random import RandomGate
 from .host import host_of
@@ -14,6 +15,7 @@ from .host import host_of
 
 GATES = {
     "patch": PatchGate,
+    "merge": MergeGate,
     "head": HeadGate,
     "sublayer": SublayerGate,
     "block": BlockGate,
@@ -127,8 +129,14 @@ def _layerskip_dynavit(layers, config):
     return [{"gate": "block", "layers": layers, "init_bias": 0.01, "value_width": config.hidden_size}]
 
 
+def _merge(layers, config):
+    """A little merging in every layer but the first: what a trained ViT takes without any training."""
+    return [{"gate": "merge", "layers": layers[1:]}]
+
+
 PRESET_GATES = {
     "adavit": _adavit,
+    "merge": _merge,
     "adavit-official": _adavit_official,
     "layerskip": _layerskip,
     "layerskip-dynavit": _layerskip_dynavit,

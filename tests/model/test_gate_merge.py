@@ -1,0 +1,73 @@
+"""The merging gate pairs every second token with its most similar partner, whatever has left, and merges by a threshold."""
+
+import pytest
+import torch
+from models import images, run
+from torch.testing import assert_close
+
+from hf_dynvit import DynViTForImageClassification
+from hf_dynvit.model.gate_merge import KEPT, partner_distance, sides
+
+
+MERGE = [{"gate": "merge"}]
+
+
+def shifted(vit, gates, shift):
+    model = DynViTForImageClassification.from_vit(vit, gates=gates)
+    with torch.no_grad():
+        for gate in model.learned_gates():
+            gate.score.bias += shift
+    return model
+
+
+def test_the_distance_is_that_to_the_most_similar_partner():
+    tokens = torch.eye(7).repeat(2, 1, 1)  # all at right angles; 0 is [CLS], 1, 3, 5 partners, 2, 4, 6 may leave
+    tokens[:, 4] = 3 * tokens[:, 5]
+    tokens[:, 6] = tokens[:, 3] + tokens[:, 1]
+    distance, leaving = partner_distance(tokens)
+    assert leaving.tolist() == [[False, False, True, False, True, False, True]] * 2
+    assert_close(distance, torch.tensor([0, 0, 1, 0, 0, 0, 1 - 0.5**0.5]).expand(2, -1))
+
+
+def test_what_has_left_does_not_count():
+    torch.manual_seed(0)
+    tokens, alive = torch.randn(4, 12, 8), torch.rand(4, 12) < 0.6
+    alive[:, 0] = True
+    among_all, leaving = partner_distance(tokens, alive)
+    for image, kept, found, may_leave in zip(tokens, alive, among_all, leaving, strict=True):
+        alone, alone_leaving = partner_distance(image[kept].unsqueeze(0))
+        assert_close(found[kept], alone[0])
+        assert torch.equal(may_leave[kept], alone_leaving[0]) and not may_leave[~kept].any()
+
+
+def test_fresh_gates_are_open_and_closed_ones_leave_every_second_patch(tiny_vit):
+    vit = tiny_vit(2)
+    pixel_values = images(3)
+    with torch.no_grad():
+        fresh = DynViTForImageClassification.from_vit(vit, gates=MERGE)(pixel_values)
+        assert_close(fresh.logits, vit(pixel_values).logits, rtol=0, atol=1e-5)
+        closed = shifted(vit, MERGE, -100.0)(pixel_values)
+    assert [kept.attention_tokens.sum(1).tolist() for kept in closed.decisions] == [[9] * 3, [5] * 3]
+    assert KEPT > 1e3
+
+
+def test_a_threshold_merges_what_is_similar_and_images_differ(tiny_vit):
+    pixel_values = images(4)
+    pixel_values[0, :, :, :16] = 0.5  # half of the patches of one image are alike
+    out = run(shifted(tiny_vit(2), MERGE, -14.0), "packed", pixel_values)
+    counts = [decision.attention_tokens.sum(1) for decision in out.decisions]
+    assert (counts[1] <= counts[0]).all() and counts[1][0] < counts[1][1:].min()
+
+
+def test_policies_are_asked_for_the_tokens_that_may_leave_alone(tiny_vit):
+    model = DynViTForImageClassification.from_vit(tiny_vit(2), gates=MERGE)
+    gate, tokens = model.learned_gates()[0], torch.randn(3, 17, 32)
+    assert torch.equal(gate.decidable(tokens, None), sides(tokens)[0])
+    action = gate.act(tokens)
+    assert action.keep[:, 1::2].all() and torch.isfinite(action.log_prob).all()
+
+
+@pytest.mark.parametrize("options", [{"novelty": 0.0}, {"on": "mlp"}, {"drop": False}, {"merge": False}])
+def test_options_that_would_make_it_another_gate_are_refused(tiny_vit, options):
+    with pytest.raises(ValueError, match="merge"):
+        DynViTForImageClassification.from_vit(tiny_vit(2), gates=[{"gate": "merge", **options}])
