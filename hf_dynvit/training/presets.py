@@ -28,9 +28,12 @@ _AS_PUBLISHED = {
 }
 FAITHFUL = ("adavit-official", "layerskip-dynavit")
 
+# The gates have an order from the start: they are not led to the budget, and learn slowly, so as not to lose it.
+_ORDERED = {"objective": "cost", "calibrate_first": True, "gate_learning_rate": 1e-3}
+
 PRESET_ARGUMENTS = {
-    # The gates have an order from the start: they are not led to the budget, and learn slowly, so as not to lose it.
-    "adavit": {"objective": "cost", "calibrate_first": True, "gate_learning_rate": 1e-3},
+    "adavit": _ORDERED,
+    "merge": _ORDERED,
     "adavit-official": {
         **_AS_PUBLISHED,
         "objective": "usage",
