@@ -68,6 +68,10 @@ def yaml_words(path, known, without=()):
         raise ValueError(f"{path} is damaged, it holds no YAML: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold `key: value` lines, it holds a {type(content).__name__}")
+    block = content.get("objective_options")
+    if isinstance(block, dict):  # as keys of their own, which the command line can override
+        flat = {key: block.pop(key) for key in [*block] if key in known}
+        content = {**{key: value for key, value in content.items() if key != "objective_options" or value}, **flat}
     words = []
     for key, value in content.items():
         if key not in known:

@@ -1,7 +1,8 @@
-"""Turn the dial of a trained model: python recipes/calibrate.py --model DIR --budget 0.6 --data_files train=FILE --output DIR2
+"""Turn the dial of a model: python recipes/calibrate.py --model DIR --budget 0.6 --data_files train=FILE --output DIR2
 
 Shifts all gates by one number until the mean cost on training images is the new budget, and saves the result as a model
-of its own. Nothing is trained and no labels are used; a model trained for that budget is more accurate.
+of its own. Nothing is trained and no labels are used; a model trained for that budget is more accurate. With `--gates merge`
+a plain ViT becomes a model that merges a little in every layer.
 """
 
 import sys
@@ -9,12 +10,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+import yaml
 from torch.utils.data import DataLoader, Subset
 from transformers import AutoImageProcessor
 
+from hf_dynvit import DynViTForImageClassification
 from hf_dynvit.data import DataArguments
 from hf_dynvit.measure.forwards import DTYPES
-from hf_dynvit.measure.trained_models import open_models
+from hf_dynvit.measure.trained_models import dense_vit, open_models
+from hf_dynvit.model import PRESET_GATES
 from hf_dynvit.settings import parse_settings
 from hf_dynvit.training.calibration import calibrate, check_budgets
 
@@ -23,7 +27,11 @@ from hf_dynvit.training.calibration import calibrate, check_budgets
 class CalibrateArguments:
     """Which model, to which budget, and where to write it."""
 
-    model: str | None = field(default=None, metadata={"help": "the trained model: folder or Hub id"})
+    model: str | None = field(default=None, metadata={"help": "the trained model, or a plain ViT: folder or Hub id"})
+    gates: str | None = field(
+        default=None,
+        metadata={"help": "what to put on a plain ViT first: a preset (merge) or a list of gates as YAML"},
+    )
     budget: float | None = field(default=None, metadata={"help": "mean cost to meet, in (0, 1]"})
     output: str | None = field(default=None, metadata={"help": "new folder for the result"})
     images: int = field(default=512, metadata={"help": "training images to calibrate on"})
@@ -47,15 +55,25 @@ def main(argv=None):
     args, data_args = parse_settings(sys.argv[1:] if argv is None else argv, CalibrateArguments, DataArguments)
     data_args.validation_split = data_args.train_split
     (entrant,) = open_models([args.model], data_args, "cpu", DTYPES[args.dtype])
-    check_budgets(entrant.model, [args.budget])
+    model = with_gates(entrant.model, args)
+    check_budgets(model, [args.budget])
     order = torch.randperm(len(entrant.images), generator=torch.Generator().manual_seed(args.seed))
     loader = DataLoader(Subset(entrant.images, order[: args.images].tolist()), args.batch_size)
-    shift, cost = calibrate(entrant.model, [batch["pixel_values"] for batch in loader], args.budget)
-    entrant.model.set_budget(args.budget)
-    entrant.model.float().save_pretrained(args.output)
+    shift, cost = calibrate(model, [batch["pixel_values"] for batch in loader], args.budget)
+    model.set_budget(args.budget).float().save_pretrained(args.output)
     AutoImageProcessor.from_pretrained(args.model).save_pretrained(args.output)
     print(f"all gates shifted by {shift:+.3f}: mean cost {cost:.3f} on {len(loader.dataset)} training images")
     return shift, cost
+
+
+def with_gates(model, args):
+    """The model itself, or one with the weights of a plain ViT and fresh gates."""
+    if args.gates is None:
+        return model
+    if model.config.gates:
+        raise ValueError(f"{args.model} has gates already: --gates is for a plain ViT, got {args.gates!r}")
+    gates = args.gates if args.gates in PRESET_GATES else yaml.safe_load(args.gates)
+    return DynViTForImageClassification.from_vit(dense_vit(model), gates=gates).to(model.dtype).eval()
 
 
 if __name__ == "__main__":

@@ -118,6 +118,19 @@ def test_the_dial_turns_without_training(place, tmp_path):
         dial.main([*words, "--budget", "1.5"])
 
 
+def test_a_plain_vit_gets_gates_that_meet_a_budget_without_training(place, tmp_path):
+    words = ["--model", place.vit, "--data_files", *place.files, "--gates", "merge", "--budget", "0.9"]
+    _, cost = dial.main([*words, "--output", str(tmp_path / "merging")])
+    assert cost == pytest.approx(0.9, abs=0.06)
+    merging = DynViTForImageClassification.from_pretrained(tmp_path / "merging")
+    assert merging.config.budget == 0.9 and [entry["gate"] for entry in merging.config.gates] == ["merge"]
+    plain = DynViTForImageClassification.from_vit(place.vit).state_dict()
+    assert all(torch.equal(weight, merging.state_dict()[name]) for name, weight in plain.items())
+    words[1] = str(tmp_path / "merging")
+    with pytest.raises(ValueError, match="has gates already"):
+        dial.main([*words, "--output", str(tmp_path / "again")])
+
+
 def test_the_report_takes_the_benchmark_and_nothing_else(tmp_path):
     readme = tmp_path / "README.md"
     readme.write_text(f"before {START} old {END} after")

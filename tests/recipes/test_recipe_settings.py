@@ -103,3 +103,16 @@ def test_gates_that_are_kept_keep_their_budget(place, skipping):
     results = train.main([*words, "--model_name_or_path", str(skipping[1]), "--gates", "keep"])
     assert results["settings"]["model"]["budget"] == 0.8
     assert ModelArguments(model_name_or_path="vit").budget == 0.5
+
+
+def test_the_command_line_wins_over_a_block_of_options_too(tmp_path):
+    file = tmp_path / "block.yaml"
+    file.write_text("objective: cost\nobjective_options: {cost_weight: 3.0}\n")
+    words = [str(file), "--output_dir", str(tmp_path / "out")]
+    (training,) = parse_settings(words, train.DynViTTrainingArguments)
+    assert training.objective_options == {"cost_weight": 3.0}
+    (training,) = parse_settings([*words, "--cost_weight", "5"], train.DynViTTrainingArguments)
+    assert training.objective_options == {"cost_weight": 5.0}
+    file.write_text("objective: cost\nobjective_options: {prize: 3.0}\n")
+    with pytest.raises(ValueError, match="prize"):
+        parse_settings(words, train.DynViTTrainingArguments)

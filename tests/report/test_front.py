@@ -32,6 +32,8 @@ BLOCKS = {"gate": "random", "unit": "block", "rate": 0.5}
             "learned patch + sub-layer gates + merge (adavit)",
         ),
         ([PATCH, SUBLAYER], {"patch": 0.0, "sublayer": 0.2}, None, "rule: novelty + merge; learned sub-layer gates"),
+        ([{"gate": "merge"}], {"merge": 0.0}, "merge", "rule: merging by similarity (merge)"),
+        ([{"gate": "merge"}], {"merge": 0.2}, None, "learned merge gates"),
         ([RANDOM | {"merge": True}], {}, None, "rule: random + merge"),
         ([RANDOM], {}, None, "rule: random"),
         ([BLOCKS], {}, None, "rule: random blocks"),
