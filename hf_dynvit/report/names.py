@@ -15,7 +15,7 @@ def decides(facts):
     `novelty` is a rule; any other one decides alike for all images ("fixed").
 
     Args:
-        facts: with `gates`, `preset` and `learned` as `learned.gate_facts` gives them.
+        facts: with `gates`, `preset` and `learned` as `gate_facts` gives them.
     """
     parts = {}  # kind of decision -> [names], and whether it merges
     for entry in facts["gates"] or []:

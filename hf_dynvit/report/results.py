@@ -10,10 +10,13 @@ from .schema import Results
 
 @dataclass(kw_only=True)
 class Scores:
-    """Accuracy and cost on a set of images: shares, cost relative to the dense model with its spread over the images."""
+    """Accuracy and cost on a set of images: shares, cost relative to the dense model with its spread over the images.
+
+    Where an image may have several labels, accuracy is the share of images of which all are right, and there is no top-5.
+    """
 
     accuracy: float
-    accuracy_top5: float
+    accuracy_top5: float | None
     cost: float
     gmacs: float
     cost_std: float = 0.0

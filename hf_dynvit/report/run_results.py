@@ -18,7 +18,7 @@ from ..training.trainer import DynViTTrainer
 from .results import AgentRun, Scores, Training
 
 
-MEASURED = ("accuracy", "accuracy_top5", "cost", "cost_std", "cost_min", "cost_max")
+MEASURED = ("accuracy", "cost", "cost_std", "cost_min", "cost_max")
 
 
 def collect(model_args, data_args, trainer, data, metrics, seconds):
@@ -61,7 +61,8 @@ def model_facts(model):
 def scores(metrics, model, prefix=""):
     """`Scores` from what `compute_metrics` found of a model, under its names with `prefix`."""
     found = {name: metrics[prefix + name] for name in MEASURED}
-    return Scores(**found, gmacs=found["cost"] * gmacs_dense(model), loss=metrics.get(prefix + "loss"))
+    found |= {name: metrics.get(prefix + name) for name in ("accuracy_top5", "loss")}
+    return Scores(**found, gmacs=found["cost"] * gmacs_dense(model))
 
 
 def gmacs_dense(model):

@@ -64,7 +64,7 @@ MEASURED = {  # of results
 ACCURACY = {  # of runs that differ by seed alone, or of one evaluation
     "images": lambda runs: reported_on(runs[0]),
     "top-1": lambda runs: percent(runs) + counted(runs),
-    "top-5": lambda runs: f"{100 * mean(runs, 'accuracy_top5'):.2f}",
+    "top-5": lambda runs: None if runs[0].accuracy_top5 is None else f"{100 * mean(runs, 'accuracy_top5'):.2f}",
     "cost": cost_spread,
     "GMACs": lambda runs: f"{mean(runs, 'gmacs'):.3g}",
     "checkpoint: top-1 at cost": before,

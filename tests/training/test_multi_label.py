@@ -1,5 +1,7 @@
 """Problems with several labels per image train, are rewarded and measured; regressions are refused before any work."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -8,9 +10,16 @@ from trainers import weights, without_labels
 from transformers import EvalPrediction
 
 from hf_dynvit import DynViTForImageClassification, DynViTTrainer, DynViTTrainingArguments
+from hf_dynvit.data import DataArguments
 from hf_dynvit.objectives.policy_gradient import outcome
 from hf_dynvit.objectives.task_loss import distillation_loss
+from hf_dynvit.report import read, write
+from hf_dynvit.report.markdown import rows, table
+from hf_dynvit.report.model_card import write_model_card
+from hf_dynvit.report.run_results import collect, evaluate
+from hf_dynvit.report.tables import TRAINED
 from hf_dynvit.training.metrics import compute_metrics, multi_label_metrics
+from hf_dynvit.training.starting_model import ModelArguments
 
 
 BLOCKS = [{"gate": "block", "layers": [0, 1], "value_width": 8}]
@@ -68,6 +77,29 @@ def test_several_labels_train_and_are_measured(tiny_vit, tmp_path, options, prob
     assert any(not torch.equal(before[name], value) for name, value in weights(trainer.model).items())
     metrics = trainer.evaluate()
     assert {"eval_accuracy", "eval_f1_micro", "eval_mean_average_precision", "eval_cost"} <= metrics.keys()
+
+
+def test_what_was_found_of_several_labels_is_written_and_shown(tiny_vit, tmp_path):
+    trainer = trainer_of(tiny_vit, tmp_path / "run")
+    trainer.train()
+    metrics = trainer.evaluate()
+    trainer.model.save_pretrained(tmp_path / "vit")
+    model_args = ModelArguments(model_name_or_path=str(tmp_path / "vit"), gates=str(BLOCKS))
+    (tmp_path / "test.parquet").touch()
+    data_args = DataArguments(data_files=[f"validation={tmp_path}/test.parquet"])
+    data = SimpleNamespace(train=Labelled(), validation=Labelled(), reported_split="validation")
+    results = collect(model_args, data_args, trainer, data, metrics, seconds=1.0)
+    write(tmp_path / "results.json", results)
+    found = read(tmp_path / "results.json")
+    assert found.accuracy_top5 is None and found.images == 32
+    names = ("accuracy", "cost", "cost_std", "loss")
+    assert {name: getattr(found, name) for name in names} == {name: metrics[f"eval_{name}"] for name in names}
+    (row,) = rows(TRAINED, [([found],)])
+    assert row["top-1"] == f"{100 * found.accuracy:.2f}" and row["top-5"] is None and "| – |" in table([row])
+    card = write_model_card(trainer.model, results.to_json(), tmp_path)
+    assert "top-1" in card.text and "top-5" not in card.text
+    again, _ = evaluate(trainer.model.eval(), torch.utils.data.DataLoader(Labelled(), 8))
+    assert again.accuracy == pytest.approx(found.accuracy) and again.accuracy_top5 is None
 
 
 def test_rewards_are_per_image():
