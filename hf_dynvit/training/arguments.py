@@ -141,8 +141,10 @@ class DynViTTrainingArguments(TrainingArguments):
             )
 
     def to_sanitized_dict(self):
-        """As the `Trainer`'s, and flat the options of the objective, those not given included."""
-        return asdict(self.make_objective().options) | super().to_sanitized_dict()
+        """As the `Trainer`'s, with the options of the objective by name, whether they were given or are the defaults."""
+        others = super().to_sanitized_dict()
+        others.pop("objective_options")  # the same training has others where it was given what is the default
+        return asdict(self.make_objective().options) | others
 
     def make_objective(self):
         """The objective that the arguments name, with its options, as yet without a trainer."""

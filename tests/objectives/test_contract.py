@@ -102,6 +102,14 @@ def test_options_are_given_by_name_or_together(tmp_path, given):
     assert args.make_objective().options.cost_weight == args.to_sanitized_dict()["cost_weight"] == 40.0
 
 
+def test_one_training_is_written_alike_however_its_options_were_given(tmp_path):
+    given = [{}, {"cost_weight": 20.0}, {"objective_options": {"cost_weight": 20.0}}, {"objective_options": "{}"}]
+    written = [
+        DynViTTrainingArguments(str(tmp_path), run_name="one", **options).to_sanitized_dict() for options in given
+    ]
+    assert all(one == written[0] for one in written) and written[0]["cost_weight"] == 20.0
+
+
 def test_options_together_are_json_or_yaml_and_count_more_than_by_name(tmp_path):
     given = {"objective": "reinforce", "price": 1.0, "objective_options": "{price: 2.0, baseline: none}"}
     options = DynViTTrainingArguments(str(tmp_path), **given).make_objective().options
