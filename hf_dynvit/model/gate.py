@@ -20,9 +20,7 @@ GATINGS = ("sample", "act", "threshold", "open")
 class Exploration(NamedTuple):
     """How stochastic decisions are drawn."""
 
-    noise: float = (
-        1.0  # scale of the Gumbel noise of straight-through samples; at 0 they are what the threshold decides
-    )
+    noise: float = 1.0  # scale of the Gumbel noise of straight-through samples; at 0 they are thresholded
     bound: float = 1.0  # a policy keeps with bound * p + (1 - bound) * (1 - p), to go on exploring (BlockDrop)
     from_layer: int = 0  # policies of earlier layers keep everything (a curriculum from the last layer backwards)
 
@@ -191,7 +189,7 @@ class LearnedGate(Gate):
         return keep
 
     def decidable(self, tokens, alive):
-        """Bool (B, units) that are the policy's to decide; None: all. The others have no log-probability."""
+        """Bool (B, units) that are the policy's to decide; None: all. The others are kept, without a log-probability."""
         return None
 
     def forward(self, tokens, gating, replay=None, exploration=NO_EXPLORATION, alive=None):
@@ -208,9 +206,12 @@ class LearnedGate(Gate):
         tokens = tokens.detach()
         logits = self.logits(tokens, alive).float() - cut(self.threshold)
         replay = None if replay is None else replay[:, : logits.shape[1]]
-        keep, *policy = draw(logits, exploration.bound, replay, self.decidable(tokens, alive))
+        decidable = self.decidable(tokens, alive)
+        keep, *policy = draw(logits, exploration.bound, replay, decidable)
+        # A copy: the gradient of `policy` reads keep as it was. A bounded policy draws against any logit, however high.
+        keep = keep.clone() if decidable is None else keep | ~decidable
         value = None if self.value is None else self.value(self.pool(tokens)).float().squeeze(1)
-        return Action(self.settle(keep.clone()), *policy, value)  # the gradient of `policy` reads keep as it was
+        return Action(self.settle(keep), *policy, value)
 
     def macs(self, num_tokens, alive=None):
         return self.score.in_features * self.score.out_features

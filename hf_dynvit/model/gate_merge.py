@@ -67,10 +67,12 @@ def partner_distance(tokens, alive=None, protected=CLS):
         (B, N) in [0, 2], 0 for tokens that may not leave; bool (B, N), the tokens that may.
     """
     leaving, partners = sides(tokens, alive, protected)
+    most = tokens.shape[1] - _count(protected, tokens.shape[1])
+    if most < 2:  # a compacted stream may have protected tokens alone
+        return torch.zeros(tokens.shape[:2], device=tokens.device), leaving
     with torch.no_grad(), torch.autocast(tokens.device.type, enabled=False):
         # Not in 16 bit on CPU, which compiles a product for each number of tokens that is left.
         unit = F.normalize(tokens.detach().float() if tokens.device.type == "cpu" else tokens.detach(), dim=-1)
-        most = tokens.shape[1] - _count(protected, tokens.shape[1])
         one, one_there = _first(unit, leaving, most // 2)  # (B, A, D)
         other, other_there = _first(unit, partners, most - most // 2)  # (B, P, D)
         similarity = (one @ other.transpose(1, 2)).masked_fill(~other_there[1].unsqueeze(1), -1.0)

@@ -6,6 +6,7 @@ from models import images, run
 from torch.testing import assert_close
 
 from hf_dynvit import DynViTForImageClassification
+from hf_dynvit.model.gate import Exploration
 from hf_dynvit.model.gate_merge import KEPT, partner_distance, sides
 
 
@@ -65,6 +66,23 @@ def test_policies_are_asked_for_the_tokens_that_may_leave_alone(tiny_vit):
     assert torch.equal(gate.decidable(tokens, None), sides(tokens)[0])
     action = gate.act(tokens)
     assert action.keep[:, 1::2].all() and torch.isfinite(action.log_prob).all()
+
+
+def test_a_bounded_policy_keeps_all_that_may_not_leave(tiny_vit):
+    gate = DynViTForImageClassification.from_vit(tiny_vit(2), gates=MERGE).learned_gates()[0]
+    tokens, alive = torch.randn(8, 17, 32), torch.rand(8, 17) < 0.7
+    keep = gate.act(tokens, exploration=Exploration(bound=0.6), alive=alive).keep
+    may_leave, _ = sides(tokens, alive)
+    assert keep[~may_leave].all() and not keep.all()
+
+
+@pytest.mark.parametrize("layout", ["masked", "packed"])
+def test_nothing_merges_where_no_patch_is_left(tiny_vit, layout):
+    gates = [{"gate": "patch", "drop": True, "layers": [0], "init_bias": -100.0}, {"gate": "merge", "layers": [1]}]
+    model = DynViTForImageClassification.from_vit(tiny_vit(2), gates=gates)
+    out = run(model, layout, images(3))
+    assert torch.isfinite(out.logits).all()
+    assert [kept.attention_tokens.sum(1).tolist() for kept in out.decisions] == [[1] * 3] * 2
 
 
 @pytest.mark.parametrize("options", [{"novelty": 0.0}, {"on": "mlp"}, {"drop": False}, {"merge": False}])
