@@ -39,7 +39,7 @@ class LayerDecisions(NamedTuple):
     mlp_tokens: torch.Tensor | None = None  # (B, N) tokens that the MLP transforms
     heads: torch.Tensor | None = None  # (B, H)
     sublayers: torch.Tensor | None = None  # (B, 2) attention, MLP
-    into: torch.Tensor | None = None  # (B, N) the token that takes on each one dropped for good; itself: none
+    into: torch.Tensor | None = None  # (B, N) the token that takes on each one dropped permanently; itself: none
 
     log_prob: torch.Tensor | None = None  # (B,) of what was drawn or replayed, with gradient
     entropy: torch.Tensor | None = None  # (B,) of the policy, nats

@@ -33,7 +33,7 @@ class PatchGate(LearnedGate):
         if drop and on != "block":
             raise ValueError(f'a patch gate drops tokens from a whole block: drop=True needs on="block", got {on!r}')
         if merge and not drop:
-            raise ValueError("a patch gate merges what it drops for good: merge=True needs drop=True")
+            raise ValueError("a patch gate merges what it drops permanently: merge=True needs drop=True")
         self.slots, self.drop, self.merge = self.SLOTS[on], drop, merge
         # One number, held by a module whose fresh value `_init_weights` knows.
         self.novelty = Score(1, 1, None, init_weight=novelty) if novelty else None

@@ -26,7 +26,9 @@ class RandomGate(Gate):
         check_choice("a random gate", "unit", unit, slots)
         check_options("a random gate", rate=rate, drop=drop, merge=merge)
         if (drop and (unit, on) != ("patch", "block")) or (merge and not drop):
-            raise ValueError("a random gate drops patches of a block for good, and merges what it drops, or neither")
+            raise ValueError(
+                "a random gate drops patches of a block permanently, and merges what it drops, or neither"
+            )
         self.drop, self.merge = drop, merge
         self.slots, self.rate, self.unit = slots[unit], rate, unit
         self.units = {"head": config.num_attention_heads, "sublayer": 2, "block": 1}.get(unit)

@@ -91,7 +91,7 @@ def _parameters(cls):
 
 
 def _adavit(layers, config):
-    """Tokens are dropped for good, at four depths: what short training can adapt a body to.
+    """Tokens are pruned permanently, at four depths: what short training can adapt a body to.
 
     Tokens that come back after layers that did not see them are a kind that a trained ViT has never met: it takes long
     training to make use of them. Novelty orders the tokens before anything is learned. Sub-layer gates start wide open,

@@ -206,5 +206,5 @@ def _refuse_straight_through(*keeps):
     if any(keep is not None and keep.requires_grad for keep in keeps):
         raise ValueError(
             "straight-through gates learn from what they drop, which the packed layout does not compute: "
-            'set model.layout = "masked", or let the gates decide for good with gating="threshold"'
+            'set model.layout = "masked", or let the gates decide permanently with gating="threshold"'
         )
