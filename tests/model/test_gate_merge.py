@@ -7,7 +7,7 @@ from torch.testing import assert_close
 
 from hf_dynvit import DynViTForImageClassification
 from hf_dynvit.model.gate import Exploration
-from hf_dynvit.model.gate_merge import KEPT, partner_distance, sides
+from hf_dynvit.model.gate_merge import partner_distance, sides
 
 
 MERGE = [{"gate": "merge"}]
@@ -49,7 +49,6 @@ def test_fresh_gates_are_open_and_closed_ones_leave_every_second_patch(tiny_vit)
         assert_close(fresh.logits, vit(pixel_values).logits, rtol=0, atol=1e-5)
         closed = shifted(vit, MERGE, -100.0)(pixel_values)
     assert [kept.attention_tokens.sum(1).tolist() for kept in closed.decisions] == [[9] * 3, [5] * 3]
-    assert KEPT > 1e3
 
 
 def test_a_threshold_merges_what_is_similar_and_images_differ(tiny_vit):
