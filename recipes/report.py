@@ -1,6 +1,8 @@
 """The results tables of recipes/README.md, and the one of README.md: python recipes/report.py [--write] results.json ...
 
-Prints the tables of recipes/README.md; with --write it writes both files anew, with --readme or --front another one.
+Prints the tables of the files that are given; --readme and --front write them into other files. With --write the files
+are stored in recipes/results, and both READMEs written anew from all that is stored there, unless any of it is refused;
+without files from what is there already.
 Each file is one that train.py, evaluate.py, search.py, step_time.py, compare_agents.py, merge_comparisons.py or
 `python -m hf_dynvit.benchmark --json` wrote; all numbers of the tables come from them. README.md shows each training of
 gates and each other model that was timed, beside what it has to beat, and the comparisons of agents.
@@ -18,6 +20,7 @@ from hf_dynvit.report.front import COMPARED, INTRODUCTION, front_comparison_rows
 from hf_dynvit.report.markdown import Commands, numbered, rows, table
 from hf_dynvit.report.names import processor
 from hf_dynvit.report.rivals import by_seed
+from hf_dynvit.report.stored import by_name, keep, stored, take
 from hf_dynvit.report.tables import (
     BENCHMARKED,
     CHOSEN,
@@ -34,6 +37,7 @@ from hf_dynvit.report.tables import (
 
 README = Path(__file__).resolve().parent / "README.md"
 FRONT = README.parent.parent / "README.md"
+STORED = README.parent / "results"
 
 
 def main(argv=None):
@@ -44,23 +48,28 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
     parser.add_argument("files", nargs="*", metavar="JSON", help="what a recipe or the benchmark wrote")
     parser.add_argument(
-        "--write", action="store_true", help=f"write {README.parent.name}/{README.name} and {FRONT.name}"
+        "--write",
+        action="store_true",
+        help=f"store the files in {STORED.parent.name}/{STORED.name}; write {README.parent.name}/{README.name} and "
+        f"{FRONT.name} from all that is stored",
     )
     parser.add_argument(
         "--readme", type=Path, help="file whose results are written instead of those of recipes/README.md"
     )
     parser.add_argument("--front", type=Path, help="file whose front table is written instead of that of README.md")
     args = parser.parse_intermixed_args(argv)
-    if not args.files:
-        raise ValueError("give the JSON files of train.py and evaluate.py")
     write = args.write and not args.readme
-    readme, front = args.readme or (README if args.write else None), args.front or (FRONT if write else None)
-    results = [read(path) for path in args.files]
+    readme, front = args.readme or (README if write else None), args.front or (FRONT if write else None)
+    taken = take(args.files, STORED) if write else {}
+    results = stored(STORED, taken) if write else [read(path) for path in by_name(args.files)]
+    if not results:
+        raise ValueError("give the JSON files of train.py and evaluate.py" + f"; {STORED} holds none" * write)
     tables = render(results)
     texts = {readme: between(readme, "results", tables)} if readme else {}
     shown = render_front(results) if front else None
-    if shown:
+    if shown or write:
         texts[front] = between(front, "front", shown)
+    keep(STORED, taken)
     for file, text in texts.items():
         file.write_text(text, encoding="utf-8")
     if not (readme or front):

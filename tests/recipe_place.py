@@ -33,6 +33,14 @@ train, evaluate, report, dial, search, step_time, compare, merge = map(script, N
 START, END = report.markers("results")
 
 
+def publish_in(folder, monkeypatch):
+    """Both READMEs that report.py writes, with old tables, and its stored results, of which there are none, in a folder."""
+    for name, part in (("README", "results"), ("FRONT", "front")):
+        monkeypatch.setattr(report, name, folder / f"{name}.md")
+        (folder / f"{name}.md").write_text("before\n{}\nold\n{}\nafter\n".format(*report.markers(part)))
+    monkeypatch.setattr(report, "STORED", folder / "stored")
+
+
 class Place:
     """A folder with made-up data, a tiny checkpoint and a recipe for them."""
 

@@ -1,4 +1,4 @@
-"""Files that are whole or refused: JSON, written at once or not at all, and weights with a digest of their own.
+"""Files that are whole or refused: JSON and text, written at once or not at all, and weights with a digest of their own.
 
 The digest stands in the metadata of model.safetensors, so that it goes wherever the file goes, and a later
 `save_pretrained`, which writes another file, takes the old digest away with the old weights.
@@ -27,10 +27,15 @@ def read_json(path):
 
 
 def write_json(path, content):
+    """Write JSON as `write_text` does."""
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def write_text(path, text):
     """Write through a file beside it: a killed process leaves the old content, or none."""
     path = Path(path)
     partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    partial.write_text(text, encoding="utf-8")
     os.replace(partial, path)
 
 

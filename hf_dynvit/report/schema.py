@@ -61,16 +61,21 @@ def read(path, published=False):
         ValueError: a damaged file, an unknown kind, another schema, a field that is missing, unknown or of another type, or
             a speed against too few dense models; the error names file and field.
     """
-    content = read_json(path)
-    kind = content.pop("kind", None) if isinstance(content, dict) else None
+    return parse(read_json(path), path, published)
+
+
+def parse(content, where, published=False):
+    """The results in the content of a JSON file; as `read`, errors name `where`."""
+    kind = content.get("kind") if isinstance(content, dict) else None
     if kind not in KINDS:
-        raise ValueError(f"{path} was written by no recipe and not by the benchmark: its kind is {kind!r}")
-    schema = content.pop("schema", None)
+        raise ValueError(f"{where} was written by no recipe and not by the benchmark: its kind is {kind!r}")
+    schema = content.get("schema")
     if schema != SCHEMA:
-        raise ValueError(f"{path} was written by another version (schema {schema}, not {SCHEMA}): run it again")
-    results = fill(KINDS[kind], content, path)
+        raise ValueError(f"{where} was written by another version (schema {schema}, not {SCHEMA}): run it again")
+    fields = {name: value for name, value in content.items() if name not in ("schema", "kind")}
+    results = fill(KINDS[kind], fields, where)
     if published:
-        check_published(results.speeds(), path)
+        check_published(results.speeds(), where)
     return results
 
 

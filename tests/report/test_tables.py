@@ -16,7 +16,7 @@ from made_results import (
     training,
     written,
 )
-from recipe_place import report
+from recipe_place import publish_in, report
 
 from hf_dynvit.report.markdown import numbered, rows
 from hf_dynvit.report.rivals import by_seed, percent
@@ -189,11 +189,8 @@ def test_an_option_is_found_wherever_the_settings_keep_it():
 
 
 def test_published_tables_are_written_on_request_alone(tmp_path, monkeypatch, capsys):
-    for name, part in (("README", "results"), ("FRONT", "front")):
-        monkeypatch.setattr(report, name, tmp_path / f"{name}.md")
-        start, end = report.markers(part)
-        (tmp_path / f"{name}.md").write_text(f"{start}\nold\n{end}")
-    results = written(tmp_path, training(gates=BLOCK))
+    publish_in(tmp_path, monkeypatch)
+    results = written(tmp_path, training(gates=BLOCK), "made.json")
     tables = report.main([str(results)])
     assert "old" in report.README.read_text() and capsys.readouterr().out == f"{tables}\n"
     other = tmp_path / "other.md"
