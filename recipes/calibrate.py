@@ -1,8 +1,9 @@
 """Turn the dial of a model: python recipes/calibrate.py --model DIR --budget 0.6 --data_files train=FILE --output DIR2
 
 Shifts all gates by one number until the mean cost on training images is the new budget, and saves the result as a model
-of its own. Nothing is trained and no labels are used; a model trained for that budget is more accurate. With `--gates merge`
-a plain ViT becomes a model that merges a little in every layer.
+of its own. The backbone is not trained and no labels are used; a model trained for that budget is more accurate. With
+`--gates merge` a plain ViT becomes a model that merges a little in every layer; on the same images its gates learn which
+tokens the prediction depends on, unless `--importance false`.
 """
 
 import sys
@@ -21,6 +22,7 @@ from hf_dynvit.measure.trained_models import dense_vit, open_models
 from hf_dynvit.model import PRESET_GATES
 from hf_dynvit.settings import parse_settings
 from hf_dynvit.training.calibration import calibrate, check_budgets
+from hf_dynvit.training.importance import fit_importance, token_gates
 
 
 @dataclass
@@ -31,6 +33,12 @@ class CalibrateArguments:
     gates: str | None = field(
         default=None,
         metadata={"help": "what to put on a plain ViT first: a preset (merge) or a list of gates as YAML"},
+    )
+    importance: bool | None = field(
+        default=None,
+        metadata={
+            "help": "fit the scores of token gates to the importance of tokens first; default: for new gates alone"
+        },
     )
     budget: float | None = field(default=None, metadata={"help": "mean cost to meet, in (0, 1]"})
     output: str | None = field(default=None, metadata={"help": "new folder for the result"})
@@ -59,7 +67,11 @@ def main(argv=None):
     check_budgets(model, [args.budget])
     order = torch.randperm(len(entrant.images), generator=torch.Generator().manual_seed(args.seed))
     loader = DataLoader(Subset(entrant.images, order[: args.images].tolist()), args.batch_size)
-    shift, cost = calibrate(model, [batch["pixel_values"] for batch in loader], args.budget)
+    batches = [batch["pixel_values"] for batch in loader]
+    if args.importance or (args.importance is None and args.gates and token_gates(model)):
+        explained = fit_importance(model, batches)
+        print("log-saliency explained:", ", ".join(f"layer {layer} {share:.2f}" for layer, share in explained.items()))
+    shift, cost = calibrate(model, batches, args.budget)
     model.set_budget(args.budget).float().save_pretrained(args.output)
     AutoImageProcessor.from_pretrained(args.model).save_pretrained(args.output)
     print(f"all gates shifted by {shift:+.3f}: mean cost {cost:.3f} on {len(loader.dataset)} training images")

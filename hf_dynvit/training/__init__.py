@@ -2,6 +2,7 @@
 
 from .arguments import DynViTTrainingArguments
 from .calibration import calibrate, check_budgets
+from .importance import fit_importance
 from .metrics import compute_metrics
 from .presets import FAITHFUL, PRESET_ARGUMENTS, gate_facts, preset_arguments, preset_of
 from .starting_model import ModelArguments, load_base, load_model, load_teacher
@@ -20,6 +21,7 @@ __all__ = [
     "calibrate",
     "check_budgets",
     "compute_metrics",
+    "fit_importance",
     "gate_facts",
     "load_base",
     "load_model",

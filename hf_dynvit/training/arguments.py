@@ -66,6 +66,11 @@ class DynViTTrainingArguments(TrainingArguments):
     calibration_images: int = HfArg(
         default=512, help="images on which the gates are shifted until the mean cost is the budget; 0: off"
     )
+    importance_images: int = HfArg(
+        default=0,
+        help="images on which gates of tokens learn, before training, which tokens the prediction depends on "
+        "(fit_importance; no labels are used); 0: off",
+    )
     freeze_gates_at: float = HfArg(
         default=1.0,
         help="fraction of training after which gates are fixed and the body is tuned in packed layout; 0: gates keep "
@@ -108,6 +113,8 @@ class DynViTTrainingArguments(TrainingArguments):
         for name in ("budget_ramp", "gate_noise_end", "freeze_gates_at"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
+        if self.importance_images < 0:
+            raise ValueError(f"importance_images must be at least 0, got {self.importance_images}")
         wrong = [budget for budget in self.tuning_budgets if not 0.0 < budget <= 1.0]
         if wrong or self.tuning_gain < 0:
             raise ValueError(
@@ -149,6 +156,13 @@ class DynViTTrainingArguments(TrainingArguments):
     def make_objective(self):
         """The objective that the arguments name, with its options, as yet without a trainer."""
         return build_objective(self.objective, self.objective_options)
+
+    def images_first(self):
+        """What gates learn from before training: argument -> how many images."""
+        counts = {"importance_images": self.importance_images}
+        if self.calibrate_first:
+            counts["calibrate_first"] = self.calibration_images
+        return {name: count for name, count in counts.items() if count}
 
     def follows_budget(self):
         """Whether the objective aims at the model's budget."""

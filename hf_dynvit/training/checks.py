@@ -7,6 +7,7 @@ from transformers.trainer_optimizer import is_optimizer_factory
 from transformers.utils import logging
 
 from .arguments import DynViTTrainingArguments
+from .importance import token_gates
 from .presets import preset_arguments, preset_of
 
 
@@ -82,7 +83,7 @@ def check_trainer(trainer):
     if steered:
         _check_steered(args, " and ".join(steered))
     if learns(trainer.model):
-        _check_gates(args, trainer.optimizer_cls_and_kwargs)
+        _check_gates(args, trainer.optimizer_cls_and_kwargs, trainer.model)
         if trainer.train_dataset is not None:
             _warn_of_another_objective(args, config)
 
@@ -100,7 +101,11 @@ def _check_steered(args, what):
         )
 
 
-def _check_gates(args, optimizer_cls_and_kwargs):
+def _check_gates(args, optimizer_cls_and_kwargs, model):
+    if args.importance_images and not token_gates(model):
+        raise ValueError(
+            f"importance_images {args.importance_images} are for learned gates of tokens (patch, merge): the model has none"
+        )
     if str(args.optim.value).startswith(OWN_GROUPS) and optimizer_cls_and_kwargs is None:
         raise ValueError(
             f"optim {args.optim.value!r} groups the parameters itself, and gates have a group of their own: take another"

@@ -1,5 +1,7 @@
 """`DynViTTrainer`: the ordinary Trainer, with objective, budget schedule, packed tuning and patch agents."""
 
+from contextlib import contextmanager
+
 import torch
 from torch.utils.data import DataLoader
 from transformers import default_data_collator
@@ -11,6 +13,7 @@ from ..objectives.task_loss import TaskLoss, distillation_loss
 from .calibration import WORTH_A_WARNING, calibrate, calibration_images, check_budgets
 from .checkpoints import CheckpointTrainer, ObjectiveState
 from .checks import check_arguments, check_trainer, compares, learns
+from .importance import fit_importance
 from .metrics import compute_metrics as default_metrics
 from .parameter_groups import learning, parameter_groups
 from .processes import draw_alike, draw_apart, prepare_processes, refuse_sharding
@@ -28,7 +31,8 @@ class DynViTTrainer(CheckpointTrainer):
         args: `DynViTTrainingArguments`.
         teacher: a dense classifier to distil from, or None.
         calibration_dataset: images on which the cost is brought to the budget (labels are not used): a part of train,
-            prepared as for evaluation. None: no calibration; with `calibrate_first`, images of `train_dataset`.
+            prepared as for evaluation. None: no calibration; with `calibrate_first` or `importance_images`, images of
+            `train_dataset`.
         kwargs: as for `Trainer`, without `model_init`; `compute_metrics` defaults to top-1, top-5 and mean cost, of
             predictions (logits, cost). `compute_loss_func` and `label_smoothing_factor` are about the prediction's
             loss; those of gates and teacher are added.
@@ -62,7 +66,7 @@ class DynViTTrainer(CheckpointTrainer):
         super().__init__(model=model, args=args, **kwargs)
         refuse_sharding(self)
         self.calibration_dataset = calibration_dataset
-        if self.args.calibrate_first and calibration_dataset is None and learns(self.model):
+        if self.args.images_first() and calibration_dataset is None and learns(self.model):
             self.calibration_dataset = self._images_of_train()
         check_trainer(self)
         draw_apart(self.args)
@@ -123,37 +127,58 @@ class DynViTTrainer(CheckpointTrainer):
 
     # ------------------------------------------------------------------------------------------ training
 
-    def calibrate(self):
-        """Shift the gates until the mean cost on `calibration_dataset` is the budget; returns (shift, cost) or None."""
+    def prepare_gates(self):
+        """What gates learn before the first step: importance, and thresholds at the budget."""
         model = self.accelerator.unwrap_model(self.model)
-        chosen = calibration_images(self.calibration_dataset, self.args.calibration_images, self.args.seed)
-        if not (chosen and self.args.follows_budget() and learns(model)):
-            return None
+        if self.args.bf16_full_eval or self.args.fp16_full_eval:  # not there before the Trainer trains
+            model.to(self.args.device)
+        if self.args.importance_images:
+            with self._batches(self.args.importance_images) as batches:
+                explained = fit_importance(model, batches)
+            self.log({"importance_explained": round(sum(explained.values()) / len(explained), 4)})
+        if self.args.calibrate_first:
+            self.calibrate()
+
+    @contextmanager
+    def _batches(self, most):
+        """Pixels of `most` images of `calibration_dataset`, in the layout of evaluation."""
+        model = self.accelerator.unwrap_model(self.model)
+        chosen = calibration_images(self.calibration_dataset, most, self.args.seed)
         loader = DataLoader(chosen, batch_size=self.args.per_device_eval_batch_size, collate_fn=self.data_collator)
         layout, model.layout = model._layout, None
         try:
             with self.compute_loss_context_manager(), draw_alike(self.args):
-                batches = [self._prepare_input(batch["pixel_values"]) for batch in loader]
-                shift, cost = calibrate(model, batches, model.config.budget)
+                yield [self._prepare_input(batch["pixel_values"]) for batch in loader]
         finally:
             model.layout = layout
+
+    def calibrate(self):
+        """Shift the gates until the mean cost on `calibration_dataset` is the budget; returns (shift, cost) or None."""
+        model = self.accelerator.unwrap_model(self.model)
+        has_images = self.calibration_dataset is not None and self.args.calibration_images > 0
+        if not (has_images and self.args.follows_budget() and learns(model)):
+            return None
+        with self._batches(self.args.calibration_images) as batches:
+            shift, cost = calibrate(model, batches, model.config.budget)
         self.log({"calibration_shift": round(shift, 4), "calibration_cost": round(cost, 4)})
         return shift, cost
 
     def _images_of_train(self):
-        """Images for `calibrate_first` without a calibration_dataset; None for a trainer that only evaluates."""
+        """Images for what comes before training, without a calibration_dataset; None for a trainer that only evaluates."""
         train = self.train_dataset
         if hasattr(train, "__len__"):
+            taken = ", ".join(f"{name} takes {min(n, len(train))}" for name, n in self.args.images_first().items())
             logger.warning(
-                f"no calibration_dataset is given: calibrate_first takes {min(self.args.calibration_images, len(train))} "
-                "images of train_dataset, prepared as they are for training"
+                f"no calibration_dataset is given: {taken} images of train_dataset, prepared as they are for training"
             )
         return train
 
     def train(self, resume_from_checkpoint=None, *args, **kwargs):
         resume_from_checkpoint = self.checkpoint_to_resume(resume_from_checkpoint)
-        if self.args.calibrate_first and learns(self.model) and self.calibration_dataset is None:
-            raise ValueError("calibrate_first needs images to calibrate on: give calibration_dataset or train_dataset")
+        first = self.args.images_first() if learns(self.model) else {}
+        if first and self.calibration_dataset is None:
+            names = " and ".join(first)
+            raise ValueError(f"{names} needs images to calibrate on: give calibration_dataset or train_dataset")
         if self.args.follows_budget():
             self.schedule.full_cost = check_budgets(self.model, [self.model.config.budget, *self.args.tuning_budgets])
         model, layout = self.model, self.model._layout
@@ -161,10 +186,8 @@ class DynViTTrainer(CheckpointTrainer):
             model.layout = "packed"
         try:
             with learning(model, self.args.train_body):
-                if self.args.calibrate_first and not resume_from_checkpoint:
-                    if self.args.bf16_full_eval or self.args.fp16_full_eval:  # not there before the Trainer trains
-                        model.to(self.args.device)
-                    self.calibrate()
+                if first and not resume_from_checkpoint:
+                    self.prepare_gates()
                 result = super().train(resume_from_checkpoint, *args, **kwargs)
         finally:
             model.layout = layout

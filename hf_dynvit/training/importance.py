@@ -1,0 +1,117 @@
+"""Importance in closed form: the scores of token gates learn which tokens the prediction depends on, in one pass.
+
+What is learned is the saliency of the model's own prediction (Simonyan et al., 2014): the gradient of the predicted class's
+log-probability with respect to each token that enters a layer. Its norm needs a forward and a backward pass; the gate
+predicts its logarithm from the normed token by ridge regression, at the price of the one product that its score costs
+anyway. No labels are used, and the backbone stays as it is.
+
+Letters: B images, N tokens, D channels.
+"""
+
+import torch
+from tqdm.auto import tqdm
+
+from ..model.gate import LearnedGate
+
+
+LEAST = 1e-9  # gradient norm: one of exactly 0 has a logarithm too
+
+
+def fit_importance(model, batches, strength=1.0, ridge=1e-3):
+    """Set the scores of all token gates to the importance of tokens, relative to the mean of their image.
+
+    Thresholds are to be calibrated afterwards (`calibrate`): the scores' mean over tokens is 0, so that they change
+    which tokens stay, not yet how many.
+
+    Args:
+        model: a model with gates of tokens that read the layer's entrance (`patch`, `merge`); it is run with all open.
+        batches: `pixel_values` (B, channels, height, width) of a few hundred images, any iterable.
+        strength: what one unit of log-saliency (a factor e in gradient norm) adds to the logit.
+        ridge: penalty on squared weights, relative to the mean square of a feature.
+
+    Returns:
+        Layer -> share of the variance of log-saliency within images that the score explains on these images.
+
+    Raises:
+        ValueError: no such gates, no images, or a strength or ridge that is negative or not finite.
+    """
+    gates = token_gates(model)
+    if not gates:
+        raise ValueError("fit_importance needs learned gates of tokens (patch, merge), and the model has none")
+    for name, value in (("strength", strength), ("ridge", ridge)):
+        if not 0 <= value < float("inf"):
+            raise ValueError(f"{name} must be finite and at least 0, got {value!r}")
+    sums = {layer: Moments(gate.score.in_features) for layer, gate in gates.items()}
+    was_training = model.training
+    model.eval()
+    try:
+        for pixel_values in tqdm(batches, desc="learning importance", leave=False):
+            for layer, (tokens, target) in _saliency(model, pixel_values, list(gates)).items():
+                sums[layer].add(tokens, target)
+    finally:
+        model.train(was_training)
+    if not all(moments.count for moments in sums.values()):
+        raise ValueError("fit_importance needs images, got none")
+    explained = {}
+    for layer, gate in gates.items():
+        weight, bias, explained[layer] = sums[layer].solve(ridge)
+        with torch.no_grad():
+            gate.score.weight.copy_(strength * weight.unsqueeze(0))
+            gate.score.bias += strength * bias
+    return explained
+
+
+def token_gates(model):
+    """Layer -> learned gate that decides tokens by what enters the layer's attention."""
+    found = {
+        index: gates["attention_tokens"] for index, gates in enumerate(model.gates) if "attention_tokens" in gates
+    }
+    return {index: gate for index, gate in found.items() if isinstance(gate, LearnedGate)}
+
+
+def _saliency(model, pixel_values, layers):
+    """Layer -> normed tokens (T, D) and log-saliency (T,), centred within each image, of all unprotected tokens."""
+    host = model.host
+    with torch.enable_grad():
+        # Where the backbone is frozen, the pixels carry the graph.
+        outputs = model(pixel_values.clone().requires_grad_(), gating="open", output_hidden_states=layers)
+        entering = [outputs.hidden_states[layer] for layer in layers]
+        predicted = outputs.logits.float().log_softmax(-1).amax(-1).sum()
+        gradients = torch.autograd.grad(predicted, entering)
+    free = torch.ones(entering[0].shape[1], dtype=torch.bool, device=pixel_values.device)
+    free[host.index()] = False
+    found = {}
+    with torch.no_grad():
+        for layer, tokens, gradient in zip(layers, entering, gradients, strict=True):
+            log = gradient[:, free].float().norm(dim=-1).clamp(min=LEAST).log()  # (B, N - P)
+            normed = host.parts(host.layers(model.base_model)[layer]).attention_norm(tokens)[:, free]
+            found[layer] = normed.flatten(0, 1), (log - log.mean(1, keepdim=True)).flatten()
+    return found
+
+
+class Moments:
+    """Sums for a ridge regression of one target on D features and a constant, in float64."""
+
+    def __init__(self, features):
+        self.square = torch.zeros(features + 1, features + 1, dtype=torch.float64)
+        self.product = torch.zeros(features + 1, dtype=torch.float64)
+        self.target, self.count = 0.0, 0
+
+    def add(self, features, target):
+        """features (T, D), target (T,)."""
+        features = torch.cat((features, features.new_ones(len(features), 1)), 1).double().cpu()
+        target = target.double().cpu()
+        self.square += features.T @ features
+        self.product += features.T @ target
+        self.target += (target @ target).item()
+        self.count += len(target)
+
+    def solve(self, ridge):
+        """Weights (D,), the constant, and the share of the target's mean square that they explain."""
+        features = len(self.product) - 1
+        penalty = ridge * self.square.diagonal()[:features].mean() * torch.ones(features + 1, dtype=torch.float64)
+        penalty[features] = 0.0  # the constant is free
+        solution = torch.linalg.solve(self.square + torch.diag(penalty + LEAST), self.product)
+        left = self.target - 2 * solution @ self.product + solution @ self.square @ solution
+        share = 1 - left.item() / self.target if self.target else 0.0
+        return solution[:features].float(), solution[features].item(), share
