@@ -1,6 +1,7 @@
 """Training: the ordinary Trainer, taught to train gates."""
 
 from .arguments import DynViTTrainingArguments
+from .bypass import fit_bypass
 from .calibration import calibrate, check_budgets
 from .metrics import compute_metrics
 from .presets import FAITHFUL, PRESET_ARGUMENTS, gate_facts, preset_arguments, preset_of
@@ -20,6 +21,7 @@ __all__ = [
     "calibrate",
     "check_budgets",
     "compute_metrics",
+    "fit_bypass",
     "gate_facts",
     "load_base",
     "load_model",

@@ -66,6 +66,10 @@ class DynViTTrainingArguments(TrainingArguments):
     calibration_images: int = HfArg(
         default=512, help="images on which the gates are shifted until the mean cost is the budget; 0: off"
     )
+    bypass_images: int = HfArg(
+        default=0,
+        help="images on which what skipped blocks add instead is fitted before training, of gates with a bypass; 0: off",
+    )
     freeze_gates_at: float = HfArg(
         default=1.0,
         help="fraction of training after which gates are fixed and the body is tuned in packed layout; 0: gates keep "
@@ -114,6 +118,8 @@ class DynViTTrainingArguments(TrainingArguments):
                 f"tuning_budgets must be in (0, 1] and tuning_gain at least 0, got {self.tuning_budgets} "
                 f"and {self.tuning_gain}"
             )
+        if self.bypass_images < 0:
+            raise ValueError(f"bypass_images must be at least 0, got {self.bypass_images}")
         self._check_budgets()
         if not self.train_body:
             self.freeze_gates_at = 1.0

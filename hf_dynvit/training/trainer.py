@@ -8,6 +8,7 @@ from transformers.utils import logging
 from ..agents import PatchAgent
 from ..measure.usage import UsageMeter
 from ..objectives.task_loss import TaskLoss, distillation_loss
+from .bypass import fit_bypass
 from .calibration import WORTH_A_WARNING, calibrate, calibration_images, check_budgets
 from .checkpoints import CheckpointTrainer, ObjectiveState
 from .checks import check_arguments, check_trainer, compares, learns
@@ -129,16 +130,33 @@ class DynViTTrainer(CheckpointTrainer):
         chosen = calibration_images(self.calibration_dataset, self.args.calibration_images, self.args.seed)
         if not (chosen and self.args.follows_budget() and learns(model)):
             return None
-        loader = DataLoader(chosen, batch_size=self.args.per_device_eval_batch_size, collate_fn=self.data_collator)
         layout, model.layout = model._layout, None
         try:
             with self.compute_loss_context_manager(), draw_alike(self.args):
-                batches = [self._prepare_input(batch["pixel_values"]) for batch in loader]
-                shift, cost = calibrate(model, batches, model.config.budget)
+                shift, cost = calibrate(model, list(self._pixels(chosen)), model.config.budget)
         finally:
             model.layout = layout
         self.log({"calibration_shift": round(shift, 4), "calibration_cost": round(cost, 4)})
         return shift, cost
+
+    def fit_bypass(self):
+        """Fit what skipped blocks add instead, on `bypass_images` of `calibration_dataset` or else of `train_dataset`."""
+        dataset = self.train_dataset if self.calibration_dataset is None else self.calibration_dataset
+        if not hasattr(dataset, "__len__"):
+            raise ValueError(
+                "bypass_images are drawn at random: give calibration_dataset, or train_dataset with a length, got "
+                f"{type(dataset).__name__}"
+            )
+        with self.compute_loss_context_manager(), draw_alike(self.args):
+            chosen = calibration_images(dataset, self.args.bypass_images, self.args.seed)
+            shares = fit_bypass(self.accelerator.unwrap_model(self.model), self._pixels(chosen))
+        self.log({"bypass_explains": round(sum(shares.values()) / len(shares), 4)})
+        return shares
+
+    def _pixels(self, chosen):
+        """Batches of `pixel_values` on the device."""
+        loader = DataLoader(chosen, batch_size=self.args.per_device_eval_batch_size, collate_fn=self.data_collator)
+        return (self._prepare_input(batch["pixel_values"]) for batch in loader)
 
     def _images_of_train(self):
         """Images for `calibrate_first` without a calibration_dataset; None for a trainer that only evaluates."""
@@ -161,10 +179,11 @@ class DynViTTrainer(CheckpointTrainer):
             model.layout = "packed"
         try:
             with learning(model, self.args.train_body):
-                if self.args.calibrate_first and not resume_from_checkpoint:
+                first = (self.fit_bypass, self.args.bypass_images), (self.calibrate, self.args.calibrate_first)
+                for prepare in [call for call, wanted in first if wanted and not resume_from_checkpoint]:
                     if self.args.bf16_full_eval or self.args.fp16_full_eval:  # not there before the Trainer trains
                         model.to(self.args.device)
-                    self.calibrate()
+                    prepare()
                 result = super().train(resume_from_checkpoint, *args, **kwargs)
         finally:
             model.layout = layout
