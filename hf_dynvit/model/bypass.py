@@ -1,5 +1,7 @@
 """What a block or sub-layer adds where it is skipped: nothing, its mean, or a cheap map of each token.
 
+It reads the token as it stands in the stream: read after the sub-layer's norm, a map fitted as well.
+
 Letters: D channels.
 """
 

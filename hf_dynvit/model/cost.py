@@ -74,7 +74,9 @@ def layer_costs(config, decisions, batch, num_tokens, device, gates=None):
     if not any(bypasses):
         return layers
     none = layers.new_zeros(batch)
-    return layers + torch.stack([_bypass_macs(*layer, num_tokens, none) for layer in zip(bypasses, decisions, strict=True)])
+    return layers + torch.stack(
+        [_bypass_macs(*layer, num_tokens, none) for layer in zip(bypasses, decisions, strict=True)]
+    )
 
 
 def _bypass_macs(bypasses, decision, num_tokens, none):

@@ -22,9 +22,7 @@ class BlockGate(LearnedGate):
     GRANULARITIES = {"block": 1, "sublayer": 2}
     POOLS = ("cls", "mean")
 
-    def __init__(
-        self, config, granularity="block", pool="cls", upfront=False, bypass="none", rank=32, **options
-    ):
+    def __init__(self, config, granularity="block", pool="cls", upfront=False, bypass="none", rank=32, **options):
         check_choice("a block gate", "granularity", granularity, self.GRANULARITIES)
         check_choice("a block gate", "pool", pool, self.POOLS)
         check_options("a block gate", upfront=upfront)

@@ -21,9 +21,7 @@ class RandomGate(Gate):
 
     reads_all = True  # the next draw is another one if this one is shorter
 
-    def __init__(
-        self, config, unit="patch", rate=0.5, on="block", drop=False, merge=False, bypass="none", rank=32
-    ):
+    def __init__(self, config, unit="patch", rate=0.5, on="block", drop=False, merge=False, bypass="none", rank=32):
         super().__init__()
         check_choice("a random gate", "on", on, PatchGate.SLOTS)
         slots = {"patch": PatchGate.SLOTS[on], "head": ("heads",), "sublayer": ("sublayers",), "block": ("sublayers",)}

@@ -63,7 +63,11 @@ def _folded(model):
         if any(mask[layer]) or not means:
             continue
         before = next((kept for kept in reversed(range(layer)) if any(mask[kept])), None)
-        bias = None if before is None or model.gates[before] else _last_bias(model.host.parts(layers[before]), mask[before])
+        bias = (
+            None
+            if before is None or model.gates[before]
+            else _last_bias(model.host.parts(layers[before]), mask[before])
+        )
         if bias is None or {bypass.kind for bypass in means} != {"mean"}:
             kinds = sorted({bypass.kind for bypass in means})
             raise ValueError(

@@ -105,7 +105,9 @@ def test_a_bypass_of_the_block_counts_where_neither_half_runs(tiny_vit):
     assert torch.equal(one.logits, run(without_bypasses(model), "masked", pixel_values, decisions=halves).logits)
 
 
-@pytest.mark.parametrize("name", [name for name in SETS if "head" not in name])  # merging that is replayed is not searched
+@pytest.mark.parametrize(
+    "name", [name for name in SETS if "head" not in name]
+)  # merging that is replayed is not searched
 def test_its_products_are_counted(tiny_vit, counted_attention, name):
     model, pixel_values = gated(tiny_vit(LAYERS), SETS[name]), images(1)
     decisions = run(model, "packed", pixel_values).decisions

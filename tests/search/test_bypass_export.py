@@ -85,14 +85,18 @@ def test_a_mean_goes_into_an_attention_that_is_alone(tiny_vit):
     small = burn_in(model)
     assert small.config.layer_mask == [[True, True], [True, False], [True, True]] and small.config.gates is None
     for layout in ("masked", "packed"):
-        assert_close(run(small, layout, pixel_values).logits, run(model, layout, pixel_values).logits, rtol=0, atol=1e-4)
+        assert_close(
+            run(small, layout, pixel_values).logits, run(model, layout, pixel_values).logits, rtol=0, atol=1e-4
+        )
 
 
 def test_what_a_smaller_model_cannot_hold_is_refused_and_what_adds_nothing_is_not(tiny_vit):
     for kind in ("diagonal", "linear", "low_rank"):
         model = masked(tiny_vit(LAYERS), kind)
         hold_open(model)
-        with pytest.raises(ValueError, match=rf"layer 1 is skipped with a bypass \['{kind}'\].*use the model with its layer_mask"):
+        with pytest.raises(
+            ValueError, match=rf"layer 1 is skipped with a bypass \['{kind}'\].*use the model with its layer_mask"
+        ):
             burn_in(model)
     with pytest.raises(ValueError, match="only means fit .* where a layer without gates comes before it"):
         burn_in(masked(tiny_vit(LAYERS), "mean"))  # whose gate may skip the layer before

@@ -118,7 +118,10 @@ def test_on_request_earlier_layers_skip_as_their_gates_and_the_mask_say(tiny_vit
         added = []
         for one, there, sizes in zip(x, alive, size, strict=True):  # each image by itself, its dead tokens left out
             tokens = one[there][None]
-            q, k, v = (linear(parts.attention_norm(tokens)).unflatten(-1, (4, -1)).transpose(1, 2) for linear in parts.projections)
+            q, k, v = (
+                linear(parts.attention_norm(tokens)).unflatten(-1, (4, -1)).transpose(1, 2)
+                for linear in parts.projections
+            )
             scores = q @ k.transpose(-1, -2) * parts.head_dim**-0.5 + sizes[there].log()
             branch = parts.out((scores.softmax(-1) @ v).transpose(1, 2).flatten(2))
             added.append(branch[0] if gate == "sublayer" else (branch + parts.mlp(parts.mlp_norm(tokens + branch)))[0])
