@@ -15,7 +15,14 @@ from .model import (
 )
 from .objectives import Objective, register_objective
 from .search import burn_in, search
-from .training import DynViTTrainer, DynViTTrainingArguments, calibrate, fit_importance, preset_arguments
+from .training import (
+    DynViTTrainer,
+    DynViTTrainingArguments,
+    calibrate,
+    fit_bypass,
+    fit_importance,
+    preset_arguments,
+)
 
 
 __version__ = "0.1.0"
@@ -37,6 +44,7 @@ __all__ = [
     "Objective",
     "burn_in",
     "calibrate",
+    "fit_bypass",
     "fit_importance",
     "preset_arguments",
     "register_agent",

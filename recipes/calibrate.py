@@ -3,7 +3,8 @@
 Shifts all gates by one number until the mean cost on training images is the new budget, and saves the result as a model
 of its own. The backbone is not trained and no labels are used; a model trained for that budget is more accurate. With
 `--gates merge` a plain ViT becomes a model that merges a little in every layer; on the same images its gates learn which
-tokens the prediction depends on, unless `--importance false`.
+tokens the prediction depends on, unless `--importance false`. With `--bypass_images N` what skipped blocks and sub-layers
+add instead is fitted first, of gates with a bypass.
 """
 
 import sys
@@ -21,6 +22,7 @@ from hf_dynvit.measure.forwards import DTYPES
 from hf_dynvit.measure.trained_models import dense_vit, open_models
 from hf_dynvit.model import PRESET_GATES
 from hf_dynvit.settings import parse_settings
+from hf_dynvit.training.bypass import check_bypass, fit_bypass
 from hf_dynvit.training.calibration import calibrate, check_budgets
 from hf_dynvit.training.importance import fit_importance, token_gates
 
@@ -43,6 +45,9 @@ class CalibrateArguments:
     budget: float | None = field(default=None, metadata={"help": "mean cost to meet, in (0, 1]"})
     output: str | None = field(default=None, metadata={"help": "new folder for the result"})
     images: int = field(default=512, metadata={"help": "training images to calibrate on"})
+    bypass_images: int = field(
+        default=0, metadata={"help": "training images to fit bypasses on before the thresholds are set; 0: leave them"}
+    )
     batch_size: int = field(default=64, metadata={"help": "images per forward"})
     dtype: str = field(default="float32", metadata={"help": f"one of {list(DTYPES)}"})
     seed: int = field(default=0, metadata={"help": "which images are used"})
@@ -52,6 +57,10 @@ class CalibrateArguments:
             raise ValueError(f"--model, --budget and --output are needed, got {self}")
         if not 0 < self.budget <= 1:
             raise ValueError(f"budget must be in (0, 1], got {self.budget}")
+        if self.images < 1 or self.bypass_images < 0:
+            raise ValueError(
+                f"images must be at least 1 and bypass_images 0, got {self.images} and {self.bypass_images}"
+            )
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype must be one of {list(DTYPES)}, got {self.dtype!r}")
         if Path(self.output).exists() and any(Path(self.output).iterdir()):
@@ -65,12 +74,20 @@ def main(argv=None):
     (entrant,) = open_models([args.model], data_args, "cpu", DTYPES[args.dtype])
     model = with_gates(entrant.model, args)
     check_budgets(model, [args.budget])
+    if args.bypass_images:
+        check_bypass(model)
     order = torch.randperm(len(entrant.images), generator=torch.Generator().manual_seed(args.seed))
-    loader = DataLoader(Subset(entrant.images, order[: args.images].tolist()), args.batch_size)
+    loader, of_bypass = (
+        DataLoader(Subset(entrant.images, order[:count].tolist()), args.batch_size)
+        for count in (args.images, args.bypass_images)
+    )
+    if args.bypass_images:
+        shares = fit_bypass(model, of_bypass)
+        print(f"bypasses explain {min(shares.values()):.0%} to {max(shares.values()):.0%} of what is skipped")
     batches = [batch["pixel_values"] for batch in loader]
     if args.importance or (args.importance is None and args.gates and token_gates(model)):
-        explained = fit_importance(model, batches)
-        print("log-saliency explained:", ", ".join(f"layer {layer} {share:.2f}" for layer, share in explained.items()))
+        shares = fit_importance(model, batches)
+        print(f"scores explain {min(shares.values()):.0%} to {max(shares.values()):.0%} of the importance of tokens")
     shift, cost = calibrate(model, batches, args.budget)
     model.set_budget(args.budget).float().save_pretrained(args.output)
     AutoImageProcessor.from_pretrained(args.model).save_pretrained(args.output)

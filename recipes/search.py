@@ -21,6 +21,7 @@ from hf_dynvit.measure.files import check_weights
 from hf_dynvit.measure.forwards import DTYPES
 from hf_dynvit.measure.provenance import measured_on
 from hf_dynvit.measure.timing import layer_latencies
+from hf_dynvit.model.bypass import bypass_of
 from hf_dynvit.report import Search
 from hf_dynvit.report.search_results import save_picked, write_front
 from hf_dynvit.search import MaskScores, MaskSpace, pick, search
@@ -49,6 +50,7 @@ def main(argv=None):
     space = MaskSpace(config.num_hidden_layers, args.granularity, args.always_keep)
     load = DynViTForImageClassification.from_pretrained if gated else DynViTForImageClassification.from_vit
     model = load(args.model).eval().to(args.device)
+    check_burn_in(model, args)
     processor = AutoImageProcessor.from_pretrained(args.model)
     trained = training_of(args.model)
     reward = reward_of(args, trained if args.policy == "act" and gated and config.gates else None)
@@ -112,6 +114,19 @@ def load_images(args, data_args, processor, config):
     if split is None:
         return load_image_data(data_args, processor, config, seed=args.seed).selection
     return load_validation(replace(data_args, validation_split=split), processor, config, args.seed)
+
+
+def check_burn_in(model, args):
+    """Refuse to burn in what no model without the layer could hold, before the search."""
+    bypasses = [bypass for gates in model.gates for bypass in bypass_of(gates) if not bypass.adds_nothing()]
+    kinds = sorted({bypass.kind for bypass in bypasses})
+    fits = kinds == ["mean"] and args.policy == "process" and args.granularity == "block" and 0 in args.always_keep
+    if args.burn_in and kinds and not fits:
+        raise ValueError(
+            f"burn_in leaves layers out, and bypasses {kinds} with them: only means can go into layers before them, of whole "
+            "blocks with --policy process and layer 0 always kept. Without burn_in: picked/ does not compute masked layers "
+            "either"
+        )
 
 
 def halves(images, args):

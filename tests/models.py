@@ -3,6 +3,7 @@
 import torch
 
 from hf_dynvit import DynViTForImageClassification, LayerDecisions
+from hf_dynvit.model.bypass import Bypass
 from hf_dynvit.model.gate import Score
 
 
@@ -49,6 +50,10 @@ def gated(vit, gates, **options):
             torch.nn.init.normal_(module.weight)
             if module.bias is not None:
                 torch.nn.init.normal_(module.bias)
+    for module in model.modules():
+        if isinstance(module, Bypass):
+            for parameter in module.parameters():
+                torch.nn.init.normal_(parameter, std=0.2)
     return model
 
 

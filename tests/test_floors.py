@@ -21,7 +21,7 @@ TOP = len(ROOMS)  # what stands beside the rooms
 # Inside the room that travels, from the ground up; a new gate or host fits a pattern.
 STOREYS = (
     ("configuration_dynvit", "host", "prepack", "rows", "packed_attention"),
-    ("host_*", "cost", "gate", "novelty", "tokens"),
+    ("host_*", "bypass", "cost", "gate", "novelty", "tokens"),
     ("gate_*", "gates", "layer_packed", "layer_masked"),
     ("convert", "layer"),
     ("encoder",),

@@ -66,8 +66,8 @@ def draw_decisions(model, batch, target, generator):
             LayerDecisions(**{slot: alike(keeps[slot][layer], layer) for slot in slots[layer]})
             for layer in range(num_layers)
         ]
-        spent = cost(config, decisions, batch, num_tokens, model.num_labels, gate_macs, "cpu").mean().item()
-        return spent, decisions
+        given = config, decisions, batch, num_tokens, model.num_labels, gate_macs, "cpu"
+        return cost(*given, gates=model.gates).mean().item(), decisions
 
     low, high = -1.0, 2.0  # everything shut, everything open, whatever the offsets
     best = least, _ = at(low)

@@ -1,6 +1,6 @@
 """The cost of a forward: multiply-accumulates (MACs) in closed form, from what the packed layout really runs.
 
-Counted: the patch projection, all matrix products of the layers, the gates, the search for where dropped tokens merge,
+Counted: the patch projection, all matrix products of the layers and of their bypasses, the gates, the search for where dropped tokens merge,
 the classifier. Not counted, here as in the dense model: norms, activations, softmax, additions. A head that is off
 saves its attention; the projections and the MLP's input keep their full width.
 
@@ -10,6 +10,7 @@ sizes.
 
 import torch
 
+from .bypass import bypass_of
 from .host import sizes_of
 
 
@@ -40,8 +41,11 @@ def dense_macs(config, num_tokens, classes):
     return stem_macs(config, num_tokens, classes) + config.num_hidden_layers * layer
 
 
-def layer_costs(config, decisions, batch, num_tokens, device):
-    """MACs of each layer for each image, gates and merging apart: (L, B); differentiable where L `decisions` are."""
+def layer_costs(config, decisions, batch, num_tokens, device, gates=None):
+    """MACs of each layer for each image, gates and merging apart: (L, B); differentiable where L `decisions` are.
+
+    `gates`, those of each layer, are read for what they run instead of what is skipped; None: nothing.
+    """
 
     def usage(slot, full):
         """Units of a slot that each layer keeps: (L, B), or (L, B, 2) for sub-layers, or `full` if no layer decides."""
@@ -65,16 +69,37 @@ def layer_costs(config, decisions, batch, num_tokens, device):
     layers = attention * _attention_macs(sizes, usage("attention_tokens", num_tokens), heads)
     layers = layers + mlp * usage("mlp_tokens", num_tokens) * sizes.mlp_weights
     layers = layers if torch.is_tensor(layers) else torch.tensor(float(layers), device=device)
-    return layers.expand(len(decisions), batch)
+    layers = layers.expand(len(decisions), batch)
+    bypasses = [bypass_of(own) for own in gates or ()]
+    if not any(bypasses):
+        return layers
+    none = layers.new_zeros(batch)
+    return layers + torch.stack(
+        [_bypass_macs(*layer, num_tokens, none) for layer in zip(bypasses, decisions, strict=True)]
+    )
 
 
-def layer_shares(config, decisions, batch, num_tokens, device):
+def _bypass_macs(bypasses, decision, num_tokens, none):
+    """MACs of what runs instead of the sub-layers that a `LayerDecisions` skips: (B,), or `none`."""
+    if not bypasses or decision.sublayers is None:
+        return none
+    off = 1 - decision.sublayers.float()
+    off = off.amin(1, keepdim=True) if len(bypasses) == 1 else off
+    total = 0
+    for slot, skipped, bypass in zip(("attention_tokens", "mlp_tokens"), off.unbind(1), bypasses, strict=False):
+        keep = getattr(decision, slot)
+        tokens = num_tokens if keep is None else keep.sum(1, dtype=torch.float32)
+        total = total + skipped * tokens * bypass.macs()
+    return total
+
+
+def layer_shares(config, decisions, batch, num_tokens, device, gates=None):
     """What each layer spends of its own dense MACs, for each image: (L, B); the arguments are those of `layer_costs`."""
     dense = layer_macs(config, num_tokens, num_tokens, sizes_of(config).heads)
-    return layer_costs(config, decisions, batch, num_tokens, device) / dense
+    return layer_costs(config, decisions, batch, num_tokens, device, gates) / dense
 
 
-def cost(config, decisions, batch, num_tokens, classes, gate_macs, device, full_tokens=None):
+def cost(config, decisions, batch, num_tokens, classes, gate_macs, device, full_tokens=None, gates=None):
     """Cost of each image relative to the dense model; differentiable where the decisions are.
 
     Args:
@@ -83,11 +108,12 @@ def cost(config, decisions, batch, num_tokens, classes, gate_macs, device, full_
         gate_macs: MACs of all gates that were evaluated, per image.
         full_tokens: tokens of the dense model where patches were taken away before the first layer, which leaves
             `num_tokens`; None: none were.
+        gates: as in `layer_costs`.
 
     Returns:
         (B,) float32: MACs spent / MACs of the dense model.
     """
-    layers = layer_costs(config, decisions, batch, num_tokens, device).sum(0)
+    layers = layer_costs(config, decisions, batch, num_tokens, device, gates).sum(0)
     merging = sum((_merging_macs(config, one) for one in decisions if one.into is not None), gate_macs)
     full_tokens = num_tokens if full_tokens is None else full_tokens
     stem, total = stem_macs(config, full_tokens, classes), dense_macs(config, full_tokens, classes)

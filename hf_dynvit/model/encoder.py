@@ -164,7 +164,8 @@ def _cost(model, decisions, asked, x, num_tokens, full_tokens, merging):
         if any(gate.drop for gate in gates.values()) and decision.attention_tokens is not None:
             alive = decision.attention_tokens.detach().sum(1, dtype=torch.float32)
     classes = model.num_labels if hasattr(model, "classifier") else 0
-    return cost(model.config, decisions, x.shape[0], num_tokens, classes, gate_macs, x.device, full_tokens)
+    given = model.config, decisions, x.shape[0], num_tokens, classes, gate_macs, x.device
+    return cost(*given, full_tokens, model.gates)
 
 
 def _gates_ahead(model, index, gating, exploration):
@@ -196,7 +197,7 @@ def _decide_ahead(gates, entry, gating, exploration):
     # Where the counts are known, the images need no crossing: the kept ones first, in their order.
     order = keeps.to(torch.uint8).sort(dim=1, descending=True, stable=True).indices
     plan = zip(gates, actions, order, counts, strict=True)
-    return {layer: Ahead(action, images[:count]) for layer, action, images, count in plan}
+    return {layer: Ahead(action, images[:count], images[count:]) for layer, action, images, count in plan}
 
 
 def to_host(counts):

@@ -141,6 +141,14 @@ class Gate(nn.Module):
     hides_channels = False  # whether heads that are off also hide their channels from the MLP
     protected = CLS  # tokens that are always kept, as the host says
 
+    def __init__(self):
+        super().__init__()
+        self.bypass = None  # what is added where it skips (bypass.py); its parameters are taught as the body's are
+
+    def deciding_parameters(self):
+        """The parameters that its decisions come from."""
+        return [parameter for name, parameter in self.named_parameters() if not name.startswith("bypass.")]
+
     def pool(self, tokens):
         """tokens (B, N, D) -> (B, D), what a gate with `upfront` reads, as a stream of one token."""
         return tokens[:, 0]

@@ -1,5 +1,6 @@
 """Gates of blocks and sub-layers, which read one token."""
 
+from .bypass import build_bypass
 from .gate import LearnedGate, check_choice, check_options
 
 
@@ -12,19 +13,23 @@ class BlockGate(LearnedGate):
         granularity: `"block"`: one decision for both; `"sublayer"`: attention and MLP are decided apart.
         pool: what is read: `"cls"`, or `"mean"` of all tokens.
         upfront: read what enters the first layer with such a gate, instead of this one: all decisions at once.
+        bypass: what is added where it skips, to the tokens that would have been computed, one of `BYPASSES` (bypass.py):
+            "none": nothing. One for a block, which counts where neither attention nor MLP runs, or one for each.
+        rank: of bypass "low_rank".
     """
 
     slots = ("sublayers",)
     GRANULARITIES = {"block": 1, "sublayer": 2}
     POOLS = ("cls", "mean")
 
-    def __init__(self, config, granularity="block", pool="cls", upfront=False, **options):
+    def __init__(self, config, granularity="block", pool="cls", upfront=False, bypass="none", rank=32, **options):
         check_choice("a block gate", "granularity", granularity, self.GRANULARITIES)
         check_choice("a block gate", "pool", pool, self.POOLS)
         check_options("a block gate", upfront=upfront)
         super().__init__(config.hidden_size, self.GRANULARITIES[granularity], **options)
         self.whole, self.pooling, self.upfront = granularity == "block", pool, upfront
         self.reads_all = pool == "mean"
+        self.bypass = build_bypass("a block gate", config, bypass, rank, self.whole)
 
     def pool(self, tokens):
         return tokens[:, 0] if self.pooling == "cls" else tokens.mean(1)

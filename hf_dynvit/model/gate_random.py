@@ -2,6 +2,7 @@
 
 import torch
 
+from .bypass import build_bypass
 from .gate import NO_EXPLORATION, Gate, check_choice, check_options
 from .gate_patch import PatchGate
 
@@ -15,11 +16,12 @@ class RandomGate(Gate):
         unit: `"patch"`, `"head"`, `"sublayer"` or `"block"` (attention and MLP alike).
         rate: probability in [0, 1].
         on, drop, merge: for patches, as in `PatchGate`.
+        bypass, rank: for sub-layers and blocks, as in `BlockGate`.
     """
 
     reads_all = True  # the next draw is another one if this one is shorter
 
-    def __init__(self, config, unit="patch", rate=0.5, on="block", drop=False, merge=False):
+    def __init__(self, config, unit="patch", rate=0.5, on="block", drop=False, merge=False, bypass="none", rank=32):
         super().__init__()
         check_choice("a random gate", "on", on, PatchGate.SLOTS)
         slots = {"patch": PatchGate.SLOTS[on], "head": ("heads",), "sublayer": ("sublayers",), "block": ("sublayers",)}
@@ -33,6 +35,9 @@ class RandomGate(Gate):
         self.slots, self.rate, self.unit = slots[unit], rate, unit
         self.units = {"head": config.num_attention_heads, "sublayer": 2, "block": 1}.get(unit)
         self.whole = unit == "block"
+        self.bypass = build_bypass("a random gate", config, bypass, rank, self.whole)
+        if self.bypass is not None and unit not in ("sublayer", "block"):
+            raise ValueError(f"a random gate of {unit!r} skips no sub-layer: bypass must be 'none', got {bypass!r}")
 
     def forward(self, tokens, gating, replay=None, exploration=NO_EXPLORATION, alive=None):
         if replay is not None:

@@ -1,7 +1,8 @@
 """One layer run under its decisions, in either layout.
 
 Masking is the meaning (layer_masked.py); packing is the speed: the packed layout gathers the rows that a sub-layer uses
-into one (T, D) matrix and computes on that alone (layer_packed.py). A row that is not used passes by unchanged.
+into one (T, D) matrix and computes on that alone (layer_packed.py). A row that is not used passes by unchanged; to those of a skipped sub-layer its bypass is
+added, where it has one (bypass.py).
 
 The backbone's own `forward` of a layer runs where no gate decides, if anybody has hooks on the layer or its attention or
 has put another class in their place. A layer that its gates run in part is never called: such hooks do not fire there,
@@ -14,9 +15,10 @@ from typing import NamedTuple
 
 import torch
 
+from .bypass import bypass_of
 from .gate import Action, Exploration, LayerDecisions, TokenState
-from .layer_masked import masked_attention_sublayer, masked_mlp_sublayer
-from .layer_packed import packed_attention_sublayer, packed_block, packed_mlp_sublayer
+from .layer_masked import masked_attention_sublayer, masked_bypass, masked_mlp_sublayer
+from .layer_packed import packed_attention_sublayer, packed_block, packed_bypass, packed_mlp_sublayer
 from .tokens import merge
 
 
@@ -28,6 +30,7 @@ class Ahead(NamedTuple):
 
     action: Action
     images: torch.Tensor  # (B',) that run the layer
+    others: torch.Tensor  # (B - B',) that skip it
 
 
 class Seen(NamedTuple):
@@ -62,8 +65,11 @@ def run_layer(host, layer, gates, x, seen):
     """
     gating, packed, replay, exploration, state, allowed, wants_weights, side, entry, ahead = seen
     alive = state.alive if replay is None else None
+    bypasses, add = bypass_of(gates), packed_bypass if packed else masked_bypass
     if replay is None and not any(allowed):
-        return x, LayerDecisions(alive, alive, sublayers=_none(x)), state, None
+        off = _none(x)
+        x = _skip(bypasses, add, x, alive, [False] * len(x) if packed else off[:, 0])
+        return x, LayerDecisions(alive, alive, sublayers=off), state, None
     if not wants_weights and _runs_whole(gates, seen) and not host.is_own(layer):
         return host.call(layer, x, side), LayerDecisions(), state, None
     parts, actions = host.parts(layer), []
@@ -91,8 +97,13 @@ def run_layer(host, layer, gates, x, seen):
         sublayers = (~_none(x) if sublayers is None else sublayers) * torch.tensor(allowed, device=x.device)
     if packed and sublayers is not None and all(allowed) and _skips_whole_images(gates, replay, state):
         _refuse_straight_through(sublayers)
-        images = (sublayers[:, 0] > 0.5).nonzero().squeeze(1) if ahead is None else ahead.images
+        keep = sublayers[:, 0] > 0.5
+        before, images = x, keep.nonzero().squeeze(1) if ahead is None else ahead.images
         x = _run_images(parts, x, images, side)
+        if bypasses:
+            others = (~keep).nonzero().squeeze(1) if ahead is None else ahead.others
+            some = before.index_select(0, others)
+            x = x.index_add(0, others, bypasses[0](some).to(x.dtype))
         return x, _with_policy(LayerDecisions(sublayers=sublayers), actions), state, None
     use_attention, use_mlp = (None, None) if sublayers is None else sublayers.unbind(1)  # (B,)
 
@@ -110,20 +121,29 @@ def run_layer(host, layer, gates, x, seen):
         normed = None if packed else parts.attention_norm(x)
     hide = heads if "heads" in gates and gates["heads"].hides_channels else None
     weights, together = None, _one_decision(gates, replay)
+    entering = x
     if packed and together and use_attention == use_mlp:
         mlp_tokens = attention_tokens
         x = packed_block(parts, x, normed, attention_tokens, use_mlp, heads, state.size, side, hide)
+        x = _skip(bypasses, add, x, attention_tokens, use_mlp)
     else:
         attention = (parts, x, normed, attention_tokens, use_attention, heads, state.size, side)
         if packed:
             x = packed_attention_sublayer(*attention)
         else:
             x, weights = masked_attention_sublayer(*attention)
+        if len(bypasses) == 2:
+            x = add(bypasses[0], entering, x, attention_tokens, use_attention)
+        middle = x
         normed = parts.mlp_norm(x) if "mlp_tokens" in gates else None
         mlp_tokens = attention_tokens if together else _both(ask("mlp_tokens", normed), alive)
         if packed:
             _refuse_straight_through(mlp_tokens)
         x = (packed_mlp_sublayer if packed else masked_mlp_sublayer)(parts, x, normed, mlp_tokens, use_mlp, hide)
+        if len(bypasses) == 2:
+            x = add(bypasses[1], middle, x, mlp_tokens, use_mlp)
+        elif bypasses:
+            x = add(bypasses[0], entering, x, attention_tokens, _either(use_attention, use_mlp))
     if gate is not None and gate.drop:
         state = state._replace(alive=attention_tokens)
     decisions = LayerDecisions(attention_tokens, mlp_tokens, heads, sublayers, into)
@@ -169,6 +189,20 @@ def _skips_whole_images(gates, replay, state):
         return False
     attention, mlp = (replay.sublayers > 0.5).unbind(1)
     return torch.equal(attention, mlp)
+
+
+def _skip(bypasses, add, x, tokens, use):
+    """x (B, N, D) with what is added instead of both sub-layers for the images that `use` skips; others as they were."""
+    for bypass in bypasses:
+        x = add(bypass, x, x, tokens, use)
+    return x
+
+
+def _either(one, other):
+    """Which images use one of the two sub-layers or both: as either is given, (B,), a list of bools, or None."""
+    if isinstance(one, list):
+        return [a or b for a, b in zip(one, other, strict=True)]
+    return None if one is None else torch.maximum(one, other)  # between equals it halves the gradient
 
 
 def _run_images(parts, x, images, side):

@@ -69,6 +69,13 @@ def masked_mlp_sublayer(parts, x, normed, tokens, use, hide):
     return x + _times(parts.residuals[1](parts.mlp(normed)), tokens, use)
 
 
+def masked_bypass(bypass, x, out, tokens, use):
+    """out (B, N, D) + `bypass` of x (B, N, D), for the tokens (B, N) of images that `use` (B,) skips; None: all, or none."""
+    if bypass is None or use is None:
+        return out
+    return out + _times(bypass(x), tokens, 1 - use.to(x.dtype))
+
+
 def _times(out, tokens, use):
     """out (B, N, D) times tokens (B, N) and use (B,), each of which may be None."""
     if tokens is not None:

@@ -55,6 +55,14 @@ def packed_mlp_sublayer(parts, x, normed, tokens, use, hide=None):
     return add_rows(x, used, _mlp(parts, h, used, hide))
 
 
+def packed_bypass(bypass, x, out, tokens, use):
+    """out (B, N, D) + `bypass` of the rows of x in tokens (B, N), for images that `use`, a list of bools, skips."""
+    if bypass is None or use is None:
+        return out
+    used = used_rows(x, tokens, [not on for on in use])
+    return add_rows(out, used, bypass(take_rows(x, used))) if used.lengths else out
+
+
 def spread_heads(heads, like):
     """heads (B, H) -> (B, D) in the dtype of `like` (..., D): each head stands for D / H consecutive channels."""
     return heads.to(like.dtype).repeat_interleave(like.shape[-1] // heads.shape[1], dim=1)

@@ -13,6 +13,7 @@ from transformers import initialization as init
 from transformers.modeling_outputs import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
+from .bypass import Bypass
 from .configuration_dynvit import DynViTConfig, check_budget
 from .convert import dynvit_config, load_vit
 from .encoder import encode
@@ -99,6 +100,9 @@ class DynViTPreTrainedModel(PreTrainedModel):
             init.constant_(module.weight, module.init_weight)
             if module.bias is not None:
                 init.constant_(module.bias, module.init_bias)
+        if isinstance(module, Bypass):
+            for parameter in module.parameters(recurse=False):
+                init.zeros_(parameter)
 
     @classmethod
     def from_pretrained(cls, *args, **kwargs):

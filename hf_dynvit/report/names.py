@@ -17,10 +17,12 @@ def decides(facts):
     Args:
         facts: with `gates`, `preset` and `learned` as `gate_facts` gives them.
     """
-    parts = {}  # kind of decision -> [names], and whether it merges
+    parts, bypasses = {}, []  # kind of decision -> [names], and whether it merges
     for entry in facts["gates"] or []:
         kind, name = _kind(entry, facts["learned"])
         names, merges = parts.get(kind, ([], False))
+        if entry.get("bypass", "none") != "none":
+            bypasses.append(f" + {entry['bypass'].replace('_', '-')} bypass")
         parts[kind] = (list(dict.fromkeys([*names, name])), merges or bool(entry.get("merge")))
     if not parts:
         return "dense"
@@ -30,7 +32,7 @@ def decides(facts):
         for kind in words
         if kind in parts
     ]
-    return "; ".join(found) + (f" ({facts['preset']})" if facts["preset"] else "")
+    return "; ".join(found) + "".join(dict.fromkeys(bypasses)) + (f" ({facts['preset']})" if facts["preset"] else "")
 
 
 def _kind(entry, learned):

@@ -2,7 +2,7 @@
 
 from pandas import DataFrame
 
-from ..search.export import burn_in
+from ..search.export import burn_in, hold_open
 from .plots import front_plot
 from .schema import write
 
@@ -24,14 +24,12 @@ def save_picked(model, processor, picked, folder, policy, burnt_in):
         model: the `DynViTForImageClassification` that was searched; its mask, and maybe its gates, change.
         processor: its image processor, saved beside it.
         picked: a point of the front.
-        policy: "act": gates stay, "process": they go, for the mask was searched without them.
+        policy: "act": gates stay, "process": they go, for the mask was searched without them; bypasses stay.
         burnt_in: whether to save it without the unused layers too.
     """
     model.config.layer_mask = picked["layer_mask"]
     if policy == "process" and model.config.gates:
-        for gates in model.gates:
-            gates.clear()
-        model.config.gates = None
+        hold_open(model)
     model.save_pretrained(folder / "picked")
     processor.save_pretrained(folder / "picked")
     if burnt_in:

@@ -1,9 +1,12 @@
 """Uses of a static mask: a checkpoint without its unused layers, or the start of a policy."""
 
 import torch
+from torch import nn
 from transformers import ViTConfig, ViTForImageClassification
 
+from ..model.bypass import bypass_of
 from ..model.gate_block import BlockGate
+from ..model.gates import build_gate
 from ..model.modeling_dynvit import DynViTForImageClassification
 
 
@@ -18,11 +21,14 @@ def burn_in(model):
     Its cost is relative to the smaller dense model. Where neither gates nor half-used layers are left, the result is a
     plain `ViTForImageClassification`.
 
+    A mean that a left-out layer adds instead (its bypass) goes into the bias of what is added before it, where that is
+    added to every token of every image.
+
     Args:
         model: a `DynViTForImageClassification` with a `layer_mask`.
 
     Raises:
-        ValueError: no mask to burn in.
+        ValueError: no mask to burn in, or a bypass that no other layer can hold.
     """
     config = model.config
     if config.layer_mask is None:
@@ -43,9 +49,60 @@ def burn_in(model):
     else:
         dynamic = {"gates": gates or None, "layer_mask": None if whole else mask, "budget": config.budget}
         small = DynViTForImageClassification(type(config)(**fields, **dynamic))
-    small.load_state_dict(_renumbered(model.state_dict(), place), strict=True)
+    small.load_state_dict(_renumbered(model.state_dict() | _folded(model), place), strict=True)
     small.set_attn_implementation(config._attn_implementation)
     return small.to(model.dtype).to(model.device).eval()
+
+
+def _folded(model):
+    """Name -> tensor, of the biases that take on the means which layers that the mask switches off add."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    layers, mask, changed = model.host.layers(model.base_model), model.config.layer_mask, {}
+    for layer, gates in enumerate(model.gates):
+        means = [bypass for bypass in bypass_of(gates) if not bypass.adds_nothing()]
+        if any(mask[layer]) or not means:
+            continue
+        before = next((kept for kept in reversed(range(layer)) if any(mask[kept])), None)
+        bias = (
+            None
+            if before is None or model.gates[before]
+            else _last_bias(model.host.parts(layers[before]), mask[before])
+        )
+        if bias is None or {bypass.kind for bypass in means} != {"mean"}:
+            kinds = sorted({bypass.kind for bypass in means})
+            raise ValueError(
+                f"layer {layer} is skipped with a bypass {kinds}, and only means fit into a model without the layer, where a "
+                "layer without gates comes before it: use the model with its layer_mask as it is, which does not compute "
+                "the layer either"
+            )
+        name = names[id(bias)]
+        changed[name] = changed.get(name, bias.detach()) + sum(bypass.bias.detach() for bypass in means)
+    return changed
+
+
+def _last_bias(parts, pair):
+    """The bias of what a layer adds last under its pair of a mask, None where there is none or more comes after it."""
+    last = parts.mlp_linears[-1:] if pair[1] else (parts.out,)
+    plain = last and type(parts.residuals[int(pair[1])]) is nn.Dropout
+    return last[0].bias if plain else None
+
+
+@torch.no_grad()
+def hold_open(model):
+    """Take a model's gates away, but for what its `layer_mask` needs: bypasses stay, on fresh, open gates of blocks."""
+    held = {}
+    for layer, (gates, pair) in enumerate(zip(model.gates, model.config.layer_mask, strict=True)):
+        if bypass_of(gates) and not all(pair):
+            bypass, granularity = gates["sublayers"].bypass, "block" if gates["sublayers"].whole else "sublayer"
+            options = {"granularity": granularity, "bypass": bypass[0].kind, "rank": bypass[0].rank}
+            gate = build_gate("block", model.config, options)
+            model._init_weights(gate.score)
+            gate.bypass = bypass
+            held[layer] = {"gate": "block", "layers": [layer], **options}, gate.to(model.device, model.dtype)
+        gates.clear()
+    for layer, (_, gate) in held.items():
+        model.gates[layer]["sublayers"] = gate
+    model.config.gates = [entry for entry, _ in held.values()] or None
 
 
 def _renumbered(state, place):

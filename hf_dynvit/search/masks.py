@@ -198,7 +198,8 @@ class MaskScores:
         yield out.cost.double()
         weighted = self.cost_weights is not None
         if weighted or self.latencies is not None:  # (L, B)
-            shares = layer_shares(self.model.config, out.decisions, len(labels), self.model.num_tokens, device)
+            given = self.model.config, out.decisions, len(labels), self.model.num_tokens, device
+            shares = layer_shares(*given, self.model.gates)
         kind, price, penalty, *_ = self.reward
         spent = (self.cost_weights.to(device)[:, None] * shares).sum(0) if weighted else out.cost
         yield terminal_reward(outcome(out.logits, labels, kind), spent, price, kind, penalty).double()

@@ -1,6 +1,7 @@
 """Training: the ordinary Trainer, taught to train gates."""
 
 from .arguments import DynViTTrainingArguments
+from .bypass import fit_bypass
 from .calibration import calibrate, check_budgets
 from .importance import fit_importance
 from .metrics import compute_metrics
@@ -21,6 +22,7 @@ __all__ = [
     "calibrate",
     "check_budgets",
     "compute_metrics",
+    "fit_bypass",
     "fit_importance",
     "gate_facts",
     "load_base",

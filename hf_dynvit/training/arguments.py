@@ -71,6 +71,10 @@ class DynViTTrainingArguments(TrainingArguments):
         help="images on which gates of tokens learn, before training, which tokens the prediction depends on "
         "(fit_importance; no labels are used); 0: off",
     )
+    bypass_images: int = HfArg(
+        default=0,
+        help="images on which what skipped blocks add instead is fitted before training, of gates with a bypass; 0: off",
+    )
     freeze_gates_at: float = HfArg(
         default=1.0,
         help="fraction of training after which gates are fixed and the body is tuned in packed layout; 0: gates keep "
@@ -113,14 +117,15 @@ class DynViTTrainingArguments(TrainingArguments):
         for name in ("budget_ramp", "gate_noise_end", "freeze_gates_at"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
-        if self.importance_images < 0:
-            raise ValueError(f"importance_images must be at least 0, got {self.importance_images}")
         wrong = [budget for budget in self.tuning_budgets if not 0.0 < budget <= 1.0]
         if wrong or self.tuning_gain < 0:
             raise ValueError(
                 f"tuning_budgets must be in (0, 1] and tuning_gain at least 0, got {self.tuning_budgets} "
                 f"and {self.tuning_gain}"
             )
+        for name in ("bypass_images", "importance_images"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
         self._check_budgets()
         if not self.train_body:
             self.freeze_gates_at = 1.0
@@ -158,8 +163,8 @@ class DynViTTrainingArguments(TrainingArguments):
         return build_objective(self.objective, self.objective_options)
 
     def images_first(self):
-        """What gates learn from before training: argument -> how many images."""
-        counts = {"importance_images": self.importance_images}
+        """What is learned before training, from images: argument -> how many."""
+        counts = {"bypass_images": self.bypass_images, "importance_images": self.importance_images}
         if self.calibrate_first:
             counts["calibrate_first"] = self.calibration_images
         return {name: count for name, count in counts.items() if count}

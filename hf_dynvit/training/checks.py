@@ -7,6 +7,7 @@ from transformers.trainer_optimizer import is_optimizer_factory
 from transformers.utils import logging
 
 from .arguments import DynViTTrainingArguments
+from .bypass import check_bypass
 from .importance import token_gates
 from .presets import preset_arguments, preset_of
 
@@ -72,6 +73,8 @@ def check_trainer(trainer):
         )
     if not args.train_body and not learns(trainer.model):
         raise ValueError("train_body is false, which needs gates that learn: the model has none")
+    if args.bypass_images:
+        check_bypass(trainer.model)
     calibration = trainer.calibration_dataset
     if calibration is not None and not hasattr(calibration, "__len__"):
         raise ValueError(

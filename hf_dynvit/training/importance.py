@@ -12,6 +12,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ..model.gate import LearnedGate
+from .least_squares import Moments
 
 
 LEAST = 1e-9  # gradient norm: one of exactly 0 has a logarithm too
@@ -27,7 +28,7 @@ def fit_importance(model, batches, strength=1.0, ridge=1e-3):
         model: a model with gates of tokens that read the layer's entrance (`patch`, `merge`); it is run with all open.
         batches: `pixel_values` (B, channels, height, width) of a few hundred images, any iterable.
         strength: what one unit of log-saliency (a factor e in gradient norm) adds to the logit.
-        ridge: penalty on squared weights, relative to the mean square of a feature.
+        ridge: penalty on squared weights, relative to the mean variance of a feature.
 
     Returns:
         Layer -> share of the variance of log-saliency within images that the score explains on these images.
@@ -41,7 +42,7 @@ def fit_importance(model, batches, strength=1.0, ridge=1e-3):
     for name, value in (("strength", strength), ("ridge", ridge)):
         if not 0 <= value < float("inf"):
             raise ValueError(f"{name} must be finite and at least 0, got {value!r}")
-    sums = {layer: Moments(gate.score.in_features) for layer, gate in gates.items()}
+    sums = {layer: Moments() for layer in gates}
     was_training = model.training
     model.eval()
     try:
@@ -50,14 +51,15 @@ def fit_importance(model, batches, strength=1.0, ridge=1e-3):
                 sums[layer].add(tokens, target)
     finally:
         model.train(was_training)
-    if not all(moments.count for moments in sums.values()):
+    if not all(found.count for found in sums.values()):
         raise ValueError("fit_importance needs images, got none")
     explained = {}
     for layer, gate in gates.items():
-        weight, bias, explained[layer] = sums[layer].solve(ridge)
+        weight = sums[layer].solve(ridge)  # (D, 1)
+        explained[layer] = sums[layer].explained(weight)
         with torch.no_grad():
-            gate.score.weight.copy_(strength * weight.unsqueeze(0))
-            gate.score.bias += strength * bias
+            gate.score.weight.copy_(strength * weight.T)
+            gate.score.bias += strength * sums[layer].constant(weight)
     return explained
 
 
@@ -70,7 +72,7 @@ def token_gates(model):
 
 
 def _saliency(model, pixel_values, layers):
-    """Layer -> normed tokens (T, D) and log-saliency (T,), centred within each image, of all unprotected tokens."""
+    """Layer -> normed tokens (T, D) and log-saliency (T, 1), centred within each image, of all unprotected tokens."""
     host = model.host
     with torch.enable_grad():
         # Where the backbone is frozen, the pixels carry the graph.
@@ -85,33 +87,5 @@ def _saliency(model, pixel_values, layers):
         for layer, tokens, gradient in zip(layers, entering, gradients, strict=True):
             log = gradient[:, free].float().norm(dim=-1).clamp(min=LEAST).log()  # (B, N - P)
             normed = host.parts(host.layers(model.base_model)[layer]).attention_norm(tokens)[:, free]
-            found[layer] = normed.flatten(0, 1), (log - log.mean(1, keepdim=True)).flatten()
+            found[layer] = normed.flatten(0, 1), (log - log.mean(1, keepdim=True)).reshape(-1, 1)
     return found
-
-
-class Moments:
-    """Sums for a ridge regression of one target on D features and a constant, in float64."""
-
-    def __init__(self, features):
-        self.square = torch.zeros(features + 1, features + 1, dtype=torch.float64)
-        self.product = torch.zeros(features + 1, dtype=torch.float64)
-        self.target, self.count = 0.0, 0
-
-    def add(self, features, target):
-        """features (T, D), target (T,)."""
-        features = torch.cat((features, features.new_ones(len(features), 1)), 1).double().cpu()
-        target = target.double().cpu()
-        self.square += features.T @ features
-        self.product += features.T @ target
-        self.target += (target @ target).item()
-        self.count += len(target)
-
-    def solve(self, ridge):
-        """Weights (D,), the constant, and the share of the target's mean square that they explain."""
-        features = len(self.product) - 1
-        penalty = ridge * self.square.diagonal()[:features].mean() * torch.ones(features + 1, dtype=torch.float64)
-        penalty[features] = 0.0  # the constant is free
-        solution = torch.linalg.solve(self.square + torch.diag(penalty + LEAST), self.product)
-        left = self.target - 2 * solution @ self.product + solution @ self.square @ solution
-        share = 1 - left.item() / self.target if self.target else 0.0
-        return solution[:features].float(), solution[features].item(), share

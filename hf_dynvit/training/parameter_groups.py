@@ -12,7 +12,7 @@ def parameter_groups(model, args, decaying):
             the body's where it is None; where both are, gates are in the body's groups, as the `Trainer` has them.
         decaying: names of the parameters that weight decay is for.
     """
-    gates = {id(parameter) for gate in model.learned_gates() for parameter in gate.parameters()}
+    gates = {id(parameter) for gate in model.learned_gates() for parameter in gate.deciding_parameters()}
     if args.gate_learning_rate is None and args.gate_weight_decay is None:
         gates = set()
     rate = {} if args.gate_learning_rate is None else {"lr": args.gate_learning_rate}
@@ -38,7 +38,8 @@ def learning(model, body):
     if not body:
         model.requires_grad_(False)
         for gate in model.learned_gates():
-            gate.requires_grad_(True)
+            for parameter in gate.deciding_parameters():
+                parameter.requires_grad_(True)
     try:
         yield
     finally:

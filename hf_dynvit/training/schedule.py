@@ -82,7 +82,8 @@ class PackedTuning(ResumedCallback):
         if self.reach is None:
             self.reach = steady_range(model)
         for gate in gates:
-            gate.requires_grad_(False)
+            for parameter in gate.deciding_parameters():
+                parameter.requires_grad_(False)
         model.layout = "packed"
         shift_gates(gates, self.shifts[self._turn(state.global_step)] - self.shifts[0])
 

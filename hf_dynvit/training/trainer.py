@@ -1,22 +1,19 @@
 """`DynViTTrainer`: the ordinary Trainer, with objective, budget schedule, packed tuning and patch agents."""
 
-from contextlib import contextmanager
-
 import torch
-from torch.utils.data import DataLoader
 from transformers import default_data_collator
 from transformers.utils import logging
 
 from ..agents import PatchAgent
 from ..measure.usage import UsageMeter
 from ..objectives.task_loss import TaskLoss, distillation_loss
-from .calibration import WORTH_A_WARNING, calibrate, calibration_images, check_budgets
+from .calibration import WORTH_A_WARNING, calibrate, check_budgets
 from .checkpoints import CheckpointTrainer, ObjectiveState
 from .checks import check_arguments, check_trainer, compares, learns
-from .importance import fit_importance
 from .metrics import compute_metrics as default_metrics
 from .parameter_groups import learning, parameter_groups
-from .processes import draw_alike, draw_apart, prepare_processes, refuse_sharding
+from .preparation import pixels, prepare
+from .processes import draw_apart, prepare_processes, refuse_sharding
 from .schedule import GateSchedule, PackedTuning
 
 
@@ -66,7 +63,7 @@ class DynViTTrainer(CheckpointTrainer):
         super().__init__(model=model, args=args, **kwargs)
         refuse_sharding(self)
         self.calibration_dataset = calibration_dataset
-        if self.args.images_first() and calibration_dataset is None and learns(self.model):
+        if self.args.images_first() and calibration_dataset is None and self.model.config.gates:
             self.calibration_dataset = self._images_of_train()
         check_trainer(self)
         draw_apart(self.args)
@@ -127,38 +124,13 @@ class DynViTTrainer(CheckpointTrainer):
 
     # ------------------------------------------------------------------------------------------ training
 
-    def prepare_gates(self):
-        """What gates learn before the first step: importance, and thresholds at the budget."""
-        model = self.accelerator.unwrap_model(self.model)
-        if self.args.bf16_full_eval or self.args.fp16_full_eval:  # not there before the Trainer trains
-            model.to(self.args.device)
-        if self.args.importance_images:
-            with self._batches(self.args.importance_images) as batches:
-                explained = fit_importance(model, batches)
-            self.log({"importance_explained": round(sum(explained.values()) / len(explained), 4)})
-        if self.args.calibrate_first:
-            self.calibrate()
-
-    @contextmanager
-    def _batches(self, most):
-        """Pixels of `most` images of `calibration_dataset`, in the layout of evaluation."""
-        model = self.accelerator.unwrap_model(self.model)
-        chosen = calibration_images(self.calibration_dataset, most, self.args.seed)
-        loader = DataLoader(chosen, batch_size=self.args.per_device_eval_batch_size, collate_fn=self.data_collator)
-        layout, model.layout = model._layout, None
-        try:
-            with self.compute_loss_context_manager(), draw_alike(self.args):
-                yield [self._prepare_input(batch["pixel_values"]) for batch in loader]
-        finally:
-            model.layout = layout
-
     def calibrate(self):
         """Shift the gates until the mean cost on `calibration_dataset` is the budget; returns (shift, cost) or None."""
         model = self.accelerator.unwrap_model(self.model)
         has_images = self.calibration_dataset is not None and self.args.calibration_images > 0
         if not (has_images and self.args.follows_budget() and learns(model)):
             return None
-        with self._batches(self.args.calibration_images) as batches:
+        with pixels(self, self.args.calibration_images) as batches:
             shift, cost = calibrate(model, batches, model.config.budget)
         self.log({"calibration_shift": round(shift, 4), "calibration_cost": round(cost, 4)})
         return shift, cost
@@ -175,7 +147,7 @@ class DynViTTrainer(CheckpointTrainer):
 
     def train(self, resume_from_checkpoint=None, *args, **kwargs):
         resume_from_checkpoint = self.checkpoint_to_resume(resume_from_checkpoint)
-        first = self.args.images_first() if learns(self.model) else {}
+        first = self.args.images_first() if self.model.config.gates else {}
         if first and self.calibration_dataset is None:
             names = " and ".join(first)
             raise ValueError(f"{names} needs images to calibrate on: give calibration_dataset or train_dataset")
@@ -186,8 +158,8 @@ class DynViTTrainer(CheckpointTrainer):
             model.layout = "packed"
         try:
             with learning(model, self.args.train_body):
-                if first and not resume_from_checkpoint:
-                    self.prepare_gates()
+                if not resume_from_checkpoint:
+                    prepare(self)
                 result = super().train(resume_from_checkpoint, *args, **kwargs)
         finally:
             model.layout = layout

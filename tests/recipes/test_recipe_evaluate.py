@@ -10,6 +10,7 @@ from transformers import AutoImageProcessor
 
 from hf_dynvit import DynViTForImageClassification
 from hf_dynvit.measure.dense import FROZEN, OURS
+from hf_dynvit.model.bypass import bypass_of
 from hf_dynvit.model.gate import Score
 from hf_dynvit.report.markdown import command
 from hf_dynvit.report.results import Benchmark
@@ -129,6 +130,19 @@ def test_a_plain_vit_gets_gates_that_meet_a_budget_without_training(place, tmp_p
     words[1] = str(tmp_path / "merging")
     with pytest.raises(ValueError, match="has gates already"):
         dial.main([*words, "--output", str(tmp_path / "again")])
+
+
+def test_a_plain_vit_gets_bypasses_that_are_fitted(place, tmp_path, capsys):
+    words = ["--model", place.vit, "--data_files", *place.files, "--budget", "1", "--bypass_images", "12"]
+    fitted = [*words, "--gates", "[{gate: sublayer, bypass: linear}]", "--output", str(tmp_path / "fitted")]
+    shift, _ = dial.main(fitted)
+    assert shift == 0.0 and "of what is skipped" in capsys.readouterr().out
+    model = DynViTForImageClassification.from_pretrained(tmp_path / "fitted")
+    assert not any(bypass.adds_nothing() for gates in model.gates for bypass in bypass_of(gates))
+    with pytest.raises(ValueError, match="there is no bypass to fit"):
+        dial.main([*words, "--gates", "layerskip", "--output", str(tmp_path / "none")])
+    with pytest.raises(ValueError, match="bypass_images 0, got 512 and -1"):
+        dial.main([*fitted[:-1], str(tmp_path / "wrong"), "--bypass_images", "-1"])
 
 
 def test_the_report_takes_the_benchmark_and_nothing_else(tmp_path):

@@ -10,7 +10,7 @@ from recipe_place import evaluate, search
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageClassification, ViTForImageClassification
 
-from hf_dynvit import DynViTForImageClassification
+from hf_dynvit import DynViTForImageClassification, fit_bypass
 from hf_dynvit.training.calibration import cost_range
 
 
@@ -159,6 +159,24 @@ def test_a_split_that_the_checkpoint_has_not_seen_can_be_halved(place, skipping,
 def test_a_plain_vit_can_be_searched_and_burnt_in(place, tmp_path):
     find(place, tmp_path, place.vit, "--burn_in", "true", "--min_accuracy", "0")
     assert len(ViTForImageClassification.from_pretrained(tmp_path / "burnt_in").vit.layers) == 1
+
+
+def test_bypasses_are_searched_picked_and_not_burnt_in(place, tmp_path):
+    model = DynViTForImageClassification.from_vit(place.vit, gates=[{"gate": "block", "bypass": "linear"}])
+    fit_bypass(model, torch.rand(8, 3, *[model.config.image_size] * 2))
+    model.save_pretrained(tmp_path / "model")
+    shutil.copy(f"{place.vit}/preprocessor_config.json", tmp_path / "model")
+    words = ["--policy", "process", "--min_accuracy", "0"]
+    found = find(place, tmp_path / "out", tmp_path / "model", *words)["picked"]
+    picked = DynViTForImageClassification.from_pretrained(tmp_path / "out" / "picked").eval()
+    skipped = [layer for layer, pair in enumerate(found["layer_mask"]) if not any(pair)]
+    assert skipped and [entry["layers"] for entry in picked.config.gates] == [[layer] for layer in skipped]
+    pixels = torch.rand(2, 3, *[model.config.image_size] * 2)
+    model.config.layer_mask = found["layer_mask"]
+    with torch.no_grad():
+        assert torch.equal(picked(pixels).logits, model.eval()(pixels, gating="open").logits)
+    with pytest.raises(ValueError, match=r"burn_in leaves layers out, and bypasses \['linear'\] with them"):
+        find(place, tmp_path / "burnt", tmp_path / "model", *words, "--burn_in", "true")
 
 
 def test_a_searched_mask_outlives_the_tuning_of_a_model_without_gates(place, tmp_path):

@@ -39,6 +39,8 @@ BLOCKS = {"gate": "random", "unit": "block", "rate": 0.5}
         ([BLOCKS], {}, None, "rule: random blocks"),
         ([{"gate": "block"}], {"block": 0.0}, None, "fixed block gates"),
         ([{"gate": "block"}], {"block": 0.3}, "layerskip-dynavit", "learned block gates (layerskip-dynavit)"),
+        ([{"gate": "block", "bypass": "low_rank"}] * 2, {"block": 0.3}, None, "learned block gates + low-rank bypass"),
+        ([BLOCKS | {"bypass": "none"}], {}, None, "rule: random blocks"),
     ],
 )
 def test_a_model_is_named_by_what_its_weights_say(gates, learned, preset, name):

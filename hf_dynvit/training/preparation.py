@@ -1,0 +1,41 @@
+"""What a model learns before the first step: bypasses and importance in closed form, and thresholds at the budget."""
+
+from contextlib import contextmanager
+
+from torch.utils.data import DataLoader
+
+from .bypass import fit_bypass
+from .calibration import calibration_images
+from .importance import fit_importance
+from .processes import draw_alike
+
+
+def prepare(trainer):
+    """Fit and calibrate what the trainer's arguments ask for, on images of its `calibration_dataset`."""
+    args, model = trainer.args, trainer.accelerator.unwrap_model(trainer.model)
+    if args.images_first() and (args.bf16_full_eval or args.fp16_full_eval):  # not there before the Trainer trains
+        model.to(args.device)
+    for fit, count, name in (
+        (fit_bypass, args.bypass_images, "bypass_explains"),
+        (fit_importance, args.importance_images, "importance_explained"),
+    ):
+        if count:
+            with pixels(trainer, count) as batches:
+                shares = fit(model, batches)
+            trainer.log({name: round(sum(shares.values()) / len(shares), 4)})
+    if args.calibrate_first:
+        trainer.calibrate()
+
+
+@contextmanager
+def pixels(trainer, most):
+    """Batches of `pixel_values` of `most` images of `calibration_dataset`, and meanwhile the layout of evaluation."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    chosen = calibration_images(trainer.calibration_dataset, most, trainer.args.seed)
+    loader = DataLoader(chosen, trainer.args.per_device_eval_batch_size, collate_fn=trainer.data_collator)
+    layout, model.layout = model._layout, None
+    try:
+        with trainer.compute_loss_context_manager(), draw_alike(trainer.args):
+            yield [trainer._prepare_input(batch["pixel_values"]) for batch in loader]
+    finally:
+        model.layout = layout
