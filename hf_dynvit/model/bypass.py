@@ -8,7 +8,8 @@ Letters: D channels.
 import torch
 from torch import nn
 
-from .gate import Score, check_choice
+from .gate import Score
+from .options import check_choice
 
 
 BYPASSES = ("none", "mean", "diagonal", "linear", "low_rank")

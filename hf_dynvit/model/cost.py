@@ -105,7 +105,7 @@ def cost(config, decisions, batch, num_tokens, classes, gate_macs, device, full_
     Args:
         decisions, batch, num_tokens, device: as in `layer_costs`.
         classes: outputs of the classifier, 0 without one.
-        gate_macs: MACs of all gates that were evaluated, per image.
+        gate_macs: MACs of all gates that were evaluated, and of merging, per image.
         full_tokens: tokens of the dense model where patches were taken away before the first layer, which leaves
             `num_tokens`; None: none were.
         gates: as in `layer_costs`.
@@ -114,14 +114,13 @@ def cost(config, decisions, batch, num_tokens, classes, gate_macs, device, full_
         (B,) float32: MACs spent / MACs of the dense model.
     """
     layers = layer_costs(config, decisions, batch, num_tokens, device, gates).sum(0)
-    merging = sum((_merging_macs(config, one) for one in decisions if one.into is not None), gate_macs)
     full_tokens = num_tokens if full_tokens is None else full_tokens
     stem, total = stem_macs(config, full_tokens, classes), dense_macs(config, full_tokens, classes)
-    return (layers + stem + merging) / total
+    return (layers + stem + gate_macs) / total
 
 
-def _merging_macs(config, decision):
-    """MACs of finding where the tokens of a `LayerDecisions` merge: (B,)."""
+def merging_macs(config, decision):
+    """MACs of finding where the tokens of a `LayerDecisions` merge, if no gate `pairs` them: (B,)."""
     sizes, into = sizes_of(config), decision.into
     kept = decision.attention_tokens.detach().sum(1, dtype=torch.float32) - sizes.protected
     return (into != torch.arange(into.shape[1], device=into.device)).sum(1) * kept * sizes.width

@@ -10,11 +10,12 @@ from typing import NamedTuple
 
 import torch
 
-from .cost import cost
-from .gate import GATINGS, NO_EXPLORATION, Action, TokenState
+from .compaction import in_full
+from .cost import cost, merging_macs
+from .gate import GATINGS, NO_EXPLORATION, TokenState, as_action
 from .layer import Ahead, Seen, run_layer
 from .rows import spread_nan
-from .tokens import compact, in_full, merge_patches, take_patches
+from .tokens import merge_patches, take_patches
 
 
 class Encoded(NamedTuple):
@@ -73,9 +74,9 @@ def encode(
             f'{config._attn_implementation!r}: call model.set_attn_implementation("eager")'
         )
     x, side = host.embed(backbone, pixel_values, bool(interpolate_pos_encoding))
-    full_tokens, state, entry, ahead, places = x.shape[1], TokenState(), None, None, None
+    full_tokens, state, entry, ahead = x.shape[1], TokenState(side=side), None, None
     if patches is not None:
-        x, side, state = _choose(host, x, side, patches, merge_patches)
+        x, state = _choose(host, x, side, patches, merge_patches)
     if packed:
         x = spread_nan(x)
     num_tokens, num_layers, alone = x.shape[1], len(model.gates), packed and decisions is None
@@ -92,7 +93,7 @@ def encode(
             if plans:
                 ahead = _decide_ahead(_gates_ahead(model, index, gating, exploration), entry, gating, exploration)
         decided = ahead.get(index) if ahead else None
-        seen = Seen(how, packed, replay, exploration, state, allowed, output_attentions, side, entry, decided)
+        seen = Seen(how, packed, replay, exploration, state, allowed, output_attentions, entry, decided, compacts)
         before = state
         if getattr(layer, "gradient_checkpointing", False) and model.training:
             # Gates sample from the global generator, which checkpointing restores for the second forward.
@@ -101,9 +102,7 @@ def encode(
             result = run_layer(host, layer, gates, x, seen)
         x, decision, state, weights = result
         if compacts:
-            decision = in_full(decision, before.alive, places, num_tokens)
-            if state.alive is not before.alive:
-                x, side, state, places = compact(x, side, state, places, num_tokens)
+            decision = in_full(decision, before, state)
         used.append(decision)
         asked.append(how != "open" and asks)
         attentions.append(weights)
@@ -125,15 +124,15 @@ def _check(model, pixel_values, decisions, gating):
 
 
 def _choose(host, x, side, patches, merges):
-    """x, side and state of the chosen patches and the protected tokens, which must come first."""
+    """x and `TokenState` of the chosen patches and the protected tokens, which must come first."""
     if not host.protects_first():
         raise ValueError(f"patches can only be chosen where protected tokens come first, not at {host.protected}")
     first = len(host.protected)
     side = None if side is None else take_patches(side, patches, first)
     if not merges:
-        return take_patches(x, patches, first), side, TokenState()
+        return take_patches(x, patches, first), TokenState(side=side)
     x, size = merge_patches(x, patches, first)
-    return x, side, TokenState(size=size)
+    return x, TokenState(size=size, side=side)
 
 
 def _allowed(config, index):
@@ -161,6 +160,8 @@ def _cost(model, decisions, asked, x, num_tokens, full_tokens, merging):
     for gates, decision, counts in zip(model.gates, decisions, asked, strict=True):
         if counts:
             gate_macs = gate_macs + sum(gate.macs(num_tokens, alive) for gate in gates.values())
+        if decision.into is not None and not any(gate.pairs for gate in gates.values()):
+            gate_macs = gate_macs + merging_macs(model.config, decision)
         if any(gate.drop for gate in gates.values()) and decision.attention_tokens is not None:
             alive = decision.attention_tokens.detach().sum(1, dtype=torch.float32)
     classes = model.num_labels if hasattr(model, "classifier") else 0
@@ -191,7 +192,7 @@ def _decide_ahead(gates, entry, gating, exploration):
     if gating == "act":
         actions = [gate.act(entry, exploration=exploration) for gate in gates.values()]
     else:
-        actions = [Action(gate(entry, gating)) for gate in gates.values()]
+        actions = [as_action(gate(entry, gating)) for gate in gates.values()]
     keeps = torch.stack([action.keep[:, 0] for action in actions])  # (K, B)
     counts = to_host(keeps.sum(1))
     # Where the counts are known, the images need no crossing: the kept ones first, in their order.

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from .host import CLS
+from .options import check_options
 
 
 # How a forward decides. sample: stochastic, straight-through; act: stochastic, with log-probabilities for policy
@@ -53,20 +54,35 @@ class LayerDecisions(NamedTuple):
 KEEPS = ("attention_tokens", "mlp_tokens", "heads", "sublayers")
 
 
+class Places(NamedTuple):
+    """Where the N tokens of a compacted stream were in the full one of M tokens."""
+
+    index: torch.Tensor  # int64 (B, N)
+    alive: torch.Tensor  # bool (B, M), tokens of the full stream that are still there
+
+
 class TokenState(NamedTuple):
-    """What earlier layers have done to the tokens permanently."""
+    """What is known of each token beside its channels, most of it what earlier layers have done permanently."""
 
     alive: torch.Tensor | None = None  # (B, N) not dropped; None: all
     size: torch.Tensor | None = None  # (B, N) patches that a token stands for; None: one each
+    side: torch.Tensor | None = None  # (B, N, S), what the host knows; None: nothing
+    places: Places | None = None  # of a compacted stream, where those alive come first; None: nothing was taken out
+
+
+UNTOUCHED = TokenState()
 
 
 class Action(NamedTuple):
-    """A policy's draw for B images: keep (B, units), and as in `LayerDecisions` log_prob, entropy and value (B,)."""
+    """What a gate does for B images; log_prob, entropy and value (B,) come from policies alone, as in `LayerDecisions`."""
 
-    keep: torch.Tensor
+    keep: torch.Tensor  # (B, units)
     log_prob: torch.Tensor | None = None
     entropy: torch.Tensor | None = None
     value: torch.Tensor | None = None
+    into: torch.Tensor | None = (
+        None  # int64 (B, N), of a gate that `pairs`: where each token would go; itself: nowhere
+    )
 
 
 def draw(logits, bound=1.0, keep=None, valid=None):
@@ -135,6 +151,7 @@ class Gate(nn.Module):
     slots: tuple[str, ...] = ()  # fields of `LayerDecisions` that it fills
     drop = False  # whether tokens that are not kept are gone for later layers too
     merge = False  # and leave their content to the kept token most like them
+    pairs = False  # or to another kept token, which its `Action` names
     upfront = False  # whether it reads the tokens that entered the first gate of its kind
     reads_all = False  # whether a decision depends on tokens that are gone, or on how many there are
     whole = False  # whether attention and MLP are always decided alike
@@ -153,22 +170,30 @@ class Gate(nn.Module):
         """tokens (B, N, D) -> (B, D), what a gate with `upfront` reads, as a stream of one token."""
         return tokens[:, 0]
 
-    def forward(self, tokens, gating, replay=None, exploration=NO_EXPLORATION, alive=None):
+    def forward(self, tokens, gating, replay=None, exploration=NO_EXPLORATION, state=UNTOUCHED):
         """tokens (B, N, D) -> keep (B, units): bool, or float with a straight-through gradient when sampled.
 
         Args:
             gating: one of `GATINGS` but "open". replay: (B, units) to return instead.
-            alive: (B, N) tokens that are still there, or None for all.
+            state: the `TokenState` of the tokens, for gates of tokens; others are not told.
+
+        Returns:
+            keep, or an `Action` with it: a gate that `pairs` says `into`, too.
         """
         raise NotImplementedError
 
-    def act(self, tokens, replay=None, exploration=NO_EXPLORATION, alive=None):
+    def act(self, tokens, replay=None, exploration=NO_EXPLORATION, state=UNTOUCHED):
         """An `Action`: what `forward` keeps, without a log-probability unless a policy draws."""
-        return Action(self(tokens, "threshold", replay, exploration, alive))
+        return as_action(self(tokens, "threshold", replay, exploration, state))
 
     def macs(self, num_tokens, alive=None):
         """Multiply-accumulates of one image with `num_tokens` tokens, of which `alive` are still there (None: all)."""
         return 0
+
+
+def as_action(found):
+    """What `forward` of a gate has found, as an `Action`."""
+    return found if isinstance(found, Action) else Action(found)
 
 
 class LearnedGate(Gate):
@@ -188,33 +213,38 @@ class LearnedGate(Gate):
         if value_width:
             self.value = nn.Sequential(nn.Linear(in_features, value_width), nn.ReLU(), nn.Linear(value_width, 1))
 
-    def logits(self, tokens, alive=None):
-        """tokens (B, N, D), of which those that `alive` (B, N) keeps are still there (None: all) -> (B, units)."""
+    def logits(self, tokens, state=UNTOUCHED):
+        """tokens (B, N, D), of which `state` says more for gates of tokens -> (B, units)."""
         raise NotImplementedError
 
     def settle(self, keep):
         """What is kept (B, units of the slot), given what the logits (B, units) say."""
         return keep
 
-    def decidable(self, tokens, alive):
+    def decidable(self, tokens, state):
         """Bool (B, units) that are the policy's to decide; None: all. The others are kept, without a log-probability."""
         return None
 
-    def forward(self, tokens, gating, replay=None, exploration=NO_EXPLORATION, alive=None):
-        logits = self.logits(tokens, alive)
-        if replay is not None:
-            return replay
+    def forward(self, tokens, gating, replay=None, exploration=NO_EXPLORATION, state=UNTOUCHED):
+        logits = self.logits(tokens, state)
+        return self.decide(logits, gating, exploration) if replay is None else replay
+
+    def act(self, tokens, replay=None, exploration=NO_EXPLORATION, state=UNTOUCHED):
+        """An `Action`: drawn, or `replay` (B, units) scored. No gradient enters the tokens."""
+        tokens = tokens.detach()
+        return self.drawn(tokens, self.logits(tokens, state), self.decidable(tokens, state), replay, exploration)
+
+    def decide(self, logits, gating, exploration):
+        """What is kept (B, units of the slot) by logits (B, units): sampled, or thresholded."""
         if gating == "sample":
             return self.settle(sample_straight_through(logits, self.tau, self.threshold, exploration.noise))
         # What is not a number is kept, and so shows in the logits of the model as it does in those of a plain ViT.
         return self.settle(~(logits <= cut(self.threshold)))
 
-    def act(self, tokens, replay=None, exploration=NO_EXPLORATION, alive=None):
-        """An `Action`: drawn, or `replay` (B, units) scored. No gradient enters the tokens."""
-        tokens = tokens.detach()
-        logits = self.logits(tokens, alive).float() - cut(self.threshold)
+    def drawn(self, tokens, logits, decidable, replay, exploration):
+        """The `Action` of a policy with these logits (B, units)."""
+        logits = logits.float() - cut(self.threshold)
         replay = None if replay is None else replay[:, : logits.shape[1]]
-        decidable = self.decidable(tokens, alive)
         keep, *policy = draw(logits, exploration.bound, replay, decidable)
         # A copy: the gradient of `policy` reads keep as it was. A bounded policy draws against any logit, however high.
         keep = keep.clone() if decidable is None else keep | ~decidable
@@ -223,36 +253,3 @@ class LearnedGate(Gate):
 
     def macs(self, num_tokens, alive=None):
         return self.score.in_features * self.score.out_features
-
-
-WIDEST = 65_536  # of a value network
-
-
-def _number(value):
-    return isinstance(value, (int, float)) and type(value) is not bool and math.isfinite(value)
-
-
-ALLOWED = {
-    "init_bias": ("a finite number", _number),
-    "tau": ("positive and finite", lambda value: _number(value) and value > 0),
-    "threshold": ("in (0, 1)", lambda value: _number(value) and 0 < value < 1),
-    "novelty": ("a finite number of at least 0", lambda value: _number(value) and value >= 0),
-    "rate": ("in [0, 1]", lambda value: _number(value) and 0 <= value <= 1),
-    "value_width": (f"an integer in 0..{WIDEST}", lambda value: type(value) is int and 0 <= value <= WIDEST),
-    # Not what is merely true: "false" would be.
-    **dict.fromkeys(("drop", "merge", "upfront"), ("True or False", lambda value: type(value) is bool)),
-}
-
-
-def check_options(gate, **options):
-    """Refuse values that `options` of a gate, of those in `ALLOWED`, cannot have, with a ValueError that names them."""
-    for name, value in options.items():
-        allowed, fits = ALLOWED[name]
-        if not fits(value):
-            raise ValueError(f"{name} of {gate} must be {allowed}, got {value!r}")
-
-
-def check_choice(gate, name, value, choices):
-    """Refuse an option that is none of the words `choices`, with a ValueError that names it."""
-    if not isinstance(value, str) or value not in choices:
-        raise ValueError(f"{name} of {gate} must be one of {sorted(choices)}, got {value!r}")

@@ -1,7 +1,8 @@
 """Gates of blocks and sub-layers, which read one token."""
 
 from .bypass import build_bypass
-from .gate import LearnedGate, check_choice, check_options
+from .gate import UNTOUCHED, LearnedGate
+from .options import check_choice, check_options
 
 
 class BlockGate(LearnedGate):
@@ -34,7 +35,7 @@ class BlockGate(LearnedGate):
     def pool(self, tokens):
         return tokens[:, 0] if self.pooling == "cls" else tokens.mean(1)
 
-    def logits(self, tokens, alive=None):
+    def logits(self, tokens, state=UNTOUCHED):
         return self.score(self.pool(tokens))  # (B, 1) or (B, 2)
 
     def settle(self, keep):

@@ -1,6 +1,7 @@
 """Gates of attention heads."""
 
-from .gate import LearnedGate, check_choice
+from .gate import UNTOUCHED, LearnedGate
+from .options import check_choice
 
 
 class HeadGate(LearnedGate):
@@ -21,5 +22,5 @@ class HeadGate(LearnedGate):
         super().__init__(config.hidden_size, config.num_attention_heads, **options)
         self.hides_channels = deactivation == "official"
 
-    def logits(self, tokens, alive=None):
+    def logits(self, tokens, state=UNTOUCHED):
         return self.score(tokens[:, 0])  # (B, H)

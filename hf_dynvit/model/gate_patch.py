@@ -2,8 +2,9 @@
 
 import torch
 
-from .gate import LearnedGate, Score, check_choice, check_options
+from .gate import UNTOUCHED, LearnedGate, Score
 from .novelty import novelty, novelty_macs
+from .options import check_choice, check_options
 
 
 class PatchGate(LearnedGate):
@@ -38,22 +39,22 @@ class PatchGate(LearnedGate):
         # One number, held by a module whose fresh value `_init_weights` knows.
         self.novelty = Score(1, 1, None, init_weight=novelty) if novelty else None
 
-    def logits(self, tokens, alive=None):
+    def logits(self, tokens, state=UNTOUCHED):
         logits = self.score(tokens).squeeze(-1)  # (B, N)
         if self.novelty is None:
             return logits
         # Not in 16 bit, which would be coarse beside the distance of two tokens' novelties.
-        return logits.float() + self.novelty.weight.float().squeeze() * novelty(tokens, alive, self.protected)
+        return logits.float() + self.novelty.weight.float().squeeze() * novelty(tokens, state.alive, self.protected)
 
     def settle(self, keep):
         keep = keep.clone()  # the log-probability of a policy holds what was drawn
         keep[:, self.protected] = True
         return keep
 
-    def decidable(self, tokens, alive):
+    def decidable(self, tokens, state):
         patches = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
         patches[:, self.protected] = False
-        return patches if alive is None else patches & (alive > 0.5)
+        return patches if state.alive is None else patches & (state.alive > 0.5)
 
     def macs(self, num_tokens, alive=None):
         macs = num_tokens * super().macs(num_tokens)

@@ -3,8 +3,9 @@
 import torch
 
 from .bypass import build_bypass
-from .gate import NO_EXPLORATION, Gate, check_choice, check_options
+from .gate import NO_EXPLORATION, UNTOUCHED, Gate
 from .gate_patch import PatchGate
+from .options import check_choice, check_options
 
 
 class RandomGate(Gate):
@@ -39,7 +40,7 @@ class RandomGate(Gate):
         if self.bypass is not None and unit not in ("sublayer", "block"):
             raise ValueError(f"a random gate of {unit!r} skips no sub-layer: bypass must be 'none', got {bypass!r}")
 
-    def forward(self, tokens, gating, replay=None, exploration=NO_EXPLORATION, alive=None):
+    def forward(self, tokens, gating, replay=None, exploration=NO_EXPLORATION, state=UNTOUCHED):
         if replay is not None:
             return replay
         units = self.units or tokens.shape[1]

@@ -16,10 +16,11 @@ from typing import NamedTuple
 import torch
 
 from .bypass import bypass_of
-from .gate import Action, Exploration, LayerDecisions, TokenState
+from .compaction import take_out
+from .gate import UNTOUCHED, Action, Exploration, LayerDecisions, TokenState, as_action
 from .layer_masked import masked_attention_sublayer, masked_bypass, masked_mlp_sublayer
 from .layer_packed import packed_attention_sublayer, packed_block, packed_bypass, packed_mlp_sublayer
-from .tokens import merge
+from .merging import absorb, merge, nearest
 
 
 LAYOUTS = ("packed", "masked")
@@ -42,12 +43,12 @@ class Seen(NamedTuple):
         LayerDecisions | None
     )  # to use instead of the gates' own, which are evaluated all the same; its `None`s too
     exploration: Exploration
-    state: TokenState  # what earlier layers have done
+    state: TokenState  # of the tokens
     allowed: tuple  # whether attention and MLP may run at all, whatever the gates say
     wants_weights: bool  # of the attention, which a layer that is called keeps to itself
-    side: torch.Tensor | None  # (B, N, S), what the host knows of each token beside x
     entry: torch.Tensor | None  # (B, 1, D), what gates with `upfront` read
     ahead: Ahead | None  # what is decided of this layer already
+    compacts: bool  # whether tokens that are dropped leave the stream
 
 
 def run_layer(host, layer, gates, x, seen):
@@ -63,7 +64,7 @@ def run_layer(host, layer, gates, x, seen):
     Raises:
         ValueError: sampled straight-through decisions in the packed layout, where they cannot learn.
     """
-    gating, packed, replay, exploration, state, allowed, wants_weights, side, entry, ahead = seen
+    gating, packed, replay, exploration, state, allowed, wants_weights, entry, ahead, compacts = seen
     alive = state.alive if replay is None else None
     bypasses, add = bypass_of(gates), packed_bypass if packed else masked_bypass
     if replay is None and not any(allowed):
@@ -71,25 +72,24 @@ def run_layer(host, layer, gates, x, seen):
         x = _skip(bypasses, add, x, alive, [False] * len(x) if packed else off[:, 0])
         return x, LayerDecisions(alive, alive, sublayers=off), state, None
     if not wants_weights and _runs_whole(gates, seen) and not host.is_own(layer):
-        return host.call(layer, x, side), LayerDecisions(), state, None
-    parts, actions = host.parts(layer), []
+        return host.call(layer, x, state.side), LayerDecisions(), state, None
+    parts, actions = host.parts(layer), {}
 
     def ask(slot, tokens):
         given = getattr(replay, slot) if replay is not None else None
         if slot not in gates or gating == "open":
             return given
-        gate, there = gates[slot], state.alive if "tokens" in slot else None
+        gate, known = gates[slot], state if "tokens" in slot else UNTOUCHED
         if ahead is not None:
-            actions.append(ahead.action)
+            actions[slot] = ahead.action
             return ahead.action.keep
         if gate.upfront:
             tokens = entry
         if gating == "act":
-            actions.append(gate.act(tokens, given, exploration, there))
-            keep = actions[-1].keep
+            actions[slot] = gate.act(tokens, given, exploration, known)
         else:
-            keep = gate(tokens, gating, given, exploration, there)
-        return keep if replay is None else given
+            actions[slot] = as_action(gate(tokens, gating, given, exploration, known))
+        return actions[slot].keep if replay is None else given
 
     heads = ask("heads", x)
     sublayers = ask("sublayers", x)
@@ -99,7 +99,7 @@ def run_layer(host, layer, gates, x, seen):
         _refuse_straight_through(sublayers)
         keep = sublayers[:, 0] > 0.5
         before, images = x, keep.nonzero().squeeze(1) if ahead is None else ahead.images
-        x = _run_images(parts, x, images, side)
+        x = _run_images(parts, x, images, state.side)
         if bypasses:
             others = (~keep).nonzero().squeeze(1) if ahead is None else ahead.others
             some = before.index_select(0, others)
@@ -114,37 +114,53 @@ def run_layer(host, layer, gates, x, seen):
         _refuse_straight_through(heads, sublayers, attention_tokens)
         if sublayers is not None:
             use_attention, use_mlp = (sublayers > 0.5).T.tolist()  # one way to the host for both
+    decides = gate is not None and replay is None and gating != "open"
     into = None if replay is None else replay.into
-    if into is not None or (replay is None and gate is not None and gate.merge and gating != "open"):
-        x, into, size = merge(x, normed, attention_tokens, into, state, packed, host.index())
-        state = state._replace(size=size)
-        normed = None if packed else parts.attention_norm(x)
+    if decides and gate.merge:
+        into = actions["attention_tokens"].into
+        if into is None:
+            into = nearest(normed, attention_tokens, state, packed, host.index())
+    tokens = attention_tokens  # of the stream as it is from here on
+    if decides and gate.drop and compacts:
+        before = x
+        x, state, into = take_out(x, tokens > 0.5 if tokens.dtype != torch.bool else tokens, into, state)
+        tokens, normed = state.alive, normed if x is before else None
+    elif into is not None:
+        if decides:
+            x, size, into = merge(x, tokens, into, state, packed)
+        else:
+            x, size = absorb(x, state.size, into, packed)
+        state, normed = state._replace(size=size), None if packed else parts.attention_norm(x)
     hide = heads if "heads" in gates and gates["heads"].hides_channels else None
     weights, together = None, _one_decision(gates, replay)
     entering = x
     if packed and together and use_attention == use_mlp:
         mlp_tokens = attention_tokens
-        x = packed_block(parts, x, normed, attention_tokens, use_mlp, heads, state.size, side, hide)
-        x = _skip(bypasses, add, x, attention_tokens, use_mlp)
+        x = packed_block(parts, x, normed, tokens, use_mlp, heads, state, hide)
+        x = _skip(bypasses, add, x, tokens, use_mlp)
     else:
-        attention = (parts, x, normed, attention_tokens, use_attention, heads, state.size, side)
+        attention = (parts, x, normed, tokens, use_attention, heads, state)
         if packed:
             x = packed_attention_sublayer(*attention)
         else:
             x, weights = masked_attention_sublayer(*attention)
         if len(bypasses) == 2:
-            x = add(bypasses[0], entering, x, attention_tokens, use_attention)
+            x = add(bypasses[0], entering, x, tokens, use_attention)
         middle = x
         normed = parts.mlp_norm(x) if "mlp_tokens" in gates else None
         mlp_tokens = attention_tokens if together else _both(ask("mlp_tokens", normed), alive)
         if packed:
             _refuse_straight_through(mlp_tokens)
-        x = (packed_mlp_sublayer if packed else masked_mlp_sublayer)(parts, x, normed, mlp_tokens, use_mlp, hide)
+        rows = tokens if together else mlp_tokens
+        if packed:
+            x = packed_mlp_sublayer(parts, x, normed, rows, use_mlp, state, hide)
+        else:
+            x = masked_mlp_sublayer(parts, x, normed, rows, use_mlp, hide)
         if len(bypasses) == 2:
-            x = add(bypasses[1], middle, x, mlp_tokens, use_mlp)
+            x = add(bypasses[1], middle, x, rows, use_mlp)
         elif bypasses:
-            x = add(bypasses[0], entering, x, attention_tokens, _either(use_attention, use_mlp))
-    if gate is not None and gate.drop:
+            x = add(bypasses[0], entering, x, tokens, _either(use_attention, use_mlp))
+    if gate is not None and gate.drop and not compacts:
         state = state._replace(alive=attention_tokens)
     decisions = LayerDecisions(attention_tokens, mlp_tokens, heads, sublayers, into)
     return x, _with_policy(decisions, actions), state, weights
@@ -210,15 +226,15 @@ def _run_images(parts, x, images, side):
     if not len(images):
         return x
     if len(images) == len(x):
-        return packed_block(parts, x, None, None, None, None, None, side)
+        return packed_block(parts, x, None, None, None, None, TokenState(side=side))
     some = None if side is None else side.index_select(0, images)
-    part = packed_block(parts, x.index_select(0, images), None, None, None, None, None, some)
+    part = packed_block(parts, x.index_select(0, images), None, None, None, None, TokenState(side=some))
     return x.index_copy(0, images, part)
 
 
 def _with_policy(decisions, actions):
     """The decisions with the sums of the policies' log-probabilities and entropies, and the mean of their values."""
-    actions = [action for action in actions if action.log_prob is not None]
+    actions = [action for action in actions.values() if action.log_prob is not None]
     if not actions:
         return decisions
     values = [action.value for action in actions if action.value is not None]

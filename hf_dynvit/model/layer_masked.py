@@ -1,7 +1,7 @@
 """The masked layout of a layer: everything is computed on full tensors and multiplied by 0 or 1.
 
 It is the meaning of a decision, and what straight-through gradients flow through.
-Letters: B images, N tokens, D channels, H heads, d channels of a head, S numbers per token.
+Letters: B images, N tokens, D channels, H heads, d channels of a head.
 """
 
 import torch
@@ -11,23 +11,23 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from .layer_packed import spread_heads
 
 
-def masked_attention_sublayer(parts, x, normed, tokens, use, heads, size, side):
+def masked_attention_sublayer(parts, x, normed, tokens, use, heads, state):
     """x (B, N, D) + attention, and its weights (B, H, N, N) if the attention function gives them.
 
     Args:
         normed: x after the norm.
-        tokens: (B, N), use: (B,), heads: (B, H), size: (B, N), side: (B, N, S), each of which may be None.
+        tokens: (B, N), use: (B,), heads: (B, H), each of which may be None. state: the `TokenState`.
     """
     config, mask = parts.attention.config, None
-    if size is not None:
-        mask = _weighted_keys(config, normed, tokens, size)
+    if state.size is not None:
+        mask = _weighted_keys(config, normed, tokens, state.size)
     elif tokens is not None:
         mask = create_bidirectional_mask(config, normed, _keys(tokens))  # the rows are multiplied below
     joint = [linear(normed) for linear in parts.projections]
     parted = joint if len(joint) == 3 else joint[0].chunk(3, -1)
     q, k, v = (t.unflatten(-1, (-1, parts.head_dim)) for t in parted)  # (B, N, H, d)
     if parts.turn is not None:
-        q, k = parts.turn(q, k, side)
+        q, k = parts.turn(q, k, state.side)
     q, k, v = (t.transpose(1, 2) for t in (q, k, v))
     function = ALL_ATTENTION_FUNCTIONS.get_interface(config._attn_implementation, parts.eager)
     if x.shape[0] == 0:  # the others do not take a batch of no images

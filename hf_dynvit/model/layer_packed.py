@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers.activations import GELUActivation
 
+from .gate import UNTOUCHED
 from .packed_attention import packed_attention
 from .prepack import PrepackedLinear, are_joinable, is_plain
 from .rows import add_rows, chunks, put_rows, take_rows, take_values, used_rows
@@ -20,35 +21,35 @@ from .rows import add_rows, chunks, put_rows, take_rows, take_values, used_rows
 FUSE_UP_TO = 384
 
 
-def packed_block(parts, x, normed, tokens, use, heads, size=None, side=None, hide=None):
+def packed_block(parts, x, normed, tokens, use, heads, state=UNTOUCHED, hide=None):
     """As `packed_attention_sublayer`, then `packed_mlp_sublayer`, over the same rows: one gather and one way back."""
-    used = used_rows(x, tokens, use, _prepacked(parts, x))
+    used = _used_rows(parts, x, tokens, use, state)
     if not used.lengths:
         return x
     rows = take_rows(x, used)
     h = parts.attention_norm(rows) if normed is None else take_rows(normed, used)
-    rows = rows + _attend(parts, h, used, heads, size, side)
+    rows = rows + _attend(parts, h, used, heads, state)
     rows = rows + _mlp(parts, parts.mlp_norm(rows), used, hide)
     return put_rows(x, used, rows)
 
 
-def packed_attention_sublayer(parts, x, normed, tokens, use, heads, size=None, side=None):
+def packed_attention_sublayer(parts, x, normed, tokens, use, heads, state):
     """x (B, N, D) + attention over the rows in use.
 
     Args:
         normed: x after the norm if a gate has read it, else None.
-        tokens: (B, N), use: list of B bools, heads: (B, H), size: (B, N), side: (B, N, S), each of which may be None.
+        tokens: (B, N), use: list of B bools, heads: (B, H), each of which may be None. state: the `TokenState`.
     """
-    used = used_rows(x, tokens, use, _prepacked(parts, x))
+    used = _used_rows(parts, x, tokens, use, state)
     if not used.lengths:
         return x
     h = parts.attention_norm(take_rows(x, used)) if normed is None else take_rows(normed, used)
-    return add_rows(x, used, _attend(parts, h, used, heads, size, side))
+    return add_rows(x, used, _attend(parts, h, used, heads, state))
 
 
-def packed_mlp_sublayer(parts, x, normed, tokens, use, hide=None):
+def packed_mlp_sublayer(parts, x, normed, tokens, use, state, hide=None):
     """x + MLP of the rows in use; `hide` (B, H) or None: heads whose channels the MLP does not see."""
-    used = used_rows(x, tokens, use, _prepacked(parts, x))
+    used = _used_rows(parts, x, tokens, use, state)
     if not used.lengths:
         return x
     h = parts.mlp_norm(take_rows(x, used)) if normed is None else take_rows(normed, used)
@@ -68,21 +69,22 @@ def spread_heads(heads, like):
     return heads.to(like.dtype).repeat_interleave(like.shape[-1] // heads.shape[1], dim=1)
 
 
-def _prepacked(parts, x):
-    """Whether the layer's products run prepacked, for which oneDNN compiles a kernel per number of rows too."""
+def _used_rows(parts, x, tokens, use, state):
+    """Rounded where products run prepacked, too, for which oneDNN compiles a kernel per number of rows."""
     first = parts.projections[0]
-    return type(first) is PrepackedLinear and first.serves(x)
+    prepacked = type(first) is PrepackedLinear and first.serves(x)
+    return used_rows(x, tokens, use, prepacked, state.places is not None)
 
 
-def _attend(parts, h, used, heads, size, side):
+def _attend(parts, h, used, heads, state):
     """Attention of the normed rows h (T + padding, D), before the residual; as many rows."""
     if heads is not None:
         heads = (heads if used.images is None else heads[used.images]) > 0.5
         heads = None if heads.all() else heads
     q, k, v = _project(parts, h, used)  # (T, H, d)
     if parts.turn is not None:
-        q, k = parts.turn(q, k, None if side is None else take_rows(side, used)[: used.total])
-    bias = None if size is None else take_values(size, used).log()
+        q, k = parts.turn(q, k, None if state.side is None else take_rows(state.side, used)[: used.total])
+    bias = None if state.size is None else take_values(state.size, used).log()
     out = packed_attention(q, k, v, used.lengths, heads, parts.dropout, bias=bias)
     return _residual(parts.residuals[0], parts.out(used.pad(out.flatten(1))))
 

@@ -237,7 +237,7 @@ class DynViTForImageClassification(DynViTModel):
             labels: (B,) class indices, or (B, C) floats for multi-label problems; adds the loss.
         """
         x, *rest, state = encode(self, pixel_values, **options)
-        logits = self.classifier(self.host.head(self.base_model, x, *state))  # (B, C)
+        logits = self.classifier(self.host.head(self.base_model, x, state.alive, state.size))  # (B, C)
         loss = None if labels is None else self.loss_function(labels, logits, self.config)
         return DynViTClassifierOutput(loss, logits, *rest)
 

@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from .host import CLS
+from .rows import exact, no_autocast
 
 
 def novelty(tokens, alive=None, protected=CLS):
@@ -24,16 +25,14 @@ def novelty(tokens, alive=None, protected=CLS):
         their order alone, so that it is the same in a stream without the others.
     """
     num_tokens = tokens.shape[1]
-    with torch.no_grad(), torch.autocast(tokens.device.type, enabled=False):
-        # Not in 16 bit on CPU, which compiles a product for each number of tokens that is left.
-        tokens = tokens.detach().float() if tokens.device.type == "cpu" else tokens.detach()
-        unit = F.normalize(tokens, dim=-1)
-        earlier = torch.ones(num_tokens, num_tokens, dtype=torch.bool, device=tokens.device).tril(-1)
-        earlier[:, protected] = False
-        if alive is not None:
-            earlier = earlier & (alive > 0.5).unsqueeze(1)  # (B, N, N)
-        likeness = (unit @ unit.transpose(1, 2)).masked_fill(~earlier, -1.0)
-        return (1 - likeness.amax(-1)).float()
+    unit = F.normalize(exact(tokens), dim=-1)
+    earlier = torch.ones(num_tokens, num_tokens, dtype=torch.bool, device=tokens.device).tril(-1)
+    earlier[:, protected] = False
+    if alive is not None:
+        earlier = earlier & (alive > 0.5).unsqueeze(1)  # (B, N, N)
+    with no_autocast(tokens):
+        likeness = unit @ unit.transpose(1, 2)
+    return (1 - likeness.masked_fill(~earlier, -1.0).amax(-1)).float()
 
 
 def novelty_macs(alive, width):

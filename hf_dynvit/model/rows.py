@@ -3,6 +3,7 @@
 Letters: B images, N tokens, D channels, T packed rows.
 """
 
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -10,7 +11,7 @@ from torch.nn import functional as F
 
 
 # oneDNN compiles one kernel per number of rows. Rounding it up, by at most 1.6 %, keeps the kernels few.
-ROUND_TO, OF_ROWS = 16, 1024
+ROUND_TO, OF_ROWS = 4, 256
 
 
 class UsedRows(NamedTuple):
@@ -36,34 +37,34 @@ class UsedRows(NamedTuple):
         return F.pad(rows, (0, 0, 0, self.padding)) if self.padding else rows
 
 
-def used_rows(x, tokens, use, rounded=False):
+def used_rows(x, tokens, use, rounded=False, varies=False):
     """Which rows of x (B, N, D) a sub-layer uses.
 
     Args:
         tokens: (B, N), or None for all. use: which images, list of B bools, or None for all.
         rounded: pad to a rounded number of rows; 16-bit products on CPU always are.
+        varies: whether N is another one for other images, so that it is rounded, too, if all rows are in use.
     """
     batch, num_tokens = x.shape[:2]
     if use is not None and not any(use):
         return UsedRows(None, 0, [], None, 0)
+    rounded = rounded or _sixteen_bit_on_cpu(x)
     keep = tokens
     if keep is not None and keep.dtype != torch.bool:
         keep = keep > 0.5
     if use is not None and not all(use):
         on = torch.tensor(use, device=x.device).unsqueeze(1)
         keep = on.expand(batch, num_tokens) if keep is None else keep & on
-    if keep is None:
-        return UsedRows(None, 0, [num_tokens] * batch, None, batch * num_tokens)
-    index = keep.flatten().nonzero().squeeze(1)
-    total = len(index)
+    index = None if keep is None else keep.flatten().nonzero().squeeze(1)
+    total = batch * num_tokens if index is None else len(index)
     if total == batch * num_tokens:
-        return UsedRows(None, 0, [num_tokens] * batch, None, total)
+        return UsedRows(None, _padding(total) if rounded and varies else 0, [num_tokens] * batch, None, total)
     lengths = [total] if batch == 1 else keep.sum(1).tolist()
     images = None
     if 0 in lengths:
         images = torch.tensor([image for image, rows in enumerate(lengths) if rows], device=x.device)
         lengths = [rows for rows in lengths if rows]
-    return UsedRows(index, _padding(total) if rounded or _sixteen_bit_on_cpu(x) else 0, lengths, images, total)
+    return UsedRows(index, _padding(total) if rounded else 0, lengths, images, total)
 
 
 def _padding(total):
@@ -76,9 +77,9 @@ def _padding(total):
 def take_rows(x, used):
     """The rows in use and the padding: x (B, N, D) -> (T + padding, D)."""
     rows = x.flatten(0, 1)
-    if used.index is None:
-        return rows
-    return rows.index_select(0, F.pad(used.index, (0, used.padding)) if used.padding else used.index)
+    if used.index is not None:
+        return rows.index_select(0, F.pad(used.index, (0, used.padding)) if used.padding else used.index)
+    return torch.cat((rows, rows[:1].expand(used.padding, -1))) if used.padding else rows
 
 
 def take_values(values, used):
@@ -93,7 +94,7 @@ def put_rows(x, used, rows):
     Hooks and gates may hold x, so it stays as it is; the copy costs less than a hundredth of a layer.
     """
     if used.index is None:
-        return rows.view_as(x)
+        return rows[: used.total].view_as(x)
     return x.flatten(0, 1).index_copy(0, used.index, rows[: used.total]).view_as(x)
 
 
@@ -103,6 +104,18 @@ def add_rows(x, used, out):
     if used.index is None:
         return x + out.view_as(x)
     return x.flatten(0, 1).index_add(0, used.index, out).view_as(x)
+
+
+def exact(rows):
+    """Not in 16 bit on CPU, which compiles a product for each number of rows, and every image has its own; no gradient."""
+    rows = rows.detach()
+    return rows.float() if rows.device.type == "cpu" else rows
+
+
+def no_autocast(rows):
+    """A context in which products of rows are computed in their own type; where they are anyway, one that takes no time."""
+    kind = rows.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
 
 def spread_nan(x):

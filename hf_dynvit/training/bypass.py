@@ -87,8 +87,8 @@ class _Stream:
     def __init__(self, model, pixel_values):
         self.model, self.host = model, model.host
         self.layers = self.host.layers(model.base_model)
-        self.x, self.side = self.host.embed(model.base_model, pixel_values.to(model.device), False)
-        self.state, self.entry, self.whole = TokenState(), None, None
+        self.x, side = self.host.embed(model.base_model, pixel_values.to(model.device), False)
+        self.state, self.entry, self.whole = TokenState(side=side), None, None
 
     def branches(self, layer, count):
         """For the block (count 1), or for attention and MLP (2): tokens (T, D) that enter it, and what it adds to them."""
@@ -113,8 +113,19 @@ class _Stream:
         self.x, _, self.state, _ = self._run(layer, allowed, gates, "threshold")
 
     def _run(self, layer, allowed, gates=None, gating="open"):
-        seen = (None, NO_EXPLORATION, self.state, allowed, False, self.side, self.entry, None)
-        return run_layer(self.host, self.layers[layer], gates or {}, self.x, Seen(gating, True, *seen))
+        seen = Seen(
+            gating=gating,
+            packed=True,
+            replay=None,
+            exploration=NO_EXPLORATION,
+            state=self.state,
+            allowed=allowed,
+            wants_weights=False,
+            entry=self.entry,
+            ahead=None,
+            compacts=False,
+        )
+        return run_layer(self.host, self.layers[layer], gates or {}, self.x, seen)
 
 
 def _set(bypass, found, ridge):

@@ -106,7 +106,7 @@ def test_replayed_forwards_run_their_gates(vit, monkeypatch):
     asked = []
     logits = PatchGate.logits
     monkeypatch.setattr(
-        PatchGate, "logits", lambda self, tokens, alive: asked.append(self) or logits(self, tokens, alive)
+        PatchGate, "logits", lambda self, tokens, state: asked.append(self) or logits(self, tokens, state)
     )
     measure(vit, Setting("", "float32", 2, [("patch", 0.6)], 1, 1, 1.0, False, False), seed=0)
     # 3 layers; the draw and the open model, each for its cost, twice for its memory, and timed

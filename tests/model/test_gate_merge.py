@@ -6,8 +6,8 @@ from models import images, run
 from torch.testing import assert_close
 
 from hf_dynvit import DynViTForImageClassification
-from hf_dynvit.model.gate import Exploration
-from hf_dynvit.model.gate_merge import partner_distance, sides
+from hf_dynvit.model.gate import UNTOUCHED, Exploration, TokenState
+from hf_dynvit.model.matching import match
 
 
 MERGE = [{"gate": "merge"}]
@@ -21,24 +21,44 @@ def shifted(vit, gates, shift):
     return model
 
 
-def test_the_distance_is_that_to_the_most_similar_partner():
+def test_each_token_that_may_leave_finds_the_most_similar_partner():
     tokens = torch.eye(7).repeat(2, 1, 1)  # all at right angles; 0 is [CLS], 1, 3, 5 partners, 2, 4, 6 may leave
     tokens[:, 4] = 3 * tokens[:, 5]
-    tokens[:, 6] = tokens[:, 3] + tokens[:, 1]
-    distance, leaving = partner_distance(tokens)
-    assert leaving.tolist() == [[False, False, True, False, True, False, True]] * 2
-    assert_close(distance, torch.tensor([0, 0, 1, 0, 0, 0, 1 - 0.5**0.5]).expand(2, -1))
+    tokens[:, 6] = tokens[:, 3] + tokens[:, 1] / 2
+    found = match(tokens)
+    assert found.leaving(7).tolist() == [[False, False, True, False, True, False, True]] * 2
+    assert_close(found.distance, torch.tensor([1, 0, 1 - 0.8**0.5]).expand(2, -1))
+    assert found.into(7)[:, 3:].tolist() == [[3, 5, 5, 3]] * 2
+    assert torch.equal(found.into(7)[:, :2], torch.tensor([[0, 1]] * 2)) and (found.into(7)[:, 2] % 2 == 1).all()
 
 
-def test_what_has_left_does_not_count():
+@pytest.mark.parametrize("protected", [slice(0, 1), slice(0, 2), [0, 5]])
+def test_what_has_left_does_not_count(protected):
     torch.manual_seed(0)
-    tokens, alive = torch.randn(4, 12, 8), torch.rand(4, 12) < 0.6
-    alive[:, 0] = True
-    among_all, leaving = partner_distance(tokens, alive)
-    for image, kept, found, may_leave in zip(tokens, alive, among_all, leaving, strict=True):
-        alone, alone_leaving = partner_distance(image[kept].unsqueeze(0))
-        assert_close(found[kept], alone[0])
-        assert torch.equal(may_leave[kept], alone_leaving[0]) and not may_leave[~kept].any()
+    tokens, alive = torch.randn(6, 12, 8), torch.rand(6, 12) < 0.6
+    alive[0] = torch.arange(12) < 2  # at most one patch
+    alive[:, protected] = True
+    among_all = match(tokens, TokenState(alive), protected)
+    into, leaving = among_all.into(12), among_all.leaving(12)
+    distance = among_all.spread(among_all.distance, torch.zeros(6, 12))
+    for image in range(6):
+        left = alive[image].nonzero().squeeze(1)
+        kept = protected if isinstance(protected, slice) else [left.tolist().index(place) for place in protected]
+        alone = match(tokens[image, left].unsqueeze(0), protected=kept)
+        assert torch.equal(into[image, left], left[alone.into(len(left))[0]])
+        assert (
+            torch.equal(leaving[image, left], alone.leaving(len(left))[0]) and not leaving[image, ~alive[image]].any()
+        )
+        assert_close(distance[image, left], alone.spread(alone.distance, torch.zeros(1, len(left)))[0])
+        assert torch.equal(into[image, ~alive[image]], (~alive[image]).nonzero().squeeze(1))
+
+
+def test_a_compacted_stream_is_matched_as_the_full_one():
+    torch.manual_seed(0)
+    tokens, alive = torch.randn(5, 12, 8), torch.arange(12) < torch.tensor([[12], [1], [2], [3], [8]])
+    one, other = match(tokens, TokenState(alive)), match(tokens, TokenState(alive, places="any"))
+    assert isinstance(other.rows, slice) and not isinstance(one.rows, slice)
+    assert torch.equal(one.into(12), other.into(12)) and torch.equal(one.leaving(12), other.leaving(12))
 
 
 def test_fresh_gates_are_open_and_closed_ones_leave_every_second_patch(tiny_vit):
@@ -62,7 +82,7 @@ def test_a_threshold_merges_what_is_similar_and_images_differ(tiny_vit):
 def test_policies_are_asked_for_the_tokens_that_may_leave_alone(tiny_vit):
     model = DynViTForImageClassification.from_vit(tiny_vit(2), gates=MERGE)
     gate, tokens = model.learned_gates()[0], torch.randn(3, 17, 32)
-    assert torch.equal(gate.decidable(tokens, None), sides(tokens)[0])
+    assert torch.equal(gate.decidable(tokens, UNTOUCHED), match(tokens).leaving(17))
     action = gate.act(tokens)
     assert action.keep[:, 1::2].all() and torch.isfinite(action.log_prob).all()
 
@@ -70,8 +90,8 @@ def test_policies_are_asked_for_the_tokens_that_may_leave_alone(tiny_vit):
 def test_a_bounded_policy_keeps_all_that_may_not_leave(tiny_vit):
     gate = DynViTForImageClassification.from_vit(tiny_vit(2), gates=MERGE).learned_gates()[0]
     tokens, alive = torch.randn(8, 17, 32), torch.rand(8, 17) < 0.7
-    keep = gate.act(tokens, exploration=Exploration(bound=0.6), alive=alive).keep
-    may_leave, _ = sides(tokens, alive)
+    keep = gate.act(tokens, exploration=Exploration(bound=0.6), state=TokenState(alive)).keep
+    may_leave = match(tokens, TokenState(alive)).leaving(17)
     assert keep[~may_leave].all() and not keep.all()
 
 

@@ -20,7 +20,7 @@ class Contrast(LearnedGate):
         super().__init__(1, 1, **options)
         self.sign = sign
 
-    def logits(self, tokens, alive=None):
+    def logits(self, tokens, state=None):
         return self.score(self.sign * (tokens - tokens.mean(1, keepdim=True)).norm(dim=-1, keepdim=True)).squeeze(-1)
 
     def macs(self, num_tokens, alive=None):
@@ -35,7 +35,7 @@ class EverySecond(Gate):
     def __init__(self, config):
         super().__init__()
 
-    def forward(self, tokens, gating, replay=None, exploration=None, alive=None):
+    def forward(self, tokens, gating, replay=None, exploration=None, state=None):
         if replay is not None:
             return replay
         runs = torch.arange(len(tokens)) % 2 == 0
