@@ -19,6 +19,8 @@ GATE_SETS = {
     "patch merged": [{"gate": "patch", "drop": True, "merge": True}],
     "patch by novelty": [{"gate": "patch", "drop": True, "merge": True, "novelty": 8.0}],
     "merge": [{"gate": "merge"}],
+    "merge by distance": [{"gate": "merge", "distance": 4.0}],
+    "tome": [{"gate": "tome", "merged": 3}],
     "merge, then patch": [{"gate": "merge", "layers": [0]}, {"gate": "patch", "layers": [1]}],
     "head": [{"gate": "head"}],
     "head official": [{"gate": "head", "deactivation": "official"}],
@@ -40,6 +42,9 @@ GATE_SETS = {
     ],
     "all official": [{"gate": "patch"}, {"gate": "head", "deactivation": "official"}, {"gate": "sublayer"}],
 }
+
+
+LEARNED_SETS = [name for name in GATE_SETS if "random" not in name and name != "tome"]
 
 
 def gated(vit, gates, **options):

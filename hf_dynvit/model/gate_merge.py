@@ -5,31 +5,46 @@ Letters: B images, N tokens, D channels, A of them that may leave.
 
 import torch
 
-from .gate import NO_EXPLORATION, UNTOUCHED, Action
+from .gate import NO_EXPLORATION, UNTOUCHED, Action, Score
 from .gate_patch import PatchGate
 from .matching import count, match, matching_macs
+from .options import check_options
 
 
 KEPT = 1e4  # logit of a token that may not leave, beyond any shift of the thresholds
 
 
+NEAR = 0.03  # distance above which its logarithm counts; below, tokens are as good as equal
+
+
 class MergeGate(PatchGate):
     """Every second patch token may leave for its most similar partner among the others (ToMe, Bolya et al., 2023, 3.1).
 
-    ToMe merges the r most similar pairs of each layer, the same r for every image. Here a pair merges where
-    `score(token) + novelty * (1 - similarity)` falls below the threshold: how many do so is the image's doing, and the
-    score, at 0 until it learns, says which tokens must not leave however similar they are. Similarity is the cosine of
-    normed tokens, where ToMe takes the mean of the keys over heads.
+    ToMe merges the r most similar pairs of each layer, the same r for every image (gate `tome`). Here a pair merges where
+    its logit falls below the threshold: how many do so is the image's doing, and the score, at 0 until it learns, says
+    which tokens must not leave however similar they are. With d = 1 - cosine of the normed tokens the logit is
+    `score(token) + distance * log(1 + d / 0.03)`; with the score a log-saliency (training/importance.py) that is a product
+    of what depends on the token and a power of how far it moves.
 
     Args:
-        novelty: what the distance to the partner counts in the logit at first; learned from there.
+        distance: the weight of the logarithm at first; learned from there. None: the logit is linear in d instead.
+        novelty: the weight of d at first where there is no distance; None: 16.
     """
 
     pairs = True
 
-    def __init__(self, config, novelty=16.0, **options):
-        super().__init__(config, on="block", drop=True, merge=True, novelty=novelty, **options)
-        if self.novelty is None:
+    def __init__(self, config, novelty=None, distance=None, **options):
+        if novelty is not None and distance is not None:
+            raise ValueError(
+                f"a merge gate has a distance or a novelty: got distance {distance!r}, novelty {novelty!r}"
+            )
+        linear = 0.0 if distance is not None else 16.0 if novelty is None else novelty
+        super().__init__(config, on="block", drop=True, merge=True, novelty=linear, **options)
+        self.distance = None
+        if distance is not None:
+            check_options("a merge gate", distance=distance)
+            self.distance = Score(1, 1, None, init_weight=distance)
+        elif self.novelty is None:
             raise ValueError("novelty of a merge gate must be above 0: it merges by similarity, got 0")
 
     def forward(self, tokens, gating, replay=None, exploration=NO_EXPLORATION, state=UNTOUCHED):
@@ -50,7 +65,10 @@ class MergeGate(PatchGate):
         """As in `LearnedGate`; found: the `Matching` of these tokens, if that is known."""
         found = match(tokens, state, self.protected) if found is None else found
         scores = found.of(self.score(tokens).squeeze(-1)).float()  # (B, A)
-        logits = torch.addcmul(scores, self.novelty.weight.float(), found.distance)
+        if self.distance is None:
+            logits = torch.addcmul(scores, self.novelty.weight.float(), found.distance)
+        else:
+            logits = torch.addcmul(scores, self.distance.weight.float(), torch.log1p(found.distance / NEAR))
         return found.spread(logits, logits.new_full(tokens.shape[:2], KEPT))  # (B, N)
 
     def settle(self, keep):

@@ -10,12 +10,14 @@ from .gate_head import HeadGate
 from .gate_merge import MergeGate
 from .gate_patch import PatchGate
 from .gate_random import RandomGate
+from .gate_tome import TomeGate
 from .host import host_of
 
 
 GATES = {
     "patch": PatchGate,
     "merge": MergeGate,
+    "tome": TomeGate,
     "head": HeadGate,
     "sublayer": SublayerGate,
     "block": BlockGate,
@@ -130,8 +132,8 @@ def _layerskip_dynavit(layers, config):
 
 
 def _merge(layers, config):
-    """A little merging in every layer but the first: what a trained ViT takes without any training."""
-    return [{"gate": "merge", "layers": layers[1:]}]
+    """A little merging in every layer but the first two: what a trained ViT takes without any training."""
+    return [{"gate": "merge", "distance": 4.0, "layers": layers[2:] or layers[1:]}]
 
 
 PRESET_GATES = {

@@ -33,7 +33,8 @@ _ORDERED = {"objective": "cost", "calibrate_first": True, "gate_learning_rate": 
 
 PRESET_ARGUMENTS = {
     "adavit": _ORDERED,
-    "merge": _ORDERED,
+    # The order is learned in closed form, before the first step; the body is then tuned packed.
+    "merge": {**_ORDERED, "importance_images": 256, "freeze_gates_at": 0.0},
     "adavit-official": {
         **_AS_PUBLISHED,
         "objective": "usage",

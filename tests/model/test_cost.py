@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from models import EXTREMES, GATE_SETS, extreme_decisions, gated, images, random_decisions
+from models import EXTREMES, GATE_SETS, LEARNED_SETS, extreme_decisions, gated, images, random_decisions
 from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import ViTConfig
@@ -115,7 +115,7 @@ def test_straight_through_decisions_learn_the_macs_of_each_unit(tiny_vit):
         assert_close(gradient, macs / total)
 
 
-@pytest.mark.parametrize("name", [name for name in GATE_SETS if "random" not in name])
+@pytest.mark.parametrize("name", LEARNED_SETS)
 def test_the_cost_reaches_every_gate_in_training(tiny_vit, name):
     model = gated(tiny_vit(LAYERS), GATE_SETS[name]).train()
     model(images(8)).cost.mean().backward()

@@ -4,9 +4,11 @@ import pytest
 import torch
 from models import images, run
 from torch.testing import assert_close
+from transformers import ViTConfig
 
 from hf_dynvit import DynViTForImageClassification
 from hf_dynvit.model.gate import UNTOUCHED, Exploration, TokenState
+from hf_dynvit.model.gates import build_gate
 from hf_dynvit.model.matching import match
 
 
@@ -104,7 +106,48 @@ def test_nothing_merges_where_no_patch_is_left(tiny_vit, layout):
     assert [kept.attention_tokens.sum(1).tolist() for kept in out.decisions] == [[1] * 3] * 2
 
 
-@pytest.mark.parametrize("options", [{"novelty": 0.0}, {"on": "mlp"}, {"drop": False}, {"merge": False}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"novelty": 4.0, "distance": 4.0},
+        {"novelty": 0.0},
+        {"distance": 0.0},
+        {"on": "mlp"},
+        {"drop": False},
+        {"merge": False},
+    ],
+)
 def test_options_that_would_make_it_another_gate_are_refused(tiny_vit, options):
     with pytest.raises(ValueError, match="merge"):
         DynViTForImageClassification.from_vit(tiny_vit(2), gates=[{"gate": "merge", **options}])
+
+
+def test_the_logit_is_that_of_a_product_of_importance_and_distance(tiny_vit):
+    gate = DynViTForImageClassification.from_vit(
+        tiny_vit(2), gates=[{"gate": "merge", "distance": 4.0}]
+    ).learned_gates()[0]
+    tokens = torch.randn(2, 17, 32)
+    found = match(tokens)
+    by_hand = 3.0 + 4.0 * torch.log(1 + found.distance / 0.03)
+    assert_close(gate.logits(tokens)[:, 2::2], by_hand)
+    with torch.no_grad():
+        gate.score.weight.fill_(0.5)
+    assert_close(gate.logits(tokens)[:, 2::2], by_hand + 0.5 * tokens[:, 2::2].sum(-1))
+    assert (gate.logits(tokens)[:, [0, 1, 3, 15]] > 1e3).all()
+
+
+@pytest.mark.parametrize("layout", ["masked", "packed"])
+def test_tome_merges_the_most_similar_pairs_as_many_in_every_image(tiny_vit, layout):
+    model = DynViTForImageClassification.from_vit(tiny_vit(4), gates=[{"gate": "tome", "merged": 3}])
+    out = run(model, layout, images(3))
+    assert [kept.attention_tokens.sum(1).tolist() for kept in out.decisions] == [[14] * 3, [11] * 3, [8] * 3, [5] * 3]
+    tokens = torch.randn(1, 17, 32)
+    found, action = match(tokens), model.gates[0]["attention_tokens"](tokens, "threshold")
+    gone = set((~action.keep[0]).nonzero().flatten().tolist())
+    assert gone == {2 * place + 2 for place in found.distance[0].topk(3, largest=False).indices.tolist()}
+    assert torch.equal(run(model, "masked", images(3)).cost, run(model, "packed", images(3)).cost)
+
+
+def test_tome_refuses_numbers_that_are_none():
+    with pytest.raises(ValueError, match="merged of a tome gate must be an integer of at least 0, got 2.5"):
+        build_gate("tome", ViTConfig(), {"merged": 2.5})

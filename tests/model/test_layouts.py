@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from models import EXTREMES, GATE_SETS, extreme_decisions, gated, images, random_decisions, run
+from models import EXTREMES, GATE_SETS, LEARNED_SETS, extreme_decisions, gated, images, random_decisions, run
 from torch.testing import assert_close
 
 from hf_dynvit import DynViTForImageClassification, LayerDecisions
@@ -133,7 +133,7 @@ def test_layouts_have_the_same_gradients_under_hard_decisions(tiny_vit, deactiva
         assert_close(gradients["packed"][name], gradient, **TOLERANCE, msg=lambda text, name=name: f"{name}: {text}")
 
 
-@pytest.mark.parametrize("name", [name for name in GATE_SETS if "random" not in name])
+@pytest.mark.parametrize("name", LEARNED_SETS)
 def test_straight_through_gates_refuse_the_packed_layout(tiny_vit, name):
     model = gated(tiny_vit(), GATE_SETS[name]).train()
     model.layout = "packed"

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from models import GATE_SETS, gated, images, run
+from models import GATE_SETS, LEARNED_SETS, gated, images, run
 from trainers import build_trainer, weights
 
 from hf_dynvit.model.gate import LearnedGate
@@ -22,7 +22,7 @@ def masked_trainer(tiny_vit, folder, gates=BLOCKS, **options):
     return trainer
 
 
-@pytest.mark.parametrize("name", [name for name in GATE_SETS if "random" not in name])
+@pytest.mark.parametrize("name", LEARNED_SETS)
 def test_no_decision_costs_less_or_more_than_the_reach(tiny_vit, name):
     model = gated(tiny_vit(3), GATE_SETS[name]).train()
     before = weights(model)
