@@ -2,7 +2,8 @@
 
 Top-1, top-5, mean cost, GMACs and usage on the validation images, then images per second of the packed model and of the
 dense one (the best of eager, SDPA, compiled with frozen weights, and ours without gates), timed in turns on real images;
-with --runtimes beside the dense model in ONNX Runtime and OpenVINO, fp32 and int8.
+with --runtimes beside the dense model in ONNX Runtime and OpenVINO, fp32 and int8. With --per_image N also whether it pays
+that the model decides how much to compute of each image, and a picture of the cheapest and the dearest beside the JSON.
 """
 
 import sys
@@ -14,10 +15,13 @@ from torch.utils.data import DataLoader, Subset
 
 from hf_dynvit.data import DataArguments
 from hf_dynvit.measure import DTYPES, measured_on, open_models, time_batches
+from hf_dynvit.measure.per_image import check_decides, per_image
 from hf_dynvit.measure.runtimes import RUNTIMES, Exported, check_runtimes
 from hf_dynvit.measure.trained_models import CALIBRATION_IMAGES, first_images, shuffled
 from hf_dynvit.model.prepack import can_prepack
 from hf_dynvit.report import Evaluation, Runtime, write
+from hf_dynvit.report.pictures import draw_extremes
+from hf_dynvit.report.publish import EXTREMES, drawn
 from hf_dynvit.report.run_results import evaluate, model_facts
 from hf_dynvit.settings import parse_settings
 
@@ -47,6 +51,9 @@ class EvaluateArguments:
         default_factory=list, metadata={"help": f"to run the dense model in as well, of {list(RUNTIMES)}"}
     )
     runtime_images: int = field(default=200, metadata={"help": "images that the accuracy of runtimes is measured on"})
+    per_image: int = field(
+        default=0, metadata={"help": "images whose cost is set beside difficulty and beside equal costs; 0: none"}
+    )
 
     def __post_init__(self):
         if not self.model or not self.json:
@@ -60,6 +67,8 @@ class EvaluateArguments:
         check_runtimes(self.runtimes)
         if self.runtime_images < 1:
             raise ValueError(f"runtime_images must be at least 1, got {self.runtime_images}")
+        if self.per_image < 0:
+            raise ValueError(f"per_image must be at least 0, got {self.per_image}")
         self.batch_sizes = [size for size in self.batch_sizes if size]
         if any(size < 1 for size in (*self.batch_sizes, self.eval_batch_size)):
             raise ValueError(f"batch sizes must be at least 1, got {self.batch_sizes} and {self.eval_batch_size}")
@@ -72,6 +81,8 @@ def main(argv=None):
     paths = [args.model] + ([args.dense] if args.dense else [])
     entrants = open_models(paths, data_args, args.device, DTYPES[args.dtype])
     entrant, images = entrants[0], entrants[0].images
+    if args.per_image:
+        check_decides(entrant.model)
     if args.batch_sizes and max(args.batch_sizes) > len(images):
         raise ValueError(f"a batch of {max(args.batch_sizes)} needs as many images, there are {len(images)}")
     if args.compile and args.batch_sizes:
@@ -104,6 +115,11 @@ def main(argv=None):
         measured = exported.accuracy(unseen, args.runtime_images, entrant.model.dtype)
         results.runtimes = {name: Runtime(**runtime) for name, runtime in measured.items()}
         write(args.json, results)
+    if args.per_image:
+        costs = per_image(entrant, args.per_image, args.seed, args.eval_batch_size)
+        results.per_image = costs.summary()
+        write(args.json, results)
+        drawn(EXTREMES, draw_extremes, entrant, costs, Path(args.json).with_name(*EXTREMES))
     for batch_size in args.batch_sizes:
         torch.compiler.reset()
         speed = time_batches(mixed, batch_size, args.seconds, args.rounds, args.compile, exported)

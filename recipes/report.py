@@ -19,6 +19,7 @@ from hf_dynvit.report.comparison import comparison_section
 from hf_dynvit.report.front import COMPARED, INTRODUCTION, front_comparison_rows, front_rows
 from hf_dynvit.report.markdown import Commands, numbered, rows, table
 from hf_dynvit.report.names import processor
+from hf_dynvit.report.per_image import MEANING, PER_IMAGE, per_image_items
 from hf_dynvit.report.rivals import by_seed
 from hf_dynvit.report.stored import by_name, keep, stored, take
 from hf_dynvit.report.tables import (
@@ -127,6 +128,7 @@ def render(results):
     if any(len(runs) > 1 for runs in trainings):
         parts += ["Several seeds: ± is the sample standard deviation of top-1, everything else the mean."]
     parts += section("Evaluated", EVALUATED, [([one],) for one in evaluations])
+    parts += section("Per image", PER_IMAGE, per_image_items(evaluations), MEANING)
     parts += section("Searched", SEARCHED, [(one,) for one in of(Search)])
     speeds = [(one, speed) for one in evaluations for speed in one.throughput]
     parts += section("Speed", SPEED, speeds, *beyond_promise(*(one.throughput for one in evaluations)))

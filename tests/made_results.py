@@ -6,6 +6,7 @@ import yaml
 
 from hf_dynvit.measure.dense import FROZEN, OURS
 from hf_dynvit.measure.forwards import RandomSpeed
+from hf_dynvit.measure.per_image import PerImage
 from hf_dynvit.measure.speed import Speed
 from hf_dynvit.report.results import AgentRun, Comparison, Evaluation, Run, Scores, Search, StepTime, Training
 from hf_dynvit.report.schema import fill
@@ -135,6 +136,19 @@ def evaluation(gates=BLOCK, accuracy=0.5, cost=0.65, model="out/model_0", **fact
         "command": f"python recipes/evaluate.py {model} {accuracy}",
     }
     return fill(Evaluation, content | facts, "evaluation")
+
+
+def per_image(**facts):
+    """A `PerImage` of 200 images, of which ten are right only by the model's own thresholds, and six only at equal costs."""
+    content = {"images": 200, "accuracy": 0.7, "cost": 0.5, "cost_std": 0.1, "cost_min": 0.25, "cost_max": 0.8}
+    content |= {
+        "equal_accuracy": 0.68,
+        "equal_cost": 0.499,
+        "equal_cost_std": 0.002,
+        "only_shared": 10,
+        "only_equal": 6,
+    }
+    return fill(PerImage, content | {"correlation": 0.314, "dense_accuracy": 0.72} | facts, "per_image")
 
 
 def search(model="out/model_0", **facts):

@@ -68,9 +68,24 @@ def show_decisions(model, pixel_values, path, titles=None, layers=None, mean=0.5
     return cost
 
 
+def draw_extremes(entrant, found, path, count=4):
+    """`show_decisions` of the cheapest and the dearest images of `ImageCosts`, by cost, titled with cost and class read."""
+    order = found.cost.argsort(stable=True)
+    shown = torch.cat((order[:count], order[count:][-count:])).tolist()
+    pixel_values, _, scale = chosen_images(entrant.images, found.places[shown].tolist())
+    names = entrant.model.config.id2label
+    titles = [f"{found.cost[index]:.2f}: {names[found.read[index].item()]}" for index in shown]
+    show_decisions(entrant.model, pixel_values, path, titles=titles, **scale)
+
+
 def first_images(dataset, count=8):
-    """The first items of an `ImageDataset` prepared as for evaluation: (pixel_values, labels, mean and std to show them)."""
-    items = [dataset[index] for index in range(min(count, len(dataset)))]
+    """`chosen_images` at the beginning."""
+    return chosen_images(dataset, range(min(count, len(dataset))))
+
+
+def chosen_images(dataset, places):
+    """Items of an `ImageDataset` prepared as for evaluation: (pixel_values, labels, mean and std to show them)."""
+    items = [dataset[index] for index in places]
     processor = dataset.transform.processor
     shown = (
         {"mean": processor.image_mean, "std": processor.image_std}

@@ -16,6 +16,7 @@ PICTURES = {
     "decisions.png": "What is computed of eight validation images",
     "usage.png": "Usage of each layer on the validation images",
 }
+EXTREMES = {"cheapest_dearest.png": "What is computed of the four cheapest and the four dearest images"}
 SETTINGS = ("learning_rate", "weight_decay", "lr_scheduler_type", "optim")
 GATE_SETTINGS = ("objective", "gate_learning_rate")
 RUN = ("epochs", "steps", "images_seen", "batch_size", "processes", "train_seconds")

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, fields
 from typing import ClassVar
 
 from ..measure.forwards import RandomSpeed
+from ..measure.per_image import PerImage
 from ..measure.speed import Speed
 from .schema import Results
 
@@ -121,6 +122,7 @@ class Evaluation(ModelResults):
     dense_model: str | None
     throughput: list[Speed] = field(default_factory=list)
     runtimes: dict[str, Runtime] = field(default_factory=dict)
+    per_image: PerImage | None = None
 
     def speeds(self):
         return self.throughput

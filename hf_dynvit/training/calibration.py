@@ -5,6 +5,7 @@ from torch.utils.data import Subset
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
+from ..measure.thresholds import shiftable
 from ..model.configuration_dynvit import pair
 from ..model.encoder import encode
 from ..model.gate_random import RandomGate
@@ -112,23 +113,13 @@ def check_budgets(model, budgets):
 @torch.no_grad()
 def cost_range(model):
     """(least, most): the cost of an image with all learned gates closed, and with all open, the gates' own included."""
-    biases = [gate.score.bias for gate in model.learned_gates()]
-    given, was_training, layout = [bias.clone() for bias in biases], model.training, model._layout
     size, parameter = pair(model.config.image_size), next(model.parameters())
     image = torch.zeros(1, model.config.num_channels, *size, device=parameter.device, dtype=parameter.dtype)
     costs = []
-    model.eval()
-    model.layout = None
-    try:
-        for shift in (-SHUT, SHUT):
-            for bias, value in zip(biases, given, strict=True):
-                bias.copy_(value + shift)
+    with shiftable(model) as shift:
+        for amount in (-SHUT, SHUT):
+            shift(amount)
             costs.append(encode(model, image, gating="threshold")[1].item())
-    finally:
-        for bias, value in zip(biases, given, strict=True):
-            bias.copy_(value)
-        model.layout = layout
-        model.train(was_training)
     return tuple(costs)
 
 

@@ -40,6 +40,8 @@ def test_evaluate_measures_what_training_reported_and_report_writes_the_tables(p
             "--no-compile",
             "--eval_batch_size",
             "6",
+            "--per_image",
+            "9",
         ]
     )
     assert json.loads(out.read_text()) == json.loads(json.dumps(results))
@@ -51,6 +53,8 @@ def test_evaluate_measures_what_training_reported_and_report_writes_the_tables(p
         assert set(row["dense_ms"]) == {"eager", "sdpa", OURS}
         assert row["dense_images_per_second"] == pytest.approx(1e3 * row["batch_size"] / min(row["dense_ms"].values()))
         assert row["speedup"] == pytest.approx(row["packed_images_per_second"] / row["dense_images_per_second"])
+
+    assert results["per_image"]["images"] == 9 and (tmp_path / "cheapest_dearest.png").exists()
 
     for row in results["throughput"]:
         row["dense_ms"][FROZEN] = 1e9  # as if it had been compiled, without which nothing is published
@@ -69,10 +73,12 @@ def test_evaluate_measures_what_training_reported_and_report_writes_the_tables(p
     shown = f"| {100 * results['dense']['accuracy']:.2f} | – | {100 * results['accuracy']:.2f} at "
     assert shown in front.read_text() and front.read_text().count(shown) == 1
     text = readme.read_text()
-    assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
+    assert text.startswith("before\n") and text.endswith("after\n") and "\nold\n" not in text
     assert text.count(f"| {100 * results['accuracy']:.2f} |") >= 2 and f"{results['cost']:.3f}" in text
     for row in results["throughput"]:
         assert f"| {row['packed_images_per_second']:.1f} |" in text
+    found = results["per_image"]
+    assert f"| {100 * found['accuracy']:.2f} at {found['cost']:.3f}" in text.partition("### Per image")[2]
     assert str(place.folder) not in text
     again = report.main(["--readme", str(readme), str(out)])
     assert "### Trained" not in again and readme.read_text().count(START) == 1
@@ -86,6 +92,11 @@ def test_evaluate_refuses_before_it_works(place, trained, tmp_path):
         evaluate.main([*words, "--json", str(tmp_path / "absent" / "a.json")])
     with pytest.raises(ValueError, match="dtype must be one of"):
         evaluate.main([*words, "--json", str(tmp_path / "a.json"), "--dtype", "int8"])
+    with pytest.raises(ValueError, match="per_image must be at least 0, got -1"):
+        evaluate.main([*words, "--json", str(tmp_path / "a.json"), "--per_image", "-1"])
+    words[1] = place.vit
+    with pytest.raises(ValueError, match=r"learned gates and no random ones, the gates here are \[\]"):
+        evaluate.main([*words, "--json", str(tmp_path / "a.json"), "--per_image", "9"])
     with pytest.raises(ValueError, match="written by no recipe and not by the benchmark: its kind is None"):
         (tmp_path / "other.json").write_text("{}")
         report.main([str(tmp_path / "other.json")])

@@ -12,6 +12,7 @@ from made_results import (
     comparison,
     evaluation,
     given,
+    per_image,
     policy,
     run,
     search,
@@ -32,7 +33,7 @@ from hf_dynvit.report.tables import EVALUATED
 MADE = [
     training(agent=agent(epsilon=0.9), chosen=given()),
     policy(checkpoint=given()),
-    evaluation(runtimes={"OpenVINO int8": {"skipped": "no nncf"}}),
+    evaluation(runtimes={"OpenVINO int8": {"skipped": "no nncf"}}, per_image=per_image(correlation=None)),
     search(),
     step_time(),
     comparison(run("none", 0), run("random", 0)),
@@ -48,8 +49,9 @@ def test_what_is_written_is_read_back(results, tmp_path):
 
 
 @pytest.mark.parametrize("path", sorted((FROZEN / "results").glob("*.json")), ids=lambda path: path.stem)
-def test_kept_files_hold_what_the_schema_would_write_today(path):
-    assert json.loads(json.dumps(read(path, published=True).to_json())) == json.loads(path.read_text())
+def test_kept_files_hold_what_the_schema_would_write_today_but_for_later_fields(path):
+    kept, today = json.loads(path.read_text()), json.loads(json.dumps(read(path, published=True).to_json()))
+    assert kept == {name: today[name] for name in kept}
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from made_results import (
     agent,
     evaluation,
     given,
+    per_image,
     policy,
     search,
     speed,
@@ -216,3 +217,18 @@ def test_a_runtime_that_was_timed_alone_has_a_row():
     known = {"OpenVINO fp32": {"accuracy": 0.5, "agrees": 1.0, "images": 8}}
     found = rows(RUNTIMES, runtime_items(evaluation(runtimes=known, throughput=[timed])))
     assert [row["dense model in"] for row in found] == ["OpenVINO fp32", "OpenVINO bf16"]
+
+
+def test_costs_of_single_images_stand_beside_equal_costs():
+    found = [evaluation(per_image=per_image()), evaluation(), evaluation(per_image=per_image(correlation=None))]
+    section = report.render(found).partition("### Per image\n\n")[2].partition("\n\n### ")[0]
+    heading, _, *lines = section.splitlines()[:4]
+    assert heading.startswith(
+        "| model | data | decides | images | top-1 at cost | top-1 at the same cost for every image |"
+    )
+    assert lines[0].startswith(
+        "| out/model_0 | pets | learned block gates (layerskip) | 200 of 1,000 (validation = test.parquet) | 70.00 at 0.500 "
+        "± 0.100 (0.25–0.80) | 68.00 at 0.499 ± 0.002 (10 images lost, 6 gained) | 0.31 | 72.00 | A CPU | float32 | 64 | 0 |"
+    )
+    assert "6 gained) | – | 72.00" in lines[1] and "Spearman's" in section
+    assert "### Per image" not in report.render([evaluation()])
