@@ -5,72 +5,87 @@ With several images the stream is as long as the fullest of them is; in the othe
 Letters: B images, M tokens of the full stream, N of the stream before, K after, D channels, S numbers per token.
 """
 
+from typing import NamedTuple
+
 import torch
+from torch.nn import functional as F
 
 from .gate import Places, TokenState
-from .merging import flat_rows, itself, move
+from .merging import itself, move
+from .rows import UsedRows, padding_of
 
 
-def take_out(x, keep, into, state):
+class Taken(NamedTuple):
+    """The rows of a stream that stay, before they are put into the stream without the others."""
+
+    rows: torch.Tensor  # (T + padding, D)
+    used: UsedRows  # which rows of the new stream they are
+    shape: tuple  # (B, K)
+
+    def stream(self, rows, empty=0.0):
+        """The new stream (B, K, D), of rows (T + padding, D); `empty` where an image has fewer than others."""
+        rows = rows[: self.used.total]
+        if self.used.index is not None:
+            empty = rows.new_full((self.shape[0] * self.shape[1], rows.shape[1]), empty)
+            rows = empty.index_copy_(0, self.used.index, rows)
+        return rows.view(*self.shape, -1)
+
+
+def take_out(x, keep, into, state, rounded):
     """Take tokens out of the stream, and merge them into others on the way.
 
     Args:
         x: (B, N, D). state: its `TokenState`. keep: bool (B, N), those alive that stay.
         into: int64 (B, N) where each token goes if it leaves; itself: nowhere. None: none merges.
+        rounded: pad to a rounded number of rows.
 
     Returns:
-        x (B, K, D), its `TokenState`, and `into` of those that leave alone; the order of tokens is as it was.
+        `Taken`, None if all stay; the `TokenState` of the new stream; and `into` of those that leave alone. The order of
+        tokens is as it was.
     """
     (batch, num_tokens), here = keep.shape, itself(keep)
     into = None if into is None else torch.where(keep, here, into)
-    index, left = _kept(keep)
-    if left is None and index.shape[1] == num_tokens:  # all stay
-        return x, state, into
-    rows, longest = flat_rows(index, num_tokens), index.shape[1]
-    out = x.flatten(0, 1).index_select(0, rows)
-    size = None if state.size is None else state.size.flatten().index_select(0, rows)
-    if into is not None and len(gone := (into != here).flatten().nonzero().squeeze(1)):
-        place = flat_rows(into, num_tokens).index_select(0, gone)
-        if batch == 1:
-            place = torch.searchsorted(rows, place)
-        else:
-            place = flat_rows(keep.cumsum(1) - 1, longest).index_select(0, place)
-        if size is None:
-            size, amount = x.new_ones(len(rows), dtype=torch.float32), x.new_ones(len(gone), dtype=torch.float32)
-        else:
-            amount = state.size.flatten().index_select(0, gone)
-        out, size = move(x.flatten(0, 1).index_select(0, gone), place, amount, out, size)
-    out, size = out.view(batch, longest, -1), None if size is None else size.view(batch, longest)
-    side = None if state.side is None else state.side.flatten(0, 1).index_select(0, rows).view(batch, longest, -1)
-    return out, TokenState(left, size, side, _places(state.places, index, left, num_tokens)), into
+    kept = keep.flatten().nonzero().squeeze(1)  # (T,)
+    total = len(kept)
+    if total == keep.numel():
+        return None, state, into
+    lengths = [total] if batch == 1 else keep.sum(1).tolist()
+    shape, padding = (batch, max(lengths)), padding_of(total) if rounded else 0
+    rows = x.flatten(0, 1).index_select(0, F.pad(kept, (0, padding)) if padding else kept)
+    gone = () if into is None else (into != here).flatten().nonzero().squeeze(1)
+    size = state.size
+    if len(gone):
+        size = (torch.ones(keep.shape, device=x.device) if size is None else size).flatten()
+        place = into.flatten().index_select(0, gone)
+        if batch > 1:
+            place = place + gone - gone % num_tokens
+        source, amount = x.flatten(0, 1).index_select(0, gone), size.index_select(0, gone)
+        rows, size = move(source, torch.searchsorted(kept, place), amount, rows, size.index_select(0, kept))
+    elif size is not None:
+        size = size.flatten().index_select(0, kept)
+    left, slots = None, None
+    if min(lengths) < shape[1]:
+        left = torch.arange(shape[1], device=x.device) < torch.tensor(lengths, device=x.device).unsqueeze(1)
+        slots = left.flatten().nonzero().squeeze(1)
+    taken = Taken(rows, UsedRows.of(slots, padding, lengths, total, x.device), shape)
+    size = None if size is None else taken.stream(size.unsqueeze(1), 1.0).squeeze(-1)
+    side = None if state.side is None else taken.stream(state.side.flatten(0, 1).index_select(0, kept))
+    return taken, TokenState(left, size, side, _places(state.places, keep, kept, left, shape)), into
 
 
-def _kept(keep):
-    """The places of tokens that stay, first and in their order: (B, K), and which of these do: bool (B, K); None: all."""
-    batch, num_tokens = keep.shape
-    if batch == 1:
-        return keep.flatten().nonzero().T, None
-    if not batch:
-        return keep.long(), None
-    counts = keep.sum(1)
-    least, longest = torch.stack((counts.min(), counts.max())).tolist()
-    index = keep.to(torch.uint8).sort(dim=1, descending=True, stable=True).indices[:, :longest]
-    if least == longest:
-        return index, None
-    return index, torch.arange(longest, device=keep.device) < counts.unsqueeze(1)
-
-
-def _places(before, index, left, num_tokens):
-    """`Places` of the tokens at index (B, K) of a stream with `num_tokens` that had places before, or was the full one."""
-    if before is None:
-        where = index
-    elif len(index) == 1:  # for what it costs
-        where = before.index.index_select(1, index[0])
-    else:
-        where = before.index.gather(1, index)
-    num_tokens = num_tokens if before is None else before.alive.shape[1]
-    alive = torch.zeros(len(where), num_tokens, dtype=torch.bool, device=where.device)
-    return Places(where, alive.scatter_(1, where, True if left is None else left))
+def _places(before, keep, kept, left, shape):
+    """`Places` of the tokens that a stream keeps: bool (B, N), the T of them, and which of (B, K) there are; None: all."""
+    if left is None:
+        index = (kept if len(keep) == 1 else kept % keep.shape[1]).view(shape)
+    else:  # and others at the end, each once
+        index = keep.to(torch.uint8).sort(dim=1, descending=True, stable=True).indices[:, : shape[1]]
+    if before is not None and len(keep) == 1:  # for what it costs
+        index = before.index.index_select(1, index[0])
+    elif before is not None:
+        index = before.index.gather(1, index)
+    num_tokens = keep.shape[1] if before is None else before.alive.shape[1]
+    alive = torch.zeros(len(keep), num_tokens, dtype=torch.bool, device=keep.device)
+    return Places(index, alive.scatter_(1, index, True if left is None else left))
 
 
 def in_full(decision, before, after):

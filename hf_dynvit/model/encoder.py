@@ -82,7 +82,9 @@ def encode(
     num_tokens, num_layers, alone = x.shape[1], len(model.gates), packed and decisions is None
     compacts = alone and _compacts(model, wants_hidden)
     plans = alone and gating in ("threshold", "act")
-    used, asked, attentions, hidden = [], [], [], [_snapshot(x, 0, num_layers, wants_hidden)]
+    used, attentions, hidden = [], [], [_snapshot(x, 0, num_layers, wants_hidden)]
+    merging = (full_tokens - num_tokens) * (num_tokens - len(host.protected)) * x.shape[2] if merge_patches else 0
+    gate_macs = torch.full(x.shape[:1], float(merging), device=x.device)
     for index, (layer, gates) in enumerate(zip(host.layers(backbone), model.gates, strict=True)):
         replay = decisions[index] if decisions is not None else None
         how = "open" if gating == "act" and index < exploration.from_layer else gating
@@ -94,7 +96,7 @@ def encode(
                 ahead = _decide_ahead(_gates_ahead(model, index, gating, exploration), entry, gating, exploration)
         decided = ahead.get(index) if ahead else None
         seen = Seen(how, packed, replay, exploration, state, allowed, output_attentions, entry, decided, compacts)
-        before = state
+        before, length = state, x.shape[1]
         if getattr(layer, "gradient_checkpointing", False) and model.training:
             # Gates sample from the global generator, which checkpointing restores for the second forward.
             result = layer._gradient_checkpointing_func(run_layer, host, layer, gates, x, seen)
@@ -104,11 +106,15 @@ def encode(
         if compacts:
             decision = in_full(decision, before, state)
         used.append(decision)
-        asked.append(how != "open" and asks)
+        if gates and how != "open" and asks:
+            alive = _alive(before, length)
+            gate_macs = gate_macs + sum(gate.macs(num_tokens, alive) for gate in gates.values())
+        if decision.into is not None and not any(gate.pairs for gate in gates.values()):
+            gate_macs = gate_macs + merging_macs(config, decision)
         attentions.append(weights)
         hidden.append(_snapshot(x, index + 1, num_layers, wants_hidden))
-    merging = (full_tokens - num_tokens) * (num_tokens - len(host.protected)) * x.shape[2] if merge_patches else 0
-    spent = _cost(model, used, asked, x, num_tokens, full_tokens, merging)
+    classes = model.num_labels if hasattr(model, "classifier") else 0
+    spent = cost(config, used, x.shape[0], num_tokens, classes, gate_macs, x.device, full_tokens, model.gates)
     hidden = tuple(hidden) if wants_hidden else None
     attentions = tuple(attentions) if output_attentions else None
     return Encoded(x, spent, tuple(used), hidden, attentions, state)
@@ -154,19 +160,11 @@ def _snapshot(x, index, num_layers, wanted):
     return x
 
 
-def _cost(model, decisions, asked, x, num_tokens, full_tokens, merging):
-    """(B,) cost of what the layers ran, the gates of layers that were `asked`, and `merging` MACs before the first."""
-    gate_macs, alive = merging, None
-    for gates, decision, counts in zip(model.gates, decisions, asked, strict=True):
-        if counts:
-            gate_macs = gate_macs + sum(gate.macs(num_tokens, alive) for gate in gates.values())
-        if decision.into is not None and not any(gate.pairs for gate in gates.values()):
-            gate_macs = gate_macs + merging_macs(model.config, decision)
-        if any(gate.drop for gate in gates.values()) and decision.attention_tokens is not None:
-            alive = decision.attention_tokens.detach().sum(1, dtype=torch.float32)
-    classes = model.num_labels if hasattr(model, "classifier") else 0
-    given = model.config, decisions, x.shape[0], num_tokens, classes, gate_macs, x.device
-    return cost(*given, full_tokens, model.gates)
+def _alive(state, length):
+    """Tokens of each image that are still there in a stream of this `length`: (B,), or one number; None: all."""
+    if state.alive is not None:
+        return state.alive.detach().sum(1, dtype=torch.float32)
+    return None if state.places is None else length
 
 
 def _gates_ahead(model, index, gating, exploration):

@@ -19,7 +19,14 @@ from .bypass import bypass_of
 from .compaction import take_out
 from .gate import UNTOUCHED, Action, Exploration, LayerDecisions, TokenState, as_action
 from .layer_masked import masked_attention_sublayer, masked_bypass, masked_mlp_sublayer
-from .layer_packed import packed_attention_sublayer, packed_block, packed_bypass, packed_mlp_sublayer
+from .layer_packed import (
+    packed_attention_sublayer,
+    packed_block,
+    packed_bypass,
+    packed_mlp_sublayer,
+    packed_rows,
+    rounds,
+)
 from .merging import absorb, merge, nearest
 
 
@@ -120,11 +127,15 @@ def run_layer(host, layer, gates, x, seen):
         into = actions["attention_tokens"].into
         if into is None:
             into = nearest(normed, attention_tokens, state, packed, host.index())
-    tokens = attention_tokens  # of the stream as it is from here on
+    tokens, taken = attention_tokens, None  # of the stream as it is from here on
     if decides and gate.drop and compacts:
-        before = x
-        x, state, into = take_out(x, tokens > 0.5 if tokens.dtype != torch.bool else tokens, into, state)
-        tokens, normed = state.alive, normed if x is before else None
+        keep = tokens if tokens.dtype == torch.bool else tokens > 0.5
+        taken, state, into = take_out(x, keep, into, state, rounds(parts, x))
+        tokens = state.alive
+        if taken is not None:
+            normed = None
+            if use_attention != use_mlp or not all(use_mlp or [True]):  # not all images run the block
+                x, taken = taken.stream(taken.rows), None
     elif into is not None:
         if decides:
             x, size, into = merge(x, tokens, into, state, packed)
@@ -134,7 +145,10 @@ def run_layer(host, layer, gates, x, seen):
     hide = heads if "heads" in gates and gates["heads"].hides_channels else None
     weights, together = None, _one_decision(gates, replay)
     entering = x
-    if packed and together and use_attention == use_mlp:
+    if taken is not None:
+        mlp_tokens = attention_tokens
+        x = taken.stream(packed_rows(parts, taken.rows, None, taken.used, heads, state, hide))
+    elif packed and together and use_attention == use_mlp:
         mlp_tokens = attention_tokens
         x = packed_block(parts, x, normed, tokens, use_mlp, heads, state, hide)
         x = _skip(bypasses, add, x, tokens, use_mlp)

@@ -14,7 +14,7 @@ from transformers.activations import GELUActivation
 from .gate import UNTOUCHED
 from .packed_attention import packed_attention
 from .prepack import PrepackedLinear, are_joinable, is_plain
-from .rows import add_rows, chunks, put_rows, take_rows, take_values, used_rows
+from .rows import add_rows, chunks, put_rows, sixteen_bit_on_cpu, take_rows, take_values, used_rows
 
 
 # Up to this width three 16-bit products cost more in calls than joining their weights costs in copies (on CPU).
@@ -26,11 +26,15 @@ def packed_block(parts, x, normed, tokens, use, heads, state=UNTOUCHED, hide=Non
     used = _used_rows(parts, x, tokens, use, state)
     if not used.lengths:
         return x
-    rows = take_rows(x, used)
-    h = parts.attention_norm(rows) if normed is None else take_rows(normed, used)
+    h = None if normed is None else take_rows(normed, used)
+    return put_rows(x, used, packed_rows(parts, take_rows(x, used), h, used, heads, state, hide))
+
+
+def packed_rows(parts, rows, h, used, heads, state, hide):
+    """Attention and MLP over rows (T + padding, D), the `used` ones of their stream; h: after the first norm, or None."""
+    h = parts.attention_norm(rows) if h is None else h
     rows = rows + _attend(parts, h, used, heads, state)
-    rows = rows + _mlp(parts, parts.mlp_norm(rows), used, hide)
-    return put_rows(x, used, rows)
+    return rows + _mlp(parts, parts.mlp_norm(rows), used, hide)
 
 
 def packed_attention_sublayer(parts, x, normed, tokens, use, heads, state):
@@ -70,10 +74,13 @@ def spread_heads(heads, like):
 
 
 def _used_rows(parts, x, tokens, use, state):
-    """Rounded where products run prepacked, too, for which oneDNN compiles a kernel per number of rows."""
+    return used_rows(x, tokens, use, rounds(parts, x), state.places is not None)
+
+
+def rounds(parts, x):
+    """Whether the number of rows is rounded: in 16 bit on CPU, and prepacked, oneDNN compiles a kernel for each."""
     first = parts.projections[0]
-    prepacked = type(first) is PrepackedLinear and first.serves(x)
-    return used_rows(x, tokens, use, prepacked, state.places is not None)
+    return sixteen_bit_on_cpu(x) or (type(first) is PrepackedLinear and first.serves(x))
 
 
 def _attend(parts, h, used, heads, state):

@@ -9,11 +9,10 @@ Letters: B images, N tokens, D channels, M patch tokens, A of them that may leav
 from typing import NamedTuple
 
 import torch
-from torch.nn import functional as F
 
 from .gate import UNTOUCHED
 from .host import CLS
-from .rows import exact, no_autocast
+from .rows import directions, no_autocast
 
 
 class Matching(NamedTuple):
@@ -39,12 +38,12 @@ class Matching(NamedTuple):
 
     def into(self, num_tokens):
         """int64 (B, N): the partner of each token that may leave, and the others themselves."""
-        itself = torch.arange(num_tokens, device=self.partner.device).unsqueeze(0)
-        return self.spread(self.partner, itself if len(self.partner) == 1 else itself.repeat(len(self.partner), 1))
+        itself = torch.arange(num_tokens, device=self.partner.device).repeat(self.partner.shape[0], 1)
+        return self.spread(self.partner, itself)
 
     def leaving(self, num_tokens):
         """Bool (B, N): the tokens that may leave."""
-        nobody = torch.zeros(len(self.partner), num_tokens, dtype=torch.bool, device=self.partner.device)
+        nobody = torch.zeros(self.partner.shape[0], num_tokens, dtype=torch.bool, device=self.partner.device)
         return self.spread(torch.ones_like(self.partner, dtype=torch.bool), nobody)
 
 
@@ -67,7 +66,7 @@ def match(tokens, state=UNTOUCHED, protected=CLS):
     distance, partner = _nearest(patches, there)
     there = None if there is None else there[:, 1::2]
     if order is None:
-        return Matching(slice(first + 1, num_tokens, 2), 2 * partner + first, distance, there)
+        return Matching(slice(first + 1, num_tokens, 2), partner.mul_(2).add_(first), distance, there)
     return Matching(order[:, 1::2], order[:, ::2].gather(1, partner), distance, there)
 
 
@@ -83,9 +82,9 @@ def _patches_first(tokens, alive, protected):
 def _nearest(patches, there):
     """1 - cosine of each second patch and the one of the others most like it, and which it is: (B, A) each."""
     if patches.shape[1] < 2:  # a compacted stream may have protected tokens alone
-        nobody = torch.zeros(len(patches), 0, device=patches.device)
+        nobody = torch.zeros(patches.shape[0], 0, device=patches.device)
         return nobody, nobody.long()
-    unit = F.normalize(exact(patches), dim=-1)
+    unit = directions(patches)
     with no_autocast(patches):
         similarity = torch.bmm(unit[:, 1::2], unit[:, ::2].transpose(1, 2))  # (B, A, P)
     if there is not None:

@@ -7,10 +7,9 @@ Letters: B images, N tokens, D channels, T rows of all images.
 """
 
 import torch
-from torch.nn import functional as F
 
 from .host import CLS
-from .rows import exact, no_autocast
+from .rows import directions, exact, no_autocast
 
 
 def merge(x, tokens, into, state, packed):
@@ -39,13 +38,6 @@ def itself(tokens):
     return torch.arange(tokens.shape[1], device=tokens.device)
 
 
-def flat_rows(places, num_tokens):
-    """places (B, K) of B images with `num_tokens` -> (B * K,) rows of the matrix of all their tokens."""
-    if len(places) > 1:
-        places = places + num_tokens * torch.arange(len(places), device=places.device).unsqueeze(1)
-    return places.flatten()
-
-
 def nearest(normed, tokens, state, packed, protected=CLS):
     """For each token the kept patch most like it, other than itself, or itself where there is none: int64 (B, N).
 
@@ -63,7 +55,7 @@ def nearest(normed, tokens, state, packed, protected=CLS):
     pairs = targets.unsqueeze(1) & ~torch.eye(keep.shape[1], dtype=torch.bool, device=keep.device)  # (B, N, N)
     normed = exact(normed)
     with no_autocast(normed):
-        likeness = normed @ F.normalize(normed, dim=-1).transpose(1, 2)
+        likeness = normed @ directions(normed).transpose(1, 2)
     into = likeness.masked_fill(~pairs, -torch.inf).argmax(-1)
     found = pairs.any(-1)
     found[:, protected] = False
@@ -81,7 +73,7 @@ def _nearest_packed(normed, leave, targets):
         return into
     flat = normed.flatten(0, 1)
     leaving = exact(flat.index_select(0, rows))
-    places = F.normalize(exact(flat.index_select(0, columns)), dim=-1)
+    places = directions(flat.index_select(0, columns))
     if batch == 1:
         best = (leaving @ places.T).argmax(-1)
     else:
@@ -99,8 +91,10 @@ def absorb(x, size, into, packed, moving=None):
         packed: compute those that go alone.
         moving: (B, N) float 0.0 or 1.0 that carries a gradient, which go; None: all whose `into` is another token.
     """
-    flat, place = x.flatten(0, 1), flat_rows(into, x.shape[1])
+    batch, num_tokens = into.shape
+    place = (into + num_tokens * torch.arange(batch, device=x.device).unsqueeze(1)).flatten()
     old = torch.ones(into.shape, device=x.device) if size is None else size
+    flat = x.flatten(0, 1)
     if packed:
         rows = (into != itself(into)).flatten().nonzero().squeeze(1)
         if not len(rows):

@@ -6,10 +6,9 @@ it counts beside what the gate learns, and how new is new enough.
 """
 
 import torch
-from torch.nn import functional as F
 
 from .host import CLS
-from .rows import exact, no_autocast
+from .rows import directions, no_autocast
 
 
 def novelty(tokens, alive=None, protected=CLS):
@@ -25,7 +24,7 @@ def novelty(tokens, alive=None, protected=CLS):
         their order alone, so that it is the same in a stream without the others.
     """
     num_tokens = tokens.shape[1]
-    unit = F.normalize(exact(tokens), dim=-1)
+    unit = directions(tokens)
     earlier = torch.ones(num_tokens, num_tokens, dtype=torch.bool, device=tokens.device).tril(-1)
     earlier[:, protected] = False
     if alive is not None:

@@ -23,6 +23,15 @@ class UsedRows(NamedTuple):
     images: torch.Tensor | None  # indices of those images; None: all
     total: int  # T
 
+    @classmethod
+    def of(cls, index, padding, lengths, total, device):
+        """lengths: rows per image, of all images."""
+        images = None
+        if 0 in lengths:
+            images = torch.tensor([image for image, rows in enumerate(lengths) if rows], device=device)
+            lengths = [rows for rows in lengths if rows]
+        return cls(index, padding, lengths, images, total)
+
     def spread(self, per_image):
         """(images, ...) -> (T, ...): one row per packed row of the image; padding gets zeros."""
         if len(self.lengths) == 1:
@@ -42,13 +51,12 @@ def used_rows(x, tokens, use, rounded=False, varies=False):
 
     Args:
         tokens: (B, N), or None for all. use: which images, list of B bools, or None for all.
-        rounded: pad to a rounded number of rows; 16-bit products on CPU always are.
+        rounded: pad to a rounded number of rows.
         varies: whether N is another one for other images, so that it is rounded, too, if all rows are in use.
     """
     batch, num_tokens = x.shape[:2]
     if use is not None and not any(use):
         return UsedRows(None, 0, [], None, 0)
-    rounded = rounded or _sixteen_bit_on_cpu(x)
     keep = tokens
     if keep is not None and keep.dtype != torch.bool:
         keep = keep > 0.5
@@ -58,16 +66,13 @@ def used_rows(x, tokens, use, rounded=False, varies=False):
     index = None if keep is None else keep.flatten().nonzero().squeeze(1)
     total = batch * num_tokens if index is None else len(index)
     if total == batch * num_tokens:
-        return UsedRows(None, _padding(total) if rounded and varies else 0, [num_tokens] * batch, None, total)
+        return UsedRows(None, padding_of(total) if rounded and varies else 0, [num_tokens] * batch, None, total)
     lengths = [total] if batch == 1 else keep.sum(1).tolist()
-    images = None
-    if 0 in lengths:
-        images = torch.tensor([image for image, rows in enumerate(lengths) if rows], device=x.device)
-        lengths = [rows for rows in lengths if rows]
-    return UsedRows(index, _padding(total) if rounded else 0, lengths, images, total)
+    return UsedRows.of(index, padding_of(total) if rounded else 0, lengths, total, x.device)
 
 
-def _padding(total):
+def padding_of(total):
+    """How many rows to add to `total` for a rounded number."""
     step = ROUND_TO
     while step * (OF_ROWS // ROUND_TO) * 2 <= total:
         step *= 2
@@ -112,6 +117,12 @@ def exact(rows):
     return rows.float() if rows.device.type == "cpu" else rows
 
 
+def directions(rows):
+    """Rows (..., D) of length one, `exact`."""
+    rows = exact(rows)
+    return rows / torch.linalg.vector_norm(rows, dim=-1, keepdim=True).clamp_min(1e-12)
+
+
 def no_autocast(rows):
     """A context in which products of rows are computed in their own type; where they are anyway, one that takes no time."""
     kind = rows.device.type
@@ -135,5 +146,5 @@ def chunks(h, width):
     return h.split(rows) if len(h) > rows else (h,)
 
 
-def _sixteen_bit_on_cpu(x):
+def sixteen_bit_on_cpu(x):
     return x.device.type == "cpu" and (x.dtype.itemsize == 2 or torch.is_autocast_enabled("cpu"))

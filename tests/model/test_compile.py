@@ -15,7 +15,9 @@ def fresh_compiler():
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("gates, attention", [("all", "sdpa"), ("all official", "eager"), ("patch merged", "sdpa")])
+@pytest.mark.parametrize(
+    "gates, attention", [("all", "sdpa"), ("all official", "eager"), ("patch merged", "sdpa"), ("merge", "sdpa")]
+)
 def test_the_masked_layout_compiles_whole(tiny_vit, fresh_compiler, gates, attention):
     vit = tiny_vit(2)
     vit.set_attn_implementation(attention)
@@ -56,8 +58,9 @@ class LogitsAndCost(torch.nn.Module):
         return out.logits, out.cost
 
 
-def test_the_masked_layout_exports_for_any_batch(tiny_vit):
-    model = gated(tiny_vit(1), GATE_SETS["all"])
+@pytest.mark.parametrize("gates", ["all", "patch merged", "merge"])
+def test_the_masked_layout_exports_for_any_batch(tiny_vit, gates):
+    model = gated(tiny_vit(2), GATE_SETS[gates])
     model.layout = "masked"
     batch = torch.export.Dim("batch", min=1, max=64)
     program = torch.export.export(LogitsAndCost(model), (images(2),), dynamic_shapes=({0: batch},))
