@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from transformers import TrainerCallback
 
-from .rows import check_label_order, check_label_range, label_names, load_rows, split_names
+from .rows import check_label_order, check_label_range, label_names, load_rows, matched_labels, split_names
 from .transforms import EvalTransform, TrainTransform, output_size
 
 
@@ -22,8 +22,9 @@ class ImageDataset(torch.utils.data.Dataset):
     processes and loader workers.
     """
 
-    def __init__(self, rows, transform, image_column, label_column, seed=0):
+    def __init__(self, rows, transform, image_column, label_column, seed=0, classes=None):
         self.rows, self.transform, self.seed = rows, transform, seed
+        self.classes = classes  # label -> class of the model; None: the same
         self.image_column, self.label_column = image_column, label_column
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # loader workers must see it change
 
@@ -45,7 +46,8 @@ class ImageDataset(torch.utils.data.Dataset):
                 f"the image in row {self._row_of_split(index)} of split {str(self.rows.split)!r}, column "
                 f"{self.image_column!r}, cannot be read: {type(error).__name__}: {error}"
             ) from error
-        return {"pixel_values": pixels, "labels": row[self.label_column]}
+        label = row[self.label_column]
+        return {"pixel_values": pixels, "labels": label if self.classes is None else self.classes[label]}
 
     def _row_of_split(self, index):
         """Number of a row in the data as they were loaded: before a part was held out, or some were drawn."""
@@ -107,8 +109,7 @@ def load_image_data(args, processor, config, new_classifier=False, seed=0):
         num_labels = len(names) if names else int(max(train.with_format("numpy")[:][args.label_column])) + 1
     for other in rows.values():
         check_label_range(other, args.label_column, num_labels)
-    if not new_classifier and not args.trust_label_order:
-        check_label_order(names, config.id2label)
+    classes = None if new_classifier else classes_of(args, names, config)
 
     held_out = None
     if args.validation_fraction:
@@ -119,7 +120,7 @@ def load_image_data(args, processor, config, new_classifier=False, seed=0):
     validation = sample(rows[args.validation_split], args.max_eval_samples, seed) if reported else held_out
     calibration = sample(train if held_out is None else held_out, CALIBRATION_POOL, seed)
 
-    columns, plain = (args.image_column, args.label_column, seed), EvalTransform(processor, mode)
+    columns, plain = (args.image_column, args.label_column, seed, classes), EvalTransform(processor, mode)
     return ImageData(
         train=ImageDataset(train, TrainTransform(processor, mode, args.min_crop_area, args.horizontal_flip), *columns),
         selection=ImageDataset(validation if held_out is None else held_out, plain, *columns),
@@ -136,10 +137,18 @@ def load_validation(args, processor, config, seed=0):
     mode = check_processor(processor, config)
     rows = load_rows(args, args.validation_split)
     check_label_range(rows, args.label_column, config.num_labels)
-    if not args.trust_label_order:
-        check_label_order(label_names(rows, args.label_column), config.id2label)
+    classes = classes_of(args, label_names(rows, args.label_column), config)
     rows = sample(rows, args.max_eval_samples, seed)
-    return ImageDataset(rows, EvalTransform(processor, mode), args.image_column, args.label_column, seed)
+    return ImageDataset(rows, EvalTransform(processor, mode), args.image_column, args.label_column, seed, classes)
+
+
+def classes_of(args, names, config):
+    """The model's class of each label, None if they are the same; ValueError if labels and classes do not fit."""
+    if args.match_labels:
+        return matched_labels(names, config.id2label)
+    if not args.trust_label_order:
+        check_label_order(names, config.id2label)
+    return None
 
 
 def check_processor(processor, config):

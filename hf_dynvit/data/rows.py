@@ -35,6 +35,9 @@ class DataArguments:
     trust_label_order: bool = HfArg(
         default=False, help="class i of the data is class i of the model, although the names differ"
     )
+    match_labels: bool = HfArg(
+        default=False, help="find each class of the data among the model's by its name, at whichever index it stands"
+    )
 
     def __post_init__(self):
         if self.data_files in ([], ["none"]):  # how the command line takes back what a YAML file names
@@ -49,6 +52,8 @@ class DataArguments:
                 "give either dataset_name or data_files, got "
                 f"dataset_name={self.dataset_name!r} and data_files={self.data_files!r}"
             )
+        if self.match_labels and self.trust_label_order:
+            raise ValueError("match_labels goes by the names and trust_label_order by the indices: give one of them")
         if self.dataset_name == "imagefolder" and not Path(self.data_dir or "").is_dir():
             raise FileNotFoundError(f"imagefolder needs data_dir, a folder that exists; got {self.data_dir!r}")
 
@@ -165,8 +170,26 @@ def check_label_order(names, id2label):
         raise ValueError(
             f"label {index} is {names[index]!r} in the data but {model_name} in the model "
             f"({agreeing} of {len(ours)} names agree): the labels mean different things. Train a new classifier "
-            "(new_classifier), or, if only the names differ, say so (trust_label_order)"
+            "(new_classifier), or, if only the names differ, say so (trust_label_order), or, if only the order does, go "
+            "by the names (match_labels)"
         )
+
+
+def matched_labels(names, id2label):
+    """For each class of the data the index of the model's class of the same name, compared without case.
+
+    Raises:
+        ValueError: labels without names, or a name that is not the one of exactly one class of the model.
+    """
+    if names is None:
+        raise ValueError("match_labels needs names of the classes, and the labels of the data are bare numbers")
+    theirs = [_plain(id2label[index]) for index in sorted(id2label)]
+    wrong = [name for name in names if theirs.count(_plain(name)) != 1]
+    if wrong:
+        raise ValueError(
+            f"match_labels: {len(wrong)} of {len(names)} names are no class of the model, or several: {wrong[:5]}"
+        )
+    return [theirs.index(_plain(name)) for name in names]
 
 
 def _plain(name):

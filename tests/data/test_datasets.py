@@ -227,6 +227,22 @@ def test_labels_in_another_order_are_refused(tmp_path):
     load(tmp_path, model=config(names=["Red", "green", "navy", "more"]))  # one spelling differs, one class is unused
 
 
+def test_labels_are_matched_to_the_models_classes_by_name(tmp_path):
+    plain = load(tmp_path)
+    wider = config(5, ["heron", NAMES[2].upper(), NAMES[0], "crow", NAMES[1]])
+    matched = load(tmp_path, model=wider, match_labels=True)
+    places = [2, 4, 1]
+    for part in ("train", "validation", "calibration"):
+        ours, theirs = ([one["labels"] for one in getattr(data, part)] for data in (matched, plain))
+        assert ours == [places[label] for label in theirs]
+    with pytest.raises(
+        ValueError, match=r"match_labels: 1 of 3 names are no class of the model, or several: \['\w+'\]"
+    ):
+        load(tmp_path, model=config(3, [NAMES[0], NAMES[1], "heron"]), match_labels=True)
+    with pytest.raises(ValueError, match="give one of them"):
+        load(tmp_path, match_labels=True, trust_label_order=True)
+
+
 def test_a_processor_of_another_size_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"gives images of \(32, 32\) \(height, width\), the model takes \(64, 64\)"):
         load(tmp_path, model=ViTConfig(image_size=64, id2label=dict(enumerate(NAMES))))
