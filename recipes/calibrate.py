@@ -1,7 +1,7 @@
 """Turn the dial of a model: python recipes/calibrate.py --model DIR --budget 0.6 --data_files train=FILE --output DIR2
 
 Shifts all gates by one number until the mean cost on training images is the new budget, and saves the result as a model
-of its own. The backbone is not trained and no labels are used; a model trained for that budget is more accurate. With
+of its own; gates that learn nothing keep the cost that they have. The backbone is not trained and no labels are used; a model trained for that budget is more accurate. With
 `--gates merge` a plain ViT becomes a model that merges a little in every layer; on the same images its gates learn which
 tokens the prediction depends on, unless `--importance false`. With `--bypass_images N` what skipped blocks and sub-layers
 add instead is fitted first, of gates with a bypass.
@@ -23,7 +23,7 @@ from hf_dynvit.measure.trained_models import dense_vit, open_models
 from hf_dynvit.model import PRESET_GATES
 from hf_dynvit.settings import parse_settings
 from hf_dynvit.training.bypass import check_bypass, fit_bypass
-from hf_dynvit.training.calibration import calibrate, check_budgets
+from hf_dynvit.training.calibration import calibrate, check_budgets, mean_cost
 from hf_dynvit.training.importance import fit_importance, token_gates
 
 
@@ -42,7 +42,10 @@ class CalibrateArguments:
             "help": "fit the scores of token gates to the importance of tokens first; default: for new gates alone"
         },
     )
-    budget: float | None = field(default=None, metadata={"help": "mean cost to meet, in (0, 1]"})
+    budget: float | None = field(
+        default=None,
+        metadata={"help": "mean cost to meet, in (0, 1]; gates that learn nothing have a cost of their own"},
+    )
     output: str | None = field(default=None, metadata={"help": "new folder for the result"})
     images: int = field(default=512, metadata={"help": "training images to calibrate on"})
     bypass_images: int = field(
@@ -88,7 +91,7 @@ def main(argv=None):
     if args.importance or (args.importance is None and args.gates and token_gates(model)):
         shares = fit_importance(model, batches)
         print(f"scores explain {min(shares.values()):.0%} to {max(shares.values()):.0%} of the importance of tokens")
-    shift, cost = calibrate(model, batches, args.budget)
+    shift, cost = calibrate(model, batches, args.budget) if model.learned_gates() else (0.0, mean_cost(model, batches))
     model.set_budget(args.budget).float().save_pretrained(args.output)
     AutoImageProcessor.from_pretrained(args.model).save_pretrained(args.output)
     print(f"all gates shifted by {shift:+.3f}: mean cost {cost:.3f} on {len(loader.dataset)} training images")

@@ -44,6 +44,8 @@ def _kind(entry, learned):
         return "learned", WORDS.get(gate, gate)
     if gate == "merge":
         return "rule", "merging by similarity"
+    if gate == "tome":
+        return "rule", f"ToMe, {entry.get('merged', 8)} a layer"
     return ("rule", "novelty") if entry.get("novelty") else ("fixed", WORDS.get(gate, gate))
 
 
@@ -78,12 +80,12 @@ def has_gates(results, *names):
 def units(results):
     """What the gates decide on: a set of "patch", "head" and "block", which stands for sub-layers too."""
     named = (entry.get("unit", "patch") if entry["gate"] == "random" else entry["gate"] for entry in results.gates)
-    return {{"sublayer": "block", "merge": "patch"}.get(unit, unit) for unit in named}
+    return {{"sublayer": "block", "merge": "patch", "tome": "patch"}.get(unit, unit) for unit in named}
 
 
 def merges(results):
     """Whether what leaves is merged into what stays."""
-    return any(entry.get("merge") or entry["gate"] == "merge" for entry in results.gates or [])
+    return any(entry.get("merge") or entry["gate"] in ("merge", "tome") for entry in results.gates or [])
 
 
 def processor(results):

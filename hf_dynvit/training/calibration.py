@@ -54,7 +54,7 @@ def calibrate(model, batches, budget):
         shift = 0.0 if step == 0 else (low + high) / 2
         shift_gates(gates, shift - applied)
         applied = shift
-        cost = _mean_cost(model, batches)
+        cost = mean_cost(model, batches)
         best = min(best, (abs(cost - budget), shift, cost))
         if best[0] <= TOLERANCE:
             break
@@ -77,7 +77,8 @@ def shift_gates(gates, amount):
 
 
 @torch.no_grad()
-def _mean_cost(model, batches):
+def mean_cost(model, batches):
+    """Mean cost of batches of `pixel_values` as the thresholds are."""
     return torch.cat([model(pixel_values, gating="threshold").cost for pixel_values in batches]).mean().item()
 
 

@@ -136,11 +136,22 @@ def test_a_plain_vit_gets_gates_that_meet_a_budget_without_training(place, tmp_p
     assert cost == pytest.approx(0.9, abs=0.06)
     merging = DynViTForImageClassification.from_pretrained(tmp_path / "merging")
     assert merging.config.budget == 0.9 and [entry["gate"] for entry in merging.config.gates] == ["merge"]
+    moved = [gate.score.weight.abs().max().item() for gate in merging.learned_gates()]
+    assert min(moved) > 1e-4  # importance was learned on the same images
     plain = DynViTForImageClassification.from_vit(place.vit).state_dict()
     assert all(torch.equal(weight, merging.state_dict()[name]) for name, weight in plain.items())
     words[1] = str(tmp_path / "merging")
     with pytest.raises(ValueError, match="has gates already"):
         dial.main([*words, "--output", str(tmp_path / "again")])
+
+
+def test_the_unlearned_twin_and_gates_that_learn_nothing_keep_what_they_are(place, tmp_path):
+    words = ["--model", place.vit, "--data_files", *place.files, "--budget", "0.9"]
+    dial.main([*words, "--gates", "merge", "--importance", "false", "--output", str(tmp_path / "twin")])
+    twin = DynViTForImageClassification.from_pretrained(tmp_path / "twin")
+    assert not any(gate.score.weight.any() for gate in twin.learned_gates())
+    shift, cost = dial.main([*words, "--gates", "[{gate: tome, merged: 2}]", "--output", str(tmp_path / "tome")])
+    assert shift == 0.0 and 0.3 < cost < 1.0
 
 
 def test_a_plain_vit_gets_bypasses_that_are_fitted(place, tmp_path, capsys):

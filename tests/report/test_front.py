@@ -33,6 +33,7 @@ BLOCKS = {"gate": "random", "unit": "block", "rate": 0.5}
         ),
         ([PATCH, SUBLAYER], {"patch": 0.0, "sublayer": 0.2}, None, "rule: novelty + merge; learned sub-layer gates"),
         ([{"gate": "merge"}], {"merge": 0.0}, "merge", "rule: merging by similarity (merge)"),
+        ([{"gate": "tome", "merged": 15}], {}, None, "rule: ToMe, 15 a layer"),
         ([{"gate": "merge"}], {"merge": 0.2}, None, "learned merge gates"),
         ([RANDOM | {"merge": True}], {}, None, "rule: random + merge"),
         ([RANDOM], {}, None, "rule: random"),
