@@ -103,8 +103,8 @@ def render_front(results):
         [one for one in results if isinstance(one, kind)] for kind in (Training, Evaluation, Comparison)
     )
     models, compared = front_rows(by_seed(trainings), evaluations), front_comparison_rows(comparisons)
-    parts = [INTRODUCTION, *numbered(models)] if models else []
-    parts += [COMPARED, *numbered(compared)] if compared else []
+    parts = [INTRODUCTION, table(models)] if models else []
+    parts += [COMPARED, table(compared)] if compared else []
     return "\n\n".join(parts)
 
 

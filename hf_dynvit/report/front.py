@@ -13,7 +13,8 @@ INTRODUCTION = (
     "Fewer computations for each image. *Tuned* means by the same recipe: from the same checkpoint, on as many images. "
     "Top-1 is in per cent, ± its deviation over seeds, with the mean cost where that is not 1; the deviation and the ends "
     "of the cost are over images. The speed-up is over the fastest dense model there is here, and in brackets what it "
-    "is of the one that the cost of the timed images promises. –: not run."
+    "is of the one that the cost of the timed images promises. –: not run. The command of each number stands in [all "
+    "tables](recipes/README.md#results)."
 )
 
 
@@ -102,7 +103,6 @@ def _row(runs, timed, dense, random, merged, before):
         "speed-up": "<br>".join(_speed(results) for results in timed) or ABSENT,
         "device": "<br>".join(dict.fromkeys(place(one) for one in [first, *timed])),
         "commit": commits(sources),
-        "command": [results.command for results in sources],
     }
 
 
@@ -159,7 +159,6 @@ def _comparison_rows(results):
                 **{heading: _variant(variant, summary, most, heading == BEST) for heading, variant in shown.items()},
                 "device": place(results),
                 "commit": commits(runs),
-                "command": [run.command for run in runs],
             }
         )
     return found
