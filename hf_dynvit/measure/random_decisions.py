@@ -6,7 +6,7 @@ Letters: B images, N tokens ([CLS] first), H heads, L layers.
 import torch
 
 from ..model.cost import cost
-from ..model.gate import LayerDecisions
+from ..model.decisions import LayerDecisions
 
 
 GATE_KINDS = ("patch", "sublayer", "head", "block")

@@ -3,7 +3,8 @@
 from .configuration_dynvit import DynViTConfig
 from .convert import load_vit
 from .cost import dense_macs, layer_costs, layer_shares, stem_macs
-from .gate import Action, Exploration, Gate, LayerDecisions, LearnedGate, Score, TokenState
+from .decisions import Action, LayerDecisions, TokenState
+from .gate import Exploration, Gate, LearnedGate, Score
 from .gate_block import BlockGate
 from .gate_random import RandomGate
 from .gates import GATES, PRESET_GATES, preset_gates, register_gate

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional as F
 
-from .gate import Places, TokenState
+from .decisions import Places, TokenState
 from .merging import itself, move
 from .rows import UsedRows, padding_of
 

@@ -12,7 +12,8 @@ import torch
 
 from .compaction import in_full
 from .cost import cost, merging_macs
-from .gate import GATINGS, NO_EXPLORATION, TokenState, as_action
+from .decisions import TokenState, as_action
+from .gate import GATINGS, NO_EXPLORATION
 from .layer import Ahead, Seen, run_layer
 from .rows import spread_nan
 from .tokens import merge_patches, take_patches

@@ -1,7 +1,8 @@
 """Gates of blocks and sub-layers, which read one token."""
 
 from .bypass import build_bypass
-from .gate import UNTOUCHED, LearnedGate
+from .decisions import UNTOUCHED
+from .gate import LearnedGate
 from .options import check_choice, check_options
 
 

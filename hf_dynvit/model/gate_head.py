@@ -1,6 +1,7 @@
 """Gates of attention heads."""
 
-from .gate import UNTOUCHED, LearnedGate
+from .decisions import UNTOUCHED
+from .gate import LearnedGate
 from .options import check_choice
 
 

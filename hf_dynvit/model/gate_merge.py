@@ -5,7 +5,8 @@ Letters: B images, N tokens, D channels, A of them that may leave.
 
 import torch
 
-from .gate import NO_EXPLORATION, UNTOUCHED, Action, Score
+from .decisions import UNTOUCHED, Action
+from .gate import NO_EXPLORATION, Score
 from .gate_patch import PatchGate
 from .matching import count, match, matching_macs
 from .options import check_options

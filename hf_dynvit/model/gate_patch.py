@@ -2,7 +2,8 @@
 
 import torch
 
-from .gate import UNTOUCHED, LearnedGate, Score
+from .decisions import UNTOUCHED
+from .gate import LearnedGate, Score
 from .novelty import novelty, novelty_macs
 from .options import check_choice, check_options
 

@@ -3,7 +3,8 @@
 import torch
 
 from .bypass import build_bypass
-from .gate import NO_EXPLORATION, UNTOUCHED, Gate
+from .decisions import UNTOUCHED
+from .gate import NO_EXPLORATION, Gate
 from .gate_patch import PatchGate
 from .options import check_choice, check_options
 

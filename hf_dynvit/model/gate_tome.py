@@ -6,7 +6,8 @@ What differs from the published code: 1. tokens are likened by the cosine of the
 
 import torch
 
-from .gate import NO_EXPLORATION, UNTOUCHED, Action, Gate
+from .decisions import UNTOUCHED, Action
+from .gate import NO_EXPLORATION, Gate
 from .matching import count, match, matching_macs
 from .options import check_options
 

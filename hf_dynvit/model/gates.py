@@ -4,7 +4,8 @@ import inspect
 
 from torch import nn
 
-from .gate import KEEPS, Gate
+from .decisions import KEEPS
+from .gate import Gate
 from .gate_block import BlockGate, SublayerGate
 from .gate_head import HeadGate
 from .gate_merge import MergeGate

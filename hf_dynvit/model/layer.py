@@ -17,7 +17,8 @@ import torch
 
 from .bypass import bypass_of
 from .compaction import take_out
-from .gate import UNTOUCHED, Action, Exploration, LayerDecisions, TokenState, as_action
+from .decisions import UNTOUCHED, Action, LayerDecisions, TokenState, as_action, with_policy
+from .gate import Exploration
 from .layer_masked import masked_attention_sublayer, masked_bypass, masked_mlp_sublayer
 from .layer_packed import (
     packed_attention_sublayer,
@@ -27,6 +28,7 @@ from .layer_packed import (
     packed_rows,
     rounds,
 )
+from .layer_whole import run_images, runs_whole, skips_whole_images
 from .merging import absorb, merge, nearest
 
 
@@ -78,7 +80,7 @@ def run_layer(host, layer, gates, x, seen):
         off = _none(x)
         x = _skip(bypasses, add, x, alive, [False] * len(x) if packed else off[:, 0])
         return x, LayerDecisions(alive, alive, sublayers=off), state, None
-    if not wants_weights and _runs_whole(gates, seen) and not host.is_own(layer):
+    if not wants_weights and runs_whole(gates, seen) and not host.is_own(layer):
         return host.call(layer, x, state.side), LayerDecisions(), state, None
     parts, actions = host.parts(layer), {}
 
@@ -102,16 +104,16 @@ def run_layer(host, layer, gates, x, seen):
     sublayers = ask("sublayers", x)
     if replay is None and not all(allowed):
         sublayers = (~_none(x) if sublayers is None else sublayers) * torch.tensor(allowed, device=x.device)
-    if packed and sublayers is not None and all(allowed) and _skips_whole_images(gates, replay, state):
+    if packed and sublayers is not None and all(allowed) and skips_whole_images(gates, replay, state):
         _refuse_straight_through(sublayers)
         keep = sublayers[:, 0] > 0.5
         before, images = x, keep.nonzero().squeeze(1) if ahead is None else ahead.images
-        x = _run_images(parts, x, images, state.side)
+        x = run_images(parts, x, images, state.side)
         if bypasses:
             others = (~keep).nonzero().squeeze(1) if ahead is None else ahead.others
             some = before.index_select(0, others)
             x = x.index_add(0, others, bypasses[0](some).to(x.dtype))
-        return x, _with_policy(LayerDecisions(sublayers=sublayers), actions), state, None
+        return x, with_policy(LayerDecisions(sublayers=sublayers), actions), state, None
     use_attention, use_mlp = (None, None) if sublayers is None else sublayers.unbind(1)  # (B,)
 
     normed = parts.attention_norm(x) if not packed or "attention_tokens" in gates else None
@@ -177,17 +179,7 @@ def run_layer(host, layer, gates, x, seen):
     if gate is not None and gate.drop and not compacts:
         state = state._replace(alive=attention_tokens)
     decisions = LayerDecisions(attention_tokens, mlp_tokens, heads, sublayers, into)
-    return x, _with_policy(decisions, actions), state, weights
-
-
-def _runs_whole(gates, seen):
-    """Whether nothing is decided here and nothing was before: the layer is the host's, for all tokens of all images."""
-    replay, state = seen.replay, seen.state
-    if state.size is not None or (gates and seen.gating != "open"):
-        return False
-    if replay is not None:
-        return not replay.keeps() and replay.into is None
-    return state.alive is None and all(seen.allowed)
+    return x, with_policy(decisions, actions), state, weights
 
 
 def _one_decision(gates, replay):
@@ -204,23 +196,6 @@ def _none(x):
     return torch.zeros(x.shape[0], 2, dtype=torch.bool, device=x.device)
 
 
-def _skips_whole_images(gates, replay, state):
-    """Whether the only question is which images run this layer, attention and MLP alike."""
-    if (
-        set(gates) != {"sublayers"}
-        or not gates["sublayers"].whole
-        or state.alive is not None
-        or state.size is not None
-    ):
-        return False
-    if replay is None:
-        return True
-    if set(replay.keeps()) != {"sublayers"} or replay.into is not None:
-        return False
-    attention, mlp = (replay.sublayers > 0.5).unbind(1)
-    return torch.equal(attention, mlp)
-
-
 def _skip(bypasses, add, x, tokens, use):
     """x (B, N, D) with what is added instead of both sub-layers for the images that `use` skips; others as they were."""
     for bypass in bypasses:
@@ -233,30 +208,6 @@ def _either(one, other):
     if isinstance(one, list):
         return [a or b for a, b in zip(one, other, strict=True)]
     return None if one is None else torch.maximum(one, other)  # between equals it halves the gradient
-
-
-def _run_images(parts, x, images, side):
-    """x (B, N, D) after the layer for images (B',), and as it was for the others: one gather for the block."""
-    if not len(images):
-        return x
-    if len(images) == len(x):
-        return packed_block(parts, x, None, None, None, None, TokenState(side=side))
-    some = None if side is None else side.index_select(0, images)
-    part = packed_block(parts, x.index_select(0, images), None, None, None, None, TokenState(side=some))
-    return x.index_copy(0, images, part)
-
-
-def _with_policy(decisions, actions):
-    """The decisions with the sums of the policies' log-probabilities and entropies, and the mean of their values."""
-    actions = [action for action in actions.values() if action.log_prob is not None]
-    if not actions:
-        return decisions
-    values = [action.value for action in actions if action.value is not None]
-    return decisions._replace(
-        log_prob=sum(action.log_prob for action in actions),
-        entropy=sum(action.entropy for action in actions),
-        value=sum(values) / len(values) if values else None,
-    )
 
 
 def _both(keep, alive):

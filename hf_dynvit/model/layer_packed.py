@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers.activations import GELUActivation
 
-from .gate import UNTOUCHED
+from .decisions import UNTOUCHED
 from .packed_attention import packed_attention
 from .prepack import PrepackedLinear, are_joinable, is_plain
 from .rows import add_rows, chunks, put_rows, sixteen_bit_on_cpu, take_rows, take_values, used_rows

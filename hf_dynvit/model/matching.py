@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from .gate import UNTOUCHED
+from .decisions import UNTOUCHED
 from .host import CLS
 from .rows import directions, no_autocast
 

@@ -10,7 +10,8 @@ import torch
 from tqdm.auto import tqdm
 
 from ..model.bypass import bypass_of
-from ..model.gate import NO_EXPLORATION, TokenState
+from ..model.decisions import TokenState
+from ..model.gate import NO_EXPLORATION
 from ..model.layer import Seen, run_layer
 from .least_squares import Moments
 

@@ -7,7 +7,8 @@ from torch.testing import assert_close
 from transformers import ViTConfig
 
 from hf_dynvit import DynViTForImageClassification
-from hf_dynvit.model.gate import UNTOUCHED, Exploration, TokenState
+from hf_dynvit.model.decisions import UNTOUCHED, TokenState
+from hf_dynvit.model.gate import Exploration
 from hf_dynvit.model.gates import build_gate
 from hf_dynvit.model.matching import match
 
