@@ -3,7 +3,7 @@
 from .configuration_dynvit import DynViTConfig
 from .convert import load_vit
 from .cost import dense_macs, layer_costs, layer_shares, stem_macs
-from .decisions import Action, LayerDecisions, TokenState
+from .decisions import UNTOUCHED, Action, LayerDecisions, TokenState
 from .gate import Exploration, Gate, LearnedGate, Score
 from .gate_block import BlockGate
 from .gate_random import RandomGate
@@ -16,6 +16,7 @@ from .prepack import can_prepack, is_prepacked
 __all__ = [
     "GATES",
     "PRESET_GATES",
+    "UNTOUCHED",
     "Action",
     "BlockGate",
     "DynViTConfig",

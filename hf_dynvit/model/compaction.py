@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from .decisions import Places, TokenState
-from .merging import itself, move
+from .merging import departures, itself, move
 from .rows import UsedRows, padding_of
 
 
@@ -28,7 +28,7 @@ class Taken(NamedTuple):
         if self.used.index is not None:
             empty = rows.new_full((self.shape[0] * self.shape[1], rows.shape[1]), empty)
             rows = empty.index_copy_(0, self.used.index, rows)
-        return rows.view(*self.shape, -1)
+        return rows.view(*self.shape, rows.shape[1])
 
 
 def take_out(x, keep, into, state, rounded):
@@ -43,8 +43,8 @@ def take_out(x, keep, into, state, rounded):
         `Taken`, None if all stay; the `TokenState` of the new stream; and `into` of those that leave alone. The order of
         tokens is as it was.
     """
-    (batch, num_tokens), here = keep.shape, itself(keep)
-    into = None if into is None else torch.where(keep, here, into)
+    batch, num_tokens = keep.shape
+    into = None if into is None else departures(keep, into, state.alive)
     kept = keep.flatten().nonzero().squeeze(1)  # (T,)
     total = len(kept)
     if total == keep.numel():
@@ -52,7 +52,7 @@ def take_out(x, keep, into, state, rounded):
     lengths = [total] if batch == 1 else keep.sum(1).tolist()
     shape, padding = (batch, max(lengths)), padding_of(total) if rounded else 0
     rows = x.flatten(0, 1).index_select(0, F.pad(kept, (0, padding)) if padding else kept)
-    gone = () if into is None else (into != here).flatten().nonzero().squeeze(1)
+    gone = () if into is None else (into != itself(into)).flatten().nonzero().squeeze(1)
     size = state.size
     if len(gone):
         size = (torch.ones(keep.shape, device=x.device) if size is None else size).flatten()
@@ -99,9 +99,8 @@ def in_full(decision, before, after):
     places, alive = before.places, after.places.alive
 
     def spread(keep):
-        if (
-            keep is None or keep is before.alive or after.places is not places
-        ):  # who drops permanently, drops from both
+        # Tokens that were taken out in this layer are in neither sub-layer.
+        if keep is None or keep is before.alive or after.places is not places:
             return alive
         return torch.zeros_like(alive).scatter(1, places.index, keep > 0.5)
 

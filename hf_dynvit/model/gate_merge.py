@@ -79,5 +79,6 @@ class MergeGate(PatchGate):
         return match(tokens, state, self.protected).leaving(tokens.shape[1])
 
     def macs(self, num_tokens, alive=None):
-        patches = (num_tokens if alive is None else alive) - count(self.protected, num_tokens)
-        return num_tokens * self.score.in_features + matching_macs(patches, self.score.in_features)
+        tokens = num_tokens if alive is None else alive
+        patches = tokens - count(self.protected, num_tokens)
+        return tokens * self.score.in_features + matching_macs(patches, self.score.in_features)

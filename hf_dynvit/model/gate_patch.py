@@ -18,7 +18,7 @@ class PatchGate(LearnedGate):
             for that sub-layer alone, read at its own entrance.
         drop: tokens that are not kept are gone for all later layers too (as in DynamicViT), instead of passing this
             layer unchanged and coming back.
-        merge: before they are gone, the kept tokens most like them take on their content (tokens.py).
+        merge: before they are gone, the kept tokens most like them take on their content (merging.py).
         novelty: what a token's novelty (novelty.py) counts in its logit at first; learned from there. 0: not at all.
     """
 

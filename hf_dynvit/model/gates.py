@@ -35,10 +35,17 @@ def register_gate(name, kind):
             model: who loads the model registers the gate first.
 
     Raises:
-        ValueError: what is not a class of gates, or a name that another one has.
+        ValueError: what is not a class of gates or is one for another version, or a name that another one has.
     """
     if not (isinstance(kind, type) and issubclass(kind, Gate)):
         raise ValueError(f"gate {name!r} must be a subclass of Gate, got {kind!r}")
+    asked = [getattr(kind, method) for method in ("forward", "act", "logits", "decidable") if hasattr(kind, method)]
+    former = [method.__name__ for method in asked if "alive" in inspect.signature(method).parameters]
+    if former:
+        raise ValueError(
+            f"{former} of gate {name!r} must take `state` (a TokenState, with `alive` and `size` of the tokens) in place "
+            "of `alive`"
+        )
     if GATES.get(name, kind) is not kind:
         raise ValueError(f"there is a gate {name!r} already: {GATES[name].__name__}")
     GATES[name] = kind

@@ -62,7 +62,10 @@ def match(tokens, state=UNTOUCHED, protected=CLS):
         order, patches, there = None, tokens[:, first:], None if alive is None else alive[:, first:]
     else:
         order, there = _patches_first(tokens, alive, protected)
-        patches = tokens.gather(1, order.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))  # (B, M, D)
+        rows = order + num_tokens * torch.arange(tokens.shape[0], device=tokens.device).unsqueeze(1)
+        patches = (
+            tokens.detach().flatten(0, 1).index_select(0, rows.flatten()).view(*order.shape, tokens.shape[2])
+        )  # (B, M, D)
     distance, partner = _nearest(patches, there)
     there = None if there is None else there[:, 1::2]
     if order is None:
@@ -88,7 +91,7 @@ def _nearest(patches, there):
     with no_autocast(patches):
         similarity = torch.bmm(unit[:, 1::2], unit[:, ::2].transpose(1, 2))  # (B, A, P)
     if there is not None:
-        similarity = similarity.masked_fill(~there[:, None, ::2], -1.0)
+        similarity.masked_fill_(~there[:, None, ::2], -1.0)
     most, partner = similarity.max(-1)
     return (1 - most).float(), partner
 

@@ -23,14 +23,18 @@ def merge(x, tokens, into, state, packed):
     Returns:
         x, the new sizes (B, N), and `into` of those that leave alone.
     """
-    stays = tokens if tokens.dtype == torch.bool else tokens > 0.5
-    stays = stays if state.alive is None else stays | ~(state.alive > 0.5)  # so does what has left before
-    gone = torch.where(stays, itself(into), into)
+    gone = departures(tokens if tokens.dtype == torch.bool else tokens > 0.5, into, state.alive)
     if not tokens.requires_grad:
         return *absorb(x, state.size, gone, packed), gone
     moving = (1 - tokens) * (into != itself(into))  # a sampled token learns what would become of it
     moving = moving if state.alive is None else moving * state.alive.detach()
     return *absorb(x, state.size, into, packed, moving), gone
+
+
+def departures(keep, into, alive):
+    """`into` (B, N) of the tokens that leave alone; those kept (bool), and those that were not alive before, go nowhere."""
+    stays = keep if alive is None else keep | ~(alive > 0.5)
+    return torch.where(stays, itself(into), into)
 
 
 def itself(tokens):
@@ -42,7 +46,7 @@ def nearest(normed, tokens, state, packed, protected=CLS):
     """For each token the kept patch most like it, other than itself, or itself where there is none: int64 (B, N).
 
     Args:
-        normed: (B, N, D). tokens: (B, N) that stay. protected: places of tokens that nothing merges into, nor they into others.
+        normed: (B, N, D). tokens: (B, N) that stay. protected: places of tokens that take no part.
         packed: find those of tokens that leave alone, without the products that need not be.
     """
     keep = tokens if tokens.dtype == torch.bool else tokens > 0.5
@@ -51,7 +55,7 @@ def nearest(normed, tokens, state, packed, protected=CLS):
     if packed:
         leave = ~keep if state.alive is None else ~keep & (state.alive > 0.5)
         with no_autocast(normed):
-            return _nearest_packed(normed, leave, targets)
+            return _nearest_packed(normed.detach(), leave, targets)
     pairs = targets.unsqueeze(1) & ~torch.eye(keep.shape[1], dtype=torch.bool, device=keep.device)  # (B, N, N)
     normed = exact(normed)
     with no_autocast(normed):
@@ -118,7 +122,6 @@ def move(source, place, amount, flat, size):
         flat and the new sizes.
     """
     new_size = size.index_add(0, place, amount)
-    moved = (source - flat.index_select(0, place)) * (amount / new_size.index_select(0, place)).unsqueeze(1).to(
-        flat.dtype
-    )
+    share = (amount / new_size.index_select(0, place)).unsqueeze(1).to(flat.dtype)
+    moved = (source - flat.index_select(0, place)) * share
     return flat.index_add_(0, place, moved), new_size.detach()

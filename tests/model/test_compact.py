@@ -1,4 +1,4 @@
-"""What is reported of a compacted stream is what was computed, also where a further drop is not worth another copy."""
+"""What is reported of a compacted stream is what was computed, also where one image drops tokens and another none."""
 
 import torch
 from models import gated

@@ -52,7 +52,7 @@ def test_a_dropped_token_can_be_selected_again(tiny_vit, layout):
     assert (hidden[2][:, 5] != hidden[1][:, 5]).any(-1).all()
 
 
-@pytest.mark.parametrize("name", ["all", "all official", "patch merged"])
+@pytest.mark.parametrize("name", ["all", "all official", "patch merged", "merge"])
 def test_an_image_is_treated_alike_alone_and_in_a_batch(tiny_vit, name):
     model = gated(tiny_vit(LAYERS), GATE_SETS[name])
     pixel_values = images(8)
@@ -91,7 +91,7 @@ def test_tokens_that_are_dropped_for_good_never_return(tiny_vit, layout):
     assert torch.equal(decisions[2].attention_tokens, alive) and torch.equal(decisions[2].mlp_tokens, alive)
 
 
-@pytest.mark.parametrize("name", ["patch for good", "patch merged"])
+@pytest.mark.parametrize("name", ["patch for good", "patch merged", "merge"])
 def test_sampled_drops_without_gradients_may_run_packed(tiny_vit, name):
     model = gated(tiny_vit(LAYERS), GATE_SETS[name])
     pixel_values = images(8)

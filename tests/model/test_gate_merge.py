@@ -2,15 +2,20 @@
 
 import pytest
 import torch
-from models import images, run
+from models import gated, images, run
 from torch.testing import assert_close
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import ViTConfig
 
 from hf_dynvit import DynViTForImageClassification
+from hf_dynvit.model.compaction import take_out
+from hf_dynvit.model.cost import dense_macs
 from hf_dynvit.model.decisions import UNTOUCHED, TokenState
 from hf_dynvit.model.gate import Exploration
 from hf_dynvit.model.gates import build_gate
 from hf_dynvit.model.matching import match
+from hf_dynvit.model.merging import merge
+from hf_dynvit.model.prepack import can_prepack
 
 
 MERGE = [{"gate": "merge"}]
@@ -105,6 +110,89 @@ def test_nothing_merges_where_no_patch_is_left(tiny_vit, layout):
     out = run(model, layout, images(3))
     assert torch.isfinite(out.logits).all()
     assert [kept.attention_tokens.sum(1).tolist() for kept in out.decisions] == [[1] * 3] * 2
+
+
+@pytest.mark.parametrize("gating", ["threshold", "act", "sample"])
+@pytest.mark.parametrize("layout", ["masked", "packed"])
+def test_the_partner_found_by_the_gate_is_the_one_merged_into_without_a_second_search(
+    tiny_vit, layout, gating, monkeypatch
+):
+    monkeypatch.setattr("hf_dynvit.model.layer.nearest", None)
+    model = gated(tiny_vit(2), MERGE)
+    normed = []
+    model.vit.layers[0].layernorm_before.register_forward_hook(lambda module, args, out: normed.append(out))
+    decision = run(model, layout, images(3), gating=gating).decisions[0]
+    kept = decision.attention_tokens > 0.5
+    assert 0.5 < kept.float().mean() < 1
+    assert torch.equal(decision.into, torch.where(kept, torch.arange(17), match(normed[0]).into(17)))
+    assert kept.gather(1, decision.into).all()
+
+
+@pytest.mark.parametrize("layout", ["masked", "packed"])
+def test_merging_is_replayed_at_the_same_cost(tiny_vit, layout):
+    model, pixel_values = gated(tiny_vit(3), MERGE), images(3)
+    free = run(model, layout, pixel_values)
+    again = run(model, layout, pixel_values, decisions=free.decisions)
+    assert_close(again.logits, free.logits, rtol=0, atol=1e-5)
+    assert torch.equal(again.cost, free.cost) and free.cost.mean() < 0.9
+
+
+def test_a_sampled_token_learns_what_would_become_of_it(tiny_vit):
+    x, size = torch.randn(1, 5, 3), torch.tensor([[1.0, 2.0, 1.0, 3.0, 2.0]])
+    tokens = torch.tensor([[1.0, 1.0, 0.0, 1.0, 1.0]], requires_grad=True)
+    into = torch.tensor([[0, 1, 1, 3, 3]])
+    merged, sizes, gone = merge(x, tokens, into, TokenState(size=size), packed=False)
+    assert_close(merged[0, 1], (2 * x[0, 1] + x[0, 2]) / 3)
+    assert_close(merged[0, [0, 3, 4]], x[0, [0, 3, 4]])
+    assert sizes.tolist() == [[1.0, 3.0, 1.0, 3.0, 2.0]] and gone.tolist() == [[0, 1, 1, 3, 4]]
+    (gradient,) = torch.autograd.grad(merged[0, 3].sum(), tokens)
+    assert_close(gradient[0], torch.tensor([0, 0, 0, 0, 1]) * -2 / 3 * (x[0, 4] - x[0, 3]).sum())  # token 4 stayed
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.parametrize("merged", [False, True])
+def test_tokens_that_are_taken_out_leave_what_they_leave_where_they_stand(batch, merged):
+    x, size, side = torch.randn(batch, 9, 6), 1.0 + torch.rand(batch, 9), torch.rand(batch, 9, 2)
+    keep = torch.rand(batch, 9) < 0.6
+    keep[:, 0] = keep[:, 3] = True
+    into = torch.where(torch.arange(9) % 2 == 0, 3, torch.arange(9)) if merged else None
+    into = None if into is None else into.repeat(batch, 1)
+    state = TokenState(size=size, side=side)
+    expected, sizes = x, size
+    if merged:
+        expected, sizes, gone = merge(x, keep, into, state, packed=True)
+    taken, after, found = take_out(x, keep, into, state, rounded=True)
+    assert len(taken.rows) % 4 == 0 and (not merged or torch.equal(found, gone))
+    stream = taken.stream(taken.rows)
+    for image in range(batch):
+        left = keep[image].nonzero().squeeze(1)
+        assert_close(stream[image, : len(left)], expected[image, left])
+        assert_close(after.size[image, : len(left)], sizes[image, left])
+        assert_close(after.side[image, : len(left)], side[image, left])
+        assert after.places.index[image, : len(left)].tolist() == left.tolist()
+        assert after.alive is None or after.alive[image].tolist() == [n < len(left) for n in range(stream.shape[1])]
+    assert torch.equal(after.places.alive, keep)
+
+
+@pytest.mark.skipif(not can_prepack(), reason="this torch has no oneDNN")
+@pytest.mark.parametrize("batch", [1, 3])
+def test_prepacked_products_of_any_number_of_rows_are_those_of_the_masked_layout(tiny_vit, batch, monkeypatch):
+    monkeypatch.setattr("hf_dynvit.model.prepack.WORTH", 0)
+    model, pixel_values = gated(tiny_vit(3), MERGE), images(batch)
+    masked = run(model, "masked", pixel_values)
+    packed = run(model.prepack(), "packed", pixel_values)
+    assert_close(packed.logits, masked.logits, rtol=0, atol=1e-4)
+    assert torch.equal(packed.cost, masked.cost)
+
+
+@pytest.mark.usefixtures("counted_attention")
+def test_the_matching_is_counted_once_and_as_it_runs(tiny_vit):
+    model = gated(tiny_vit(3), MERGE)
+    for _ in range(4):
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            out = model(images(1))
+        assert counter.get_total_flops() / 2 == round(float(out.cost) * dense_macs(model.config, 17, 5))
+        assert out.cost < 0.95
 
 
 @pytest.mark.parametrize(

@@ -226,6 +226,7 @@ GATES = {
     "random": [{"gate": "random"}],
     "dropped": [{"gate": "patch", "drop": True}],
     "merged": [{"gate": "patch", "drop": True, "merge": True, "novelty": 4.0}],
+    "merge": [{"gate": "merge"}],
     "all": [{"gate": "patch", "drop": True, "merge": True}, {"gate": "head"}, {"gate": "sublayer"}],
 }
 

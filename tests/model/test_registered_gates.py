@@ -106,6 +106,15 @@ def test_what_cannot_be_a_gate_is_refused_by_name(tiny_vit):
         DynViTForImageClassification.from_vit(tiny_vit(), [{"gate": "nothing"}])
 
 
+def test_a_gate_written_for_alive_is_told_what_gates_are_asked_with(tiny_vit):
+    class Former(Contrast):
+        def logits(self, tokens, alive=None):
+            return super().logits(tokens)
+
+    with pytest.raises(ValueError, match=r"\['logits'\] of gate 'former' must take `state` .* in place of `alive`"):
+        register_gate("former", Former)
+
+
 @pytest.mark.parametrize("budget", [0.6, 1])
 def test_a_budget_is_set_and_saved(tiny_vit, tmp_path, budget):
     model = DynViTForImageClassification.from_vit(tiny_vit(), [{"gate": "patch"}])
