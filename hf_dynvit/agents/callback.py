@@ -5,7 +5,6 @@ An agent takes patches away before the first layer, in training alone; evaluatio
 Letters: B images, n patches (no [CLS]), K kept patches.
 """
 
-import time
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from accelerate.utils import recursively_apply
 from transformers import TrainerCallback
 
+from ..measure.timing import seconds_of_work
 from ..model.cost import dense_macs
 from .base import Moment
 from .shelf import build_agent
@@ -30,7 +30,7 @@ class PatchAgent(TrainerCallback):
     Attributes:
         agent: an `Agent`. evaluates: whether the trainer now evaluates on chosen patches.
         kept: (n,) float64, how many images kept each patch so far. images: how many there were.
-        seconds: wall time of choosing and learning in this process; on an accelerator what it queues comes on top.
+        seconds: of choosing and learning in this process (`seconds_of_work`); on an accelerator what it queues comes on top.
     """
 
     def __init__(self, trainer):
@@ -130,10 +130,10 @@ class PatchAgent(TrainerCallback):
     @contextmanager
     def _timed(self):
         """Counts the time inside, which runs in the precision of the training."""
-        started = time.perf_counter()
+        started = seconds_of_work(self.trainer.args.device)
         with self.trainer.accelerator.autocast():
             yield
-        self.seconds += time.perf_counter() - started
+        self.seconds += seconds_of_work(self.trainer.args.device) - started
 
     def on_train_begin(self, args, state, control, train_dataloader=None, **kwargs):
         if hasattr(train_dataloader, "__len__"):

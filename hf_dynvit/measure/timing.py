@@ -10,6 +10,15 @@ from tqdm import tqdm
 LEAST_ROUNDS, MOST_ROUNDS = 7, 500
 
 
+def seconds_of_work(device):
+    """The clock of a long run, which no other can be timed in turns with; only differences mean anything.
+
+    On a single CPU thread the CPU time of this process, which other work on the machine hardly changes, so that runs can be
+    split over cores; wall time elsewhere, where threads and devices work beside each other.
+    """
+    return time.process_time() if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter()
+
+
 def interleaved_seconds(calls, rounds, warmup=1):
     """Time each call once per round, in an order that shifts from round to round.
 

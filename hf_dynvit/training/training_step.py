@@ -1,13 +1,13 @@
 """Timing of training: a step on one batch, steps of patch agents in turns with dense ones, a clock for whole runs."""
 
 import tempfile
-from time import perf_counter
 
 import torch
 from transformers import TrainerCallback
 
 from ..agents.shelf import parse_variant
 from ..measure.memory import peak_mib
+from ..measure.timing import seconds_of_work
 from ..model.modeling_dynvit import DynViTForImageClassification
 from .arguments import DynViTTrainingArguments
 from .trainer import DynViTTrainer
@@ -135,14 +135,14 @@ class TrainingClock(TrainerCallback):
     """Add it last: it counts what other callbacks do at the end of a step.
 
     Attributes:
-        seconds: of training so far. points: [{"step", "seconds", "accuracy", "loss"}], one for each evaluation.
+        seconds: of training so far (`seconds_of_work`). points: [{"step", "seconds", "accuracy", "loss"}], one for each evaluation.
     """
 
     def __init__(self):
         self.seconds, self.points, self._running = 0.0, [], None
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self._running = perf_counter()
+        self._running = seconds_of_work(args.device)
 
     def on_step_end(self, args, state, control, **kwargs):
         if control.should_evaluate:
@@ -152,12 +152,12 @@ class TrainingClock(TrainerCallback):
         if self._running is None and state.global_step:
             point = {"step": state.global_step, "seconds": self.seconds}
             self.points.append(point | {"accuracy": metrics["eval_accuracy"], "loss": metrics["eval_loss"]})
-            self._running = perf_counter()
+            self._running = seconds_of_work(args.device)
 
     def on_predict(self, args, state, control, **kwargs):
         """The evaluation on chosen patches is over, which comes after the one on all."""
         if self._running is not None:
-            self._running = perf_counter()
+            self._running = seconds_of_work(args.device)
 
     def on_train_end(self, args, state, control, **kwargs):
         self._stop(args)
@@ -167,5 +167,5 @@ class TrainingClock(TrainerCallback):
             return
         if args.device.type == "cuda":
             torch.cuda.synchronize(args.device)
-        self.seconds += perf_counter() - self._running
+        self.seconds += seconds_of_work(args.device) - self._running
         self._running = None

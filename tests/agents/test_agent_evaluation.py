@@ -113,7 +113,7 @@ class Slow(TrainerCallback):
 def test_the_clock_of_training_stands_still_during_both_evaluations(tiny_vit, tmp_path, monkeypatch, evaluation):
     options = {"eval_strategy": "steps", "eval_steps": 3, "max_steps": 8, "agent_evaluation": evaluation}
     trainer, slow, clock = agent_trainer(tiny_vit, tmp_path, "random", **options), Slow(), TrainingClock()
-    monkeypatch.setattr("hf_dynvit.training.training_step.perf_counter", lambda: slow.now)
+    monkeypatch.setattr("hf_dynvit.training.training_step.seconds_of_work", lambda device: slow.now)
     trainer.add_callback(slow)
     trainer.add_callback(clock)
     trainer.train()
