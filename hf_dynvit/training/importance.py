@@ -21,8 +21,8 @@ LEAST = 1e-9  # gradient norm: one of exactly 0 has a logarithm too
 def fit_importance(model, batches, strength=1.0, ridge=1e-3):
     """Set the scores of all token gates to the importance of tokens, relative to the mean of their image.
 
-    Thresholds are to be calibrated afterwards (`calibrate`): the scores' mean over tokens is 0, so that they change
-    which tokens stay, not yet how many.
+    Thresholds are to be calibrated afterwards (`calibrate`): the mean score of each layer stays what it was, so that
+    scores change which tokens stay, not yet how many.
 
     Args:
         model: a model with gates of tokens that read the layer's entrance (`patch`, `merge`); it is run with all open.
@@ -58,8 +58,10 @@ def fit_importance(model, batches, strength=1.0, ridge=1e-3):
         weight = sums[layer].solve(ridge)  # (D, 1)
         explained[layer] = sums[layer].explained(weight)
         with torch.no_grad():
+            before = gate.score.weight.T.double().to(weight.device)
+            # The mean score of the layer stays what it was: how much is kept is for the calibration to say.
+            gate.score.bias += strength * sums[layer].constant(weight) - sums[layer].constant(before)
             gate.score.weight.copy_(strength * weight.T)
-            gate.score.bias += strength * sums[layer].constant(weight)
     return explained
 
 

@@ -78,6 +78,15 @@ def test_a_frozen_backbone_teaches_as_well_and_is_left_as_it_was(tiny_vit):
     torch.testing.assert_close(models[0].state_dict(), models[1].state_dict())
 
 
+def test_fitting_again_replaces_what_was_fitted_before(tiny_vit):
+    once, twice = gated(tiny_vit), gated(tiny_vit)
+    fit_importance(twice, batches(), strength=3.0)
+    for model in (once, twice):
+        fit_importance(model, batches())
+    for gate, other in zip(once.learned_gates(), twice.learned_gates(), strict=True):
+        torch.testing.assert_close(gate.state_dict(), other.state_dict(), rtol=1e-4, atol=1e-4)
+
+
 def test_strength_0_is_the_unlearned_twin(tiny_vit):
     model, fresh = gated(tiny_vit), gated(tiny_vit)
     fit_importance(model, batches(), strength=0.0)
