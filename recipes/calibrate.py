@@ -1,10 +1,10 @@
 """Turn the dial of a model: python recipes/calibrate.py --model DIR --budget 0.6 --data_files train=FILE --output DIR2
 
 Shifts all gates by one number until the mean cost on training images is the new budget, and saves the result as a model
-of its own; gates that learn nothing keep the cost that they have. The backbone is not trained and no labels are used; a model trained for that budget is more accurate. With
-`--gates merge` a plain ViT becomes a model that merges a little in every layer; on the same images its gates learn which
-tokens the prediction depends on, unless `--importance false`. With `--bypass_images N` what skipped blocks and sub-layers
-add instead is fitted first, of gates with a bypass.
+of its own; gates that learn nothing keep the cost that they have. The backbone is not trained and no labels are used; a
+model trained for that budget is more accurate. With `--gates merge` a plain ViT becomes a model that merges a little in
+every layer; on the same images its gates learn which tokens the prediction depends on, unless `--importance false`. With
+`--bypass_images N` what skipped blocks and sub-layers add instead is fitted first, of gates with a bypass.
 """
 
 import sys

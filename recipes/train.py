@@ -106,9 +106,12 @@ def main(argv=None):
 def preset_defaults(words):
     """How the preset that the words name (`--gates NAME`), or that made the gates that are kept, wants them taught."""
     preset = named_preset(words)
-    # Nothing is led from open gates to the budget where gates have learned already, or start from a mask.
+    # Where gates have learned already, or start from a mask, nothing is led from open gates to the budget, or learned anew.
     there = last_value(words, "gates") == "keep" or last_value(words, "start_mask")
-    return {**preset_arguments(preset), **({"budget_ramp": 0.0, "curriculum": 0.0} if there else {})}
+    return {
+        **preset_arguments(preset),
+        **({"budget_ramp": 0.0, "curriculum": 0.0, "importance_images": 0} if there else {}),
+    }
 
 
 def named_preset(words):

@@ -109,6 +109,10 @@ def load_image_data(args, processor, config, new_classifier=False, seed=0):
         num_labels = len(names) if names else int(max(train.with_format("numpy")[:][args.label_column])) + 1
     for other in rows.values():
         check_label_range(other, args.label_column, num_labels)
+    if new_classifier and args.match_labels:
+        raise ValueError(
+            "match_labels finds classes of the model by name, and new_classifier replaces them: give one of them"
+        )
     classes = None if new_classifier else classes_of(args, names, config)
 
     held_out = None

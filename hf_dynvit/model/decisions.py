@@ -59,9 +59,8 @@ class Action(NamedTuple):
     log_prob: torch.Tensor | None = None
     entropy: torch.Tensor | None = None
     value: torch.Tensor | None = None
-    into: torch.Tensor | None = (
-        None  # int64 (B, N), of a gate that `pairs`: where each token would go; itself: nowhere
-    )
+    # Of a gate that `pairs`: int64 (B, N), the token, one that stays, that each one would leave for; itself: none.
+    into: torch.Tensor | None = None
 
 
 def as_action(found):

@@ -13,8 +13,6 @@ from .options import check_options
 
 
 KEPT = 1e4  # logit of a token that may not leave, beyond any shift of the thresholds
-
-
 NEAR = 0.03  # distance above which its logarithm counts; below, tokens are as good as equal
 
 

@@ -73,8 +73,10 @@ def check_trainer(trainer):
         )
     if not args.train_body and not learns(trainer.model):
         raise ValueError("train_body is false, which needs gates that learn: the model has none")
-    if args.bypass_images:
-        check_bypass(trainer.model)
+    if (
+        trainer.train_dataset is not None
+    ):  # who only evaluates has nothing to fit: the dense model, by the same arguments
+        _check_fitted(args, trainer.model)
     calibration = trainer.calibration_dataset
     if calibration is not None and not hasattr(calibration, "__len__"):
         raise ValueError(
@@ -86,9 +88,18 @@ def check_trainer(trainer):
     if steered:
         _check_steered(args, " and ".join(steered))
     if learns(trainer.model):
-        _check_gates(args, trainer.optimizer_cls_and_kwargs, trainer.model)
+        _check_gates(args, trainer.optimizer_cls_and_kwargs)
         if trainer.train_dataset is not None:
             _warn_of_another_objective(args, config)
+
+
+def _check_fitted(args, model):
+    if args.bypass_images:
+        check_bypass(model)
+    if args.importance_images and not token_gates(model):
+        raise ValueError(
+            f"importance_images {args.importance_images} are for learned gates of tokens (patch, merge): the model has none"
+        )
 
 
 def _check_steered(args, what):
@@ -104,11 +115,7 @@ def _check_steered(args, what):
         )
 
 
-def _check_gates(args, optimizer_cls_and_kwargs, model):
-    if args.importance_images and not token_gates(model):
-        raise ValueError(
-            f"importance_images {args.importance_images} are for learned gates of tokens (patch, merge): the model has none"
-        )
+def _check_gates(args, optimizer_cls_and_kwargs):
     if str(args.optim.value).startswith(OWN_GROUPS) and optimizer_cls_and_kwargs is None:
         raise ValueError(
             f"optim {args.optim.value!r} groups the parameters itself, and gates have a group of their own: take another"

@@ -241,6 +241,9 @@ def test_labels_are_matched_to_the_models_classes_by_name(tmp_path):
         load(tmp_path, model=config(3, [NAMES[0], NAMES[1], "heron"]), match_labels=True)
     with pytest.raises(ValueError, match="give one of them"):
         load(tmp_path, match_labels=True, trust_label_order=True)
+    data = DataArguments(data_files=write_parquet(tmp_path), match_labels=True)
+    with pytest.raises(ValueError, match="new_classifier replaces them: give one of them"):
+        load_image_data(data, processor(), config(), new_classifier=True)
 
 
 def test_a_processor_of_another_size_is_refused(tmp_path):

@@ -178,6 +178,29 @@ def test_a_model_with_gates_trains_on(place, skipping):
         place.train("not_kept", *words, "--gates", "layerskip")
 
 
+def test_the_dense_checkpoint_is_measured_after_a_training_that_fitted_bypasses(place):
+    gates = "[{gate: block, value_width: 8, bypass: low_rank, rank: 2}]"
+    results = place.train("with_bypass", "--gates", gates, "--bypass_images", "6", "--objective", "reinforce")
+    assert results["dense"]["cost"] == 1.0 and (place.folder / "with_bypass" / "results.json").exists()
+
+
+def test_gates_that_are_kept_keep_the_importance_that_they_learned(place):
+    first = place.train("merging", "--gates", "merge", "--budget", "0.9", "--importance_images", "6")
+    words = ["--model_name_or_path", str(place.folder / "merging"), "--gates", "keep", "--budget", "0.9"]
+    assert first["settings"]["training"]["importance_images"] == 6
+    assert place.train("merging_on", *words)["settings"]["training"]["importance_images"] == 0
+    scores = [
+        {
+            name: weight
+            for name, weight in load_file(place.folder / folder / "model.safetensors").items()
+            if "score.weight" in name
+        }
+        for folder in ("merging", "merging_on")
+    ]
+    assert scores[0] and all(weight.any() for weight in scores[0].values())
+    torch.testing.assert_close(*scores)
+
+
 def test_a_vit_trained_from_scratch_is_a_plain_one(place):
     shape = "{image_size: 32, patch_size: 8, hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2, num_attention_heads: 4}"
     words = ["--model_name_or_path=", "--new_vit", shape, "--gates", "none"]

@@ -121,5 +121,7 @@ def test_a_trainer_learns_importance_before_its_first_step(tiny_vit, tmp_path):
 def test_a_trainer_refuses_images_of_importance_without_gates_of_tokens(tiny_vit, tmp_path):
     with pytest.raises(ValueError, match="importance_images 8 are for learned gates of tokens"):
         build_trainer(tiny_vit, tmp_path, gates=[{"gate": "head"}], importance_images=8)
+    with pytest.raises(ValueError, match="importance_images 8 are for learned gates of tokens"):
+        build_trainer(tiny_vit, tmp_path, gates=None, budget=1.0, importance_images=8)
     with pytest.raises(ValueError, match="importance_images must be at least 0, got -1"):
         build_trainer(tiny_vit, tmp_path, importance_images=-1)
