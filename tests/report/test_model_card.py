@@ -50,12 +50,12 @@ def results(model):
         ],
         "usage": meter.per_layer(),
         "batch_size": 48,
-        **measured_on("cpu", torch.float32, seed=11),
+        **measured_on("cpu", torch.float32, seed=90417),
     }
 
 
 def numbers(text):
-    return set(re.findall(r"\d+(?:\.\d+)?", text))
+    return set(re.findall(r"(?<![\w.])\d+(?:\.\d+)?(?![\w])", text))  # a commit's digits are no numbers
 
 
 def test_the_metadata_holds_the_measured_accuracy_and_cost(model, results, tmp_path):
@@ -92,7 +92,7 @@ def test_every_measurement_is_in_the_text_with_its_context(model, results, tmp_p
     for key in ("device", "dtype", "commit", "command"):
         assert results[key] is None or f"| {key} | " in text
     assert f"1.87× |\n\nOn {results['device']}, float32, CPU threads: {results['threads']}." in text
-    assert "| seed | 11 |" in text
+    assert "| seed | 90417 |" in text
     assert "| batch_size | 48 |" in text
     assert f"torch {torch.__version__}" in text
 
