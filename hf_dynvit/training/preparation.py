@@ -1,4 +1,4 @@
-"""What a model learns before the first step: bypasses and importance in closed form, and thresholds at the budget."""
+"""What a model learns in closed form, around training: bypasses, importance, and thresholds at the budget."""
 
 from contextlib import contextmanager
 
@@ -15,16 +15,26 @@ def prepare(trainer):
     args, model = trainer.args, trainer.accelerator.unwrap_model(trainer.model)
     if args.images_first() and (args.bf16_full_eval or args.fp16_full_eval):  # not there before the Trainer trains
         model.to(args.device)
-    for fit, count, name in (
-        (fit_bypass, args.bypass_images, "bypass_explains"),
-        (fit_importance, args.importance_images, "importance_explained"),
-    ):
-        if count:
-            with pixels(trainer, count) as batches:
-                shares = fit(model, batches)
-            trainer.log({name: round(sum(shares.values()) / len(shares), 4)})
+    _fit(trainer, fit_bypass, args.bypass_images, "bypass_explains")
+    _fit(trainer, fit_importance, args.importance_images, "importance_explained")
     if args.calibrate_first:
         trainer.calibrate()
+
+
+def finish(trainer):
+    """After the last step: the importance of tokens for the body as it is now, where nothing else taught it."""
+    if trainer.args.freeze_gates_at == 0.0:
+        _fit(trainer, fit_importance, trainer.args.importance_images, "importance_explained")
+    trainer.calibrate()
+
+
+def _fit(trainer, fit, count, name):
+    """Fit on `count` images, and log the mean share of the variance that is explained."""
+    if not count:
+        return
+    with pixels(trainer, count) as batches:
+        shares = fit(trainer.accelerator.unwrap_model(trainer.model), batches)
+    trainer.log({name: round(sum(shares.values()) / len(shares), 4)})
 
 
 @contextmanager

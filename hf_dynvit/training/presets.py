@@ -33,7 +33,7 @@ _ORDERED = {"objective": "cost", "calibrate_first": True, "gate_learning_rate": 
 
 PRESET_ARGUMENTS = {
     "adavit": _ORDERED,
-    # The order is learned in closed form, before the first step; the body is then tuned packed.
+    # The order is learned in closed form, before the first step and after the last; the body is tuned packed.
     "merge": {**_ORDERED, "importance_images": 256, "freeze_gates_at": 0.0},
     "adavit-official": {
         **_AS_PUBLISHED,

@@ -12,7 +12,7 @@ from .checkpoints import CheckpointTrainer, ObjectiveState
 from .checks import check_arguments, check_trainer, compares, learns
 from .metrics import compute_metrics as default_metrics
 from .parameter_groups import learning, parameter_groups
-from .preparation import pixels, prepare
+from .preparation import finish, pixels, prepare
 from .processes import draw_apart, prepare_processes, refuse_sharding
 from .schedule import GateSchedule, PackedTuning
 
@@ -165,7 +165,7 @@ class DynViTTrainer(CheckpointTrainer):
             model.layout = layout
         if learns(model) and self.args.load_best_model_at_end and self.state.best_model_checkpoint is None:
             logger.warning("load_best_model_at_end: no evaluation found the cost at the budget; the last weights stay")
-        self.calibrate()
+        finish(self)
         return result
 
     # ------------------------------------------------------------------------------------------ Trainer's parts

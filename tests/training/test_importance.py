@@ -118,6 +118,18 @@ def test_a_trainer_learns_importance_before_its_first_step(tiny_vit, tmp_path):
     assert 0 < explained <= 1
 
 
+@pytest.mark.parametrize("frozen_at", [0.0, 0.5])
+def test_importance_is_fitted_to_the_tuned_body_unless_gates_were_taught(tiny_vit, tmp_path, frozen_at):
+    trainer = build_trainer(
+        tiny_vit, tmp_path, gates=PATCH, max_steps=2, importance_images=32, freeze_gates_at=frozen_at, budget=0.8
+    )
+    trainer.train()
+    score = trainer.model.gates[1]["attention_tokens"].score.weight.clone()
+    prepare(trainer)
+    same = torch.allclose(trainer.model.gates[1]["attention_tokens"].score.weight, score, atol=1e-6)
+    assert same == (frozen_at == 0.0)
+
+
 def test_a_trainer_refuses_images_of_importance_without_gates_of_tokens(tiny_vit, tmp_path):
     with pytest.raises(ValueError, match="importance_images 8 are for learned gates of tokens"):
         build_trainer(tiny_vit, tmp_path, gates=[{"gate": "head"}], importance_images=8)
