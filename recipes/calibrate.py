@@ -36,6 +36,10 @@ class CalibrateArguments:
         default=None,
         metadata={"help": "what to put on a plain ViT first: a preset (merge) or a list of gates as YAML"},
     )
+    resolution: int | None = field(
+        default=None,
+        metadata={"help": "side that images are resized to inside the model, with --gates; None: as they come"},
+    )
     importance: bool | None = field(
         default=None,
         metadata={
@@ -64,6 +68,8 @@ class CalibrateArguments:
             raise ValueError(
                 f"images must be at least 1 and bypass_images 0, got {self.images} and {self.bypass_images}"
             )
+        if self.resolution is not None and self.gates is None:
+            raise ValueError(f"resolution {self.resolution} is for new gates on a plain ViT: give --gates too")
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype must be one of {list(DTYPES)}, got {self.dtype!r}")
         if Path(self.output).exists() and any(Path(self.output).iterdir()):
@@ -105,7 +111,11 @@ def with_gates(model, args):
     if model.config.gates:
         raise ValueError(f"{args.model} has gates already: --gates is for a plain ViT, got {args.gates!r}")
     gates = args.gates if args.gates in PRESET_GATES else yaml.safe_load(args.gates)
-    return DynViTForImageClassification.from_vit(dense_vit(model), gates=gates).to(model.dtype).eval()
+    return (
+        DynViTForImageClassification.from_vit(dense_vit(model), gates=gates, resolution=args.resolution)
+        .to(model.dtype)
+        .eval()
+    )
 
 
 if __name__ == "__main__":

@@ -72,7 +72,8 @@ def main(argv=None):
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     seconds = time.perf_counter() - started
     trainer.save_model()  # with the processor
-    plain = not (trainer.model.config.gates or trainer.model.config.layer_mask)
+    kept = trainer.model.config
+    plain = not (kept.gates or kept.layer_mask or kept.resolution)
     if plain and trainer.is_world_process_zero():
         save_plain(trainer, Path(args.output_dir))
     metrics = trainer.evaluate(data.validation)

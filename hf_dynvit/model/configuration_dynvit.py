@@ -48,6 +48,9 @@ class DynViTConfig(ViTConfig):
         layer_mask (`list[list[bool]]`, *optional*):
             Per layer whether its attention and its MLP may run at all, whatever the gates say: what a search over
             masks has chosen. None: all may.
+        resolution (`int` or pair, *optional*):
+            Height and width that images are resized to inside the model, multiples of the patches' that do not exceed
+            the images'. None: as they come.
 
     Raises:
         ValueError: sizes that are not positive or beyond any ViT's, a budget outside (0, 1], or a gate entry without a
@@ -62,6 +65,7 @@ class DynViTConfig(ViTConfig):
     gates: list[dict] | None = None
     budget: float | int = 1.0
     layer_mask: list[list[bool]] | None = None
+    resolution: int | list[int] | tuple[int, ...] | None = None
 
     def __post_init__(self, **kwargs):
         self._check_sizes(kwargs.get("num_labels"))
@@ -77,6 +81,8 @@ class DynViTConfig(ViTConfig):
             self._check_gate(entry)
         if self.layer_mask is not None:
             self._check_mask()
+        if self.resolution is not None:
+            self._check_resolution()
 
     def _check_sizes(self, num_labels):
         for name, most in MOST.items():
@@ -95,6 +101,16 @@ class DynViTConfig(ViTConfig):
             raise ValueError(
                 f"image_size {self.image_size} and patch_size {self.patch_size} must give 1 to {MOST_PATCHES} patches, "
                 f"they give {patches}"
+            )
+
+    def _check_resolution(self):
+        sides = [pair(size) for size in (self.resolution, self.patch_size, self.image_size)]
+        fits = len(sides[0]) == 2 and all(type(side) is int for side in sides[0])
+        each = zip(*sides, strict=True) if fits else ()
+        if not fits or not all(patch <= side <= most and not side % patch for side, patch, most in each):
+            raise ValueError(
+                f"resolution must be one number or two, multiples of patch_size {self.patch_size} up to image_size "
+                f"{self.image_size}, got {self.resolution!r}"
             )
 
     def _check_mask(self):

@@ -99,23 +99,25 @@ def layer_shares(config, decisions, batch, num_tokens, device, gates=None):
     return layer_costs(config, decisions, batch, num_tokens, device, gates) / dense
 
 
-def cost(config, decisions, batch, num_tokens, classes, gate_macs, device, full_tokens=None, gates=None):
+def cost(
+    config, decisions, batch, num_tokens, classes, gate_macs, device, full_tokens=None, gates=None, embedded=None
+):
     """Cost of each image relative to the dense model; differentiable where the decisions are.
 
     Args:
         decisions, batch, num_tokens, device: as in `layer_costs`.
         classes: outputs of the classifier, 0 without one.
         gate_macs: MACs of all gates that were evaluated, and of merging, per image.
-        full_tokens: tokens of the dense model where patches were taken away before the first layer, which leaves
-            `num_tokens`; None: none were.
+        full_tokens: tokens of the dense model where fewer, `num_tokens`, enter the first layer; None: as many do.
         gates: as in `layer_costs`.
+        embedded: tokens that were embedded, before patches were taken away; None: all of the dense model's.
 
     Returns:
         (B,) float32: MACs spent / MACs of the dense model.
     """
     layers = layer_costs(config, decisions, batch, num_tokens, device, gates).sum(0)
     full_tokens = num_tokens if full_tokens is None else full_tokens
-    stem, total = stem_macs(config, full_tokens, classes), dense_macs(config, full_tokens, classes)
+    stem, total = stem_macs(config, embedded or full_tokens, classes), dense_macs(config, full_tokens, classes)
     return (layers + stem + gate_macs) / total
 
 

@@ -15,6 +15,7 @@ from .cost import cost, merging_macs
 from .decisions import TokenState, as_action
 from .gate import GATINGS, NO_EXPLORATION
 from .layer import Ahead, Seen, run_layer
+from .resolution import resized, tokens_of
 from .rows import spread_nan
 from .tokens import merge_patches, take_patches
 
@@ -59,7 +60,8 @@ def encode(
             has patches (eager or sdpa attention in the masked layout); without patches it says nothing.
 
     Raises:
-        ValueError: patches that are not int64 indices for this batch, or, on CPU, the same patch twice.
+        ValueError: patches that are not int64 indices for this batch, of images that are resized, or, on CPU, the same
+            patch twice.
         IndexError: on CPU, indices of patches that do not exist.
     """
     config, host, backbone = model.config, model.host, model.base_model
@@ -74,8 +76,14 @@ def encode(
             "output_attentions needs eager attention, not "
             f'{config._attn_implementation!r}: call model.set_attn_implementation("eager")'
         )
+    full_tokens = None
+    if config.resolution is not None:
+        if patches is not None:
+            raise ValueError(f"patches cannot be chosen of images that are resized, resolution {config.resolution}")
+        full_tokens, interpolate_pos_encoding = tokens_of(config, pixel_values.shape[2:]), True
+        pixel_values = resized(pixel_values, config.resolution)
     x, side = host.embed(backbone, pixel_values, bool(interpolate_pos_encoding))
-    full_tokens, state, entry, ahead = x.shape[1], TokenState(side=side), None, None
+    embedded, state, entry, ahead = x.shape[1], TokenState(side=side), None, None
     if patches is not None:
         x, state = _choose(host, x, side, patches, merge_patches)
     if packed:
@@ -84,7 +92,7 @@ def encode(
     compacts = alone and _compacts(model, wants_hidden)
     plans = alone and gating in ("threshold", "act")
     used, attentions, hidden = [], [], [_snapshot(x, 0, num_layers, wants_hidden)]
-    merging = (full_tokens - num_tokens) * (num_tokens - len(host.protected)) * x.shape[2] if merge_patches else 0
+    merging = (embedded - num_tokens) * (num_tokens - len(host.protected)) * x.shape[2] if merge_patches else 0
     gate_macs = torch.full(x.shape[:1], float(merging), device=x.device)
     for index, (layer, gates) in enumerate(zip(host.layers(backbone), model.gates, strict=True)):
         replay = decisions[index] if decisions is not None else None
@@ -115,7 +123,8 @@ def encode(
         attentions.append(weights)
         hidden.append(_snapshot(x, index + 1, num_layers, wants_hidden))
     classes = model.num_labels if hasattr(model, "classifier") else 0
-    spent = cost(config, used, x.shape[0], num_tokens, classes, gate_macs, x.device, full_tokens, model.gates)
+    given = config, used, x.shape[0], num_tokens, classes, gate_macs, x.device
+    spent = cost(*given, full_tokens or embedded, model.gates, embedded)
     hidden = tuple(hidden) if wants_hidden else None
     attentions = tuple(attentions) if output_attentions else None
     return Encoded(x, spent, tuple(used), hidden, attentions, state)

@@ -52,11 +52,15 @@ class ViTHost(Host):
         embeddings = backbone.embeddings
         patch_embeddings = embeddings.patch_embeddings
         pixel_values = pixel_values.to(patch_embeddings.projection.weight.dtype)
-        if not (is_plain(embeddings, vit.ViTEmbeddings) and _is_faster_as_product(patch_embeddings, pixel_values)):
+        faster = _is_faster_as_product(patch_embeddings, pixel_values, interpolate)
+        if not (is_plain(embeddings, vit.ViTEmbeddings) and faster):
             return embeddings(pixel_values, interpolate_pos_encoding=interpolate), None
-        tokens = patch_tokens(patch_embeddings, pixel_values)
+        tokens = patch_tokens(patch_embeddings, pixel_values, interpolate)
         tokens = torch.cat((embeddings.cls_token.expand(len(tokens), -1, -1), tokens), 1)
-        return embeddings.dropout(tokens.add_(embeddings.position_embeddings)), None
+        positions = embeddings.position_embeddings
+        if interpolate:
+            positions = embeddings.interpolate_pos_encoding(tokens, *pixel_values.shape[2:])
+        return embeddings.dropout(tokens.add_(positions)), None
 
     def norm(self, backbone, x):
         return backbone.layernorm(x)
@@ -81,12 +85,12 @@ class ViTHost(Host):
         )
 
 
-def patch_tokens(patch_embeddings, pixel_values):
+def patch_tokens(patch_embeddings, pixel_values, interpolate=False):
     """`ViTPatchEmbeddings` of pixel_values (B, channels, height, width) -> (B, N - 1, D).
 
     In 16 bit on CPU by one matrix product, which is faster than the convolution that it equals.
     """
-    if not _is_faster_as_product(patch_embeddings, pixel_values):
+    if not _is_faster_as_product(patch_embeddings, pixel_values, interpolate):
         return patch_embeddings(pixel_values)
     convolution = patch_embeddings.projection
     height, width = convolution.kernel_size
@@ -95,14 +99,18 @@ def patch_tokens(patch_embeddings, pixel_values):
     return F.linear(patches, convolution.weight.flatten(1), convolution.bias)
 
 
-def _is_faster_as_product(patch_embeddings, pixel_values):
+def _is_faster_as_product(patch_embeddings, pixel_values, interpolate):
     if not (is_plain(patch_embeddings, vit.ViTPatchEmbeddings) and is_plain(patch_embeddings.projection, nn.Conv2d)):
         return False
     if pixel_values.device.type != "cpu" or torch.compiler.is_compiling():
         return False
-    expected = (patch_embeddings.num_channels, *patch_embeddings.image_size)
-    half = pixel_values.dtype.itemsize == 2 or torch.is_autocast_enabled("cpu")
-    return half and pixel_values.shape[1:] == expected
+    size, half = pixel_values.shape[2:], pixel_values.dtype.itemsize == 2 or torch.is_autocast_enabled("cpu")
+    if interpolate:
+        sides = zip(size, patch_embeddings.patch_size, strict=True)
+        expected = all(side and not side % patch for side, patch in sides)
+    else:
+        expected = tuple(size) == tuple(patch_embeddings.image_size)
+    return half and expected and pixel_values.shape[1] == patch_embeddings.num_channels
 
 
 register_host("vit", ViTHost())

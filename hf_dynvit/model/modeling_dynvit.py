@@ -23,6 +23,7 @@ from .host import host_of
 from .host_vit import ViTHost
 from .layer import LAYOUTS
 from .prepack import prepack
+from .resolution import tokens_run
 
 
 class OutputWithDecisions(ModelOutput):
@@ -146,6 +147,11 @@ class DynViTModel(DynViTPreTrainedModel):
         return self.host.sizes(self.config).tokens
 
     @property
+    def tokens_run(self):
+        """Tokens that enter the first layer: fewer than `num_tokens` where images are resized."""
+        return tokens_run(self.config)
+
+    @property
     def layout(self):
         """`"packed"` or `"masked"`; unless set, packed in evaluation and masked in training and under a compiler."""
         if self._layout is not None:
@@ -210,13 +216,14 @@ class DynViTForImageClassification(DynViTModel):
         self.post_init()
 
     @classmethod
-    def from_vit(cls, source, gates=None, budget=1.0, **kwargs):
+    def from_vit(cls, source, gates=None, budget=1.0, resolution=None, **kwargs):
         """Put gates on a trained ViT; fresh learned gates are open, so the logits stay the ViT's.
 
         Args:
             source: a `ViTForImageClassification`, or a folder or Hub id of one (or of a bare `ViTModel`).
             gates: the name of a preset, a list of gate dicts as in `DynViTConfig`, or None for none.
             budget: mean cost to aim at, in (0, 1].
+            resolution: height and width that images are resized to inside the model, as in `DynViTConfig`.
             kwargs: those of `ViTForImageClassification.from_pretrained` (num_labels, dtype, revision, ...). The model is
                 where the ViT is; if its `device_map` names several devices, on the first.
 
@@ -224,7 +231,7 @@ class DynViTForImageClassification(DynViTModel):
             ValueError: a source that is not a ViT, lacks weights or has some on disk, an unknown preset, gate or option.
         """
         vit = load_vit(source, cls.config_class, **kwargs)
-        model = cls(dynvit_config(vit.config, gates, budget, cls.config_class)).to(vit.device, vit.dtype)
+        model = cls(dynvit_config(vit.config, gates, budget, cls.config_class, resolution)).to(vit.device, vit.dtype)
         model.load_state_dict({**model.state_dict(), **vit.state_dict()})
         model.set_attn_implementation(vit.config._attn_implementation)
         return model.eval()

@@ -167,10 +167,9 @@ class ReinforceObjective(Objective):
     def _spent(self, decisions, outputs):
         """Weighted cost of each layer, (K, B); by default MACs / MACs of the dense model."""
         config, gates = self.trainer.model.config, self.trainer.model.gates
-        num_tokens = self.trainer.model.num_tokens
-        given = config, decisions, len(outputs.logits), num_tokens, outputs.logits.device, gates
+        given = config, decisions, len(outputs.logits), self.trainer.model.tokens_run, outputs.logits.device, gates
         if self.layer_weights is None:
-            return layer_costs(*given).detach() / dense_macs(config, num_tokens, config.num_labels)
+            return layer_costs(*given).detach() / dense_macs(config, self.trainer.model.num_tokens, config.num_labels)
         return self.layer_weights.to(outputs.logits.device)[:, None] * layer_shares(*given).detach()
 
     @torch.no_grad()

@@ -37,7 +37,7 @@ def front_rows(trainings, evaluations):
     Args:
         trainings: lists of results that differ by seed alone (`rivals.by_seed`). evaluations: results.
     """
-    timed = [results for results in evaluations if results.throughput and (results.gates or results.layer_mask)]
+    timed = [results for results in evaluations if results.throughput and not results.is_dense()]
     found = []
     for runs in trainings:
         if not _is_shown(runs[0]):
@@ -76,8 +76,8 @@ def given(runs, trainings, evaluations):
 
 
 def _is_shown(training):
-    gated = training.gates and not has_gates(training, "random")
-    return gated and training.settings["model"]["gates"] != "keep" and not training.agent
+    shown = not training.is_dense() and not has_gates(training, "random")
+    return shown and training.settings["model"]["gates"] != "keep" and not training.agent
 
 
 def _is_of(evaluation, runs):

@@ -51,7 +51,8 @@ def _kind(entry, learned):
 
 def model_name(results):
     """What a model decides, the mask it acts in, and the agent that its training had."""
-    return decides(vars(results)) + masked(results) + agent_name(getattr(results, "agent", None))
+    resized = f" at {results.resolution} px" if results.resolution else ""
+    return decides(vars(results)) + resized + masked(results) + agent_name(getattr(results, "agent", None))
 
 
 def masked(results):

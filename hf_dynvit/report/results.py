@@ -32,6 +32,7 @@ class ModelResults(Scores, Results):
 
     Attributes:
         gates, preset, learned: of `gate_facts`. usage: of `UsageMeter.per_layer`.
+        resolution: what images are resized to inside the model; None: nothing.
         images: how many were reported on. dense: the dense model on the same ones.
     """
 
@@ -48,6 +49,11 @@ class ModelResults(Scores, Results):
     usage: dict
     batch_size: int
     dense: Scores | None = None
+    resolution: int | list | None = None
+
+    def is_dense(self):
+        """Whether it runs all of the dense model, on images as they come."""
+        return not (self.gates or self.layer_mask or self.resolution)
 
 
 @dataclass(kw_only=True)

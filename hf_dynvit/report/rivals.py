@@ -134,12 +134,12 @@ def trained_alike(runs, trainings):
     random gates of the same budget that decide on the same kind of units, blocks apart from patches."""
     first = runs[0]
     alike = [others for others in trainings if same_recipe(first, others[0])]
-    dense = [others for others in alike if not others[0].gates and not others[0].layer_mask]
+    dense = [others for others in alike if others[0].is_dense()]
     random = [
         others
         for others in alike
         if has_gates(others[0], "random") and ("patch" in units(others[0])) == ("patch" in units(first))
-        if budget(others[0]) == budget(first)
+        if budget(others[0]) == budget(first) and others[0].resolution == first.resolution
     ]
     return dense, random
 

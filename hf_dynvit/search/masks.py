@@ -198,7 +198,7 @@ class MaskScores:
         yield out.cost.double()
         weighted = self.cost_weights is not None
         if weighted or self.latencies is not None:  # (L, B)
-            given = self.model.config, out.decisions, len(labels), self.model.num_tokens, device
+            given = self.model.config, out.decisions, len(labels), self.model.tokens_run, device
             shares = layer_shares(*given, self.model.gates)
         kind, price, penalty, *_ = self.reward
         spent = (self.cost_weights.to(device)[:, None] * shares).sum(0) if weighted else out.cost

@@ -38,6 +38,11 @@ class ModelArguments:
         default=None,
         help="mean cost to aim at, relative to the dense model; None: 0.5, or that of gates that are kept",
     )
+    resolution: int | None = HfArg(
+        default=None,
+        help="side that images are resized to inside the model, a multiple of the patches'; None: as they come. The "
+        "teacher sees them as they come, and the cost stays relative to the dense model on them",
+    )
     teacher: str = HfArg(
         default="base", help="to distil from: 'base' (the checkpoint itself), 'none', a folder or Hub id"
     )
@@ -63,6 +68,11 @@ class ModelArguments:
             raise ValueError(
                 "model_name_or_path is missing: give the dense ViT to start from, --model_name_or_path PATH, or "
                 "new_vit to train one"
+            )
+        if self.resolution is not None and (self.new_vit is not None or self.gate_list() == "keep"):
+            raise ValueError(
+                f"resolution {self.resolution} is for a dense checkpoint; a model with gates keeps its own, and new_vit has "
+                "image_size"
             )
         if self.new_classifier and self.teacher == "base":
             raise ValueError(
@@ -121,7 +131,9 @@ def load_model(model_args, base_config, data):
         model.set_budget(model_args.budget)
         return model
     budget = model_args.budget if gates else 1.0
-    model = DynViTForImageClassification.from_vit(path, gates=gates, budget=budget, **options)
+    model = DynViTForImageClassification.from_vit(
+        path, gates=gates, budget=budget, resolution=model_args.resolution, **options
+    )
     if model_args.start_mask:
         with naming("start_mask", model_args.start_mask):
             mask = getattr(AutoConfig.from_pretrained(model_args.start_mask), "layer_mask", None)

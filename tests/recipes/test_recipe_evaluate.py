@@ -154,6 +154,14 @@ def test_the_unlearned_twin_and_gates_that_learn_nothing_keep_what_they_are(plac
     assert shift == 0.0 and 0.3 < cost < 1.0
 
 
+def test_a_plain_vit_that_resizes_meets_a_budget_of_the_dense_model(place, tmp_path):
+    words = ["--model", place.vit, "--data_files", *place.files, "--resolution", "24", "--budget", "0.5"]
+    _, cost = dial.main([*words, "--gates", "merge", "--output", str(tmp_path / "small")])
+    assert cost == pytest.approx(0.5, abs=0.06)
+    with pytest.raises(ValueError, match="resolution 24 is for new gates on a plain ViT"):
+        dial.main([*words, "--output", str(tmp_path / "none")])
+
+
 def test_a_plain_vit_gets_bypasses_that_are_fitted(place, tmp_path, capsys):
     words = ["--model", place.vit, "--data_files", *place.files, "--budget", "1", "--bypass_images", "12"]
     fitted = [*words, "--gates", "[{gate: sublayer, bypass: linear}]", "--output", str(tmp_path / "fitted")]

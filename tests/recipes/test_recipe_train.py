@@ -12,7 +12,10 @@ from image_files import NAMES, write_folders
 from places import RECIPES, ROOT
 from recipe_place import evaluate, train
 from safetensors.torch import load_file
-from transformers import AutoModelForImageClassification, ViTForImageClassification
+from transformers import AutoConfig, AutoModelForImageClassification, ViTForImageClassification
+
+from hf_dynvit.report import read
+from hf_dynvit.report.names import model_name
 
 
 def test_a_run_leaves_model_card_pictures_and_results(place, trained):
@@ -91,6 +94,19 @@ def test_without_gates_the_dense_model_is_tuned_by_the_same_recipe(place):
     assert any(not torch.equal(tuned[key], given[key]) for key in given)
     assert not list(folder.glob("*.py")) and "trust_remote_code" not in (folder / "README.md").read_text()
     ViTForImageClassification.from_pretrained(folder)
+
+
+def test_a_model_that_resizes_is_tuned_and_stays_one(place):
+    words = ["--gates", "none", "--max_steps", "2", "--resolution", "24"]
+    results = place.train("resized", *words)
+    assert results["resolution"] == 24 and 0.4 < results["cost"] < 0.7 and results["dense"]["cost"] == 1.0
+    assert model_name(read(place.folder / "resized" / "results.json")) == "dense at 24 px"
+    config = AutoConfig.from_pretrained(place.folder / "resized", trust_remote_code=True)
+    assert config.resolution == 24
+    with pytest.raises(ValueError, match="agent 'random' chooses patches of the images as they come"):
+        place.train("chosen", *words, "--agent", "random", "--n_patch_desired", "6")
+    with pytest.raises(ValueError, match="resolution 24 is for a dense checkpoint"):
+        place.train("kept", *words, "--gates", "keep")
 
 
 def test_the_card_says_what_an_agent_did_and_nothing_of_gates(place, trained):

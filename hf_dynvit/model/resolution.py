@@ -1,0 +1,31 @@
+"""Fewer patches by smaller images: pixels are resized in front of the embeddings, which interpolate their positions.
+
+A checkpoint, its image processor and its teacher keep their size; the model alone looks at less, and its cost stays
+relative to the dense model on the images as they come. Resizing is no matrix product and does not count.
+
+Letters: B images.
+"""
+
+from torch.nn import functional as F
+
+from .configuration_dynvit import pair
+from .host import sizes_of
+
+
+def resized(pixel_values, resolution):
+    """pixel_values (B, channels, height, width) -> (B, channels, *resolution); images of that size are left alone."""
+    if tuple(pixel_values.shape[2:]) == pair(resolution):
+        return pixel_values
+    size = pair(resolution)
+    return F.interpolate(pixel_values.float(), size, mode="bicubic", antialias=True).to(pixel_values.dtype)
+
+
+def tokens_of(config, size):
+    """Tokens of an image of that size (height, width), protected ones included."""
+    (height, width), (patch_height, patch_width) = size, pair(config.patch_size)
+    return (height // patch_height) * (width // patch_width) + sizes_of(config).protected
+
+
+def tokens_run(config):
+    """Tokens that enter the first layer, of an image of the configured size."""
+    return sizes_of(config).tokens if config.resolution is None else tokens_of(config, pair(config.resolution))
