@@ -1,0 +1,65 @@
+"""`choose_resolution`: at which size of images a budget is spent best, without labels and without training.
+
+Fewer patches by smaller images, or by gates: below half of the computation the two together lose less than either. Which
+share each should have depends on checkpoint and images, so that it is tried.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+
+from ..model.configuration_dynvit import pair
+from ..model.cost import dense_macs
+from ..model.resolution import tokens_of
+
+
+LEFT_TO_GATES = (0.45, 0.85)  # relative costs, of a smaller image, that are worth a trial
+
+
+class Trial(NamedTuple):
+    """A model at one size of images."""
+
+    resolution: int | None  # None: images as they come
+    model: torch.nn.Module
+    cost: float  # mean over the images
+    distance: float  # mean KL divergence from the dense model's predictions, nats
+
+
+def sizes_for(config, budget):
+    """Sizes of images, None for as they come, at which gates meet a budget by what they can leave out.
+
+    Args:
+        config: of a ViT with square images. budget: mean cost, relative to the dense model.
+    """
+    (side, width), (patch, patch_width) = pair(config.image_size), pair(config.patch_size)
+    if side != width or patch != patch_width:
+        raise ValueError(f"a resolution is chosen for square images and patches, got {config.image_size} and {patch}")
+    full = dense_macs(config, tokens_of(config, (side, side)), config.num_labels)
+    found = [None]
+    for smaller in range(side - patch, 0, -patch):
+        left = budget * full / dense_macs(config, tokens_of(config, (smaller, smaller)), config.num_labels)
+        if LEFT_TO_GATES[0] <= left <= LEFT_TO_GATES[1]:
+            found.append(smaller)
+    return found
+
+
+def choose_resolution(dense, build, sizes, batches):
+    """The `Trial` nearest to the dense model's predictions, and all of them.
+
+    Args:
+        dense: the model without gates. build: resolution -> a model that meets the budget.
+        sizes: resolutions to try. batches: list of `pixel_values` (B, channels, height, width); no labels are used.
+    """
+    with torch.no_grad():
+        wanted = [dense(batch).logits.float().log_softmax(-1) for batch in batches]
+    trials = [_trial(size, build(size), wanted, batches) for size in sizes]
+    return min(trials, key=lambda trial: (math.isnan(trial.distance), trial.distance)), trials
+
+
+@torch.no_grad()
+def _trial(resolution, model, wanted, batches):
+    outputs = [model(batch) for batch in batches]
+    found = torch.cat([out.logits.float().log_softmax(-1) for out in outputs])
+    distance = torch.nn.functional.kl_div(found, torch.cat(wanted), log_target=True, reduction="batchmean")
+    return Trial(resolution, model, torch.cat([out.cost for out in outputs]).mean().item(), distance.item())
