@@ -47,6 +47,9 @@ class TokenState(NamedTuple):
     size: torch.Tensor | None = None  # (B, N) patches that a token stands for; None: one each
     side: torch.Tensor | None = None  # (B, N, S), what the host knows; None: nothing
     places: Places | None = None  # of a compacted stream, where those alive come first; None: nothing was taken out
+    # What the last layer that was asked to, and that ran, has noted (cls_attention.py); None: no gate reads it.
+    attention: torch.Tensor | None = None  # (B, N), how much [CLS] attends to each token
+    values: torch.Tensor | None = None  # (B, N), length of its values
 
 
 UNTOUCHED = TokenState()
