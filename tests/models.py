@@ -22,6 +22,8 @@ GATE_SETS = {
     "merge by distance": [{"gate": "merge", "distance": 4.0}],
     "tome": [{"gate": "tome", "merged": 3}],
     "merge, then patch": [{"gate": "merge", "layers": [0]}, {"gate": "patch", "layers": [1]}],
+    "pitome": [{"gate": "pitome", "merged": 3}],
+    "halting": [{"gate": "halting"}],
     "token by attention, fused": [{"gate": "token", "keep": 0.6, "rest": "fuse", "layers": [1]}],
     "token by values, passing": [
         {"gate": "token", "score": "cls_attention_value", "samples": 8, "rest": "pass", "layers": [1]}
@@ -52,7 +54,7 @@ GATE_SETS = {
 }
 
 
-RULE_SETS = {"tome", "token by attention, fused", "token by values, passing"}
+RULE_SETS = {"tome", "pitome", "token by attention, fused", "token by values, passing"}
 LEARNED_SETS = [name for name in GATE_SETS if "random" not in name and name not in RULE_SETS]
 
 

@@ -15,12 +15,12 @@ SLACK = 1e-4  # of a token: what 32 bits add to a number of tokens is none
 def keep(scores, there, rate):
     """The best ceil(rate * n) of n (EViT, Liang et al., 2022; DynamicViT, Rao et al., 2021)."""
     count = (there.sum(1, keepdim=True, dtype=torch.float32) * rate - SLACK).ceil()
-    return (_ranks(scores, there) < count) & there
+    return (ranks(scores, there) < count) & there
 
 
 def top(scores, there, count):
     """The best `count`, or all where there are fewer."""
-    return (_ranks(scores, there) < count) & there
+    return (ranks(scores, there) < count) & there
 
 
 def mass(scores, there, share):
@@ -41,7 +41,7 @@ def samples(scores, there, points):
     ordered, order = _positive(scores, there).sort(dim=1, stable=True)
     total = ordered.sum(1, keepdim=True)
     ends = (ordered.cumsum(1) / total * points + 0.5).floor()
-    hit = ends.diff(dim=1, prepend=ends.new_zeros(len(ends), 1)) > 0
+    hit = ends.diff(dim=1, prepend=ends.new_zeros(ends.shape[0], 1)) > 0
     return torch.zeros_like(there).scatter(1, order, hit) & there
 
 
@@ -53,7 +53,7 @@ def ranking(scores, there):
     return scores.masked_fill(~there, -torch.inf).argsort(dim=1, descending=True, stable=True)
 
 
-def _ranks(scores, there):
+def ranks(scores, there):
     """The place of each token in the order: (B, N)."""
     order = ranking(scores, there)
     return torch.empty_like(order).scatter_(

@@ -78,7 +78,8 @@ def take_out(x, keep, into, state, rounded):
         return taken.stream(rows).view(*shape, *values.shape[2:])
 
     places = _places(state.places, keep, kept, left, shape)
-    return taken, TokenState(left, size, moved(state.side), places, moved(state.attention), moved(state.values)), into
+    known = (moved(values) for values in (state.attention, state.values, state.halting))
+    return taken, TokenState(left, size, moved(state.side), places, *known), into
 
 
 def _places(before, keep, kept, left, shape):

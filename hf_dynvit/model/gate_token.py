@@ -10,7 +10,7 @@ Letters: B images, N tokens, D channels, F numbers per token.
 import torch
 
 from .amounts import AMOUNTS, ranking
-from .decisions import UNTOUCHED, Action
+from .decisions import UNTOUCHED, Action, patches_there
 from .gate import NO_EXPLORATION, Gate, LearnedGate, Score
 from .gate_patch import PatchGate
 from .host import host_of
@@ -76,25 +76,18 @@ class TokenGate(Gate):
 
     def chosen(self, scores, state):
         """Bool (B, N): the tokens that the amount keeps by scores (B, N), and the protected ones."""
-        there = self.patches(scores, state)
+        there = patches_there(scores, state, self.protected)
         # What is not a number is kept, and so shows in the logits of the model.
         stays = AMOUNTS[self.amount](scores, there, self.number) | (there & scores.isnan())
         stays[:, self.protected] = True
         return stays
-
-    def patches(self, scores, state):
-        """Bool (B, N): the patch tokens that are there, of scores (B, N)."""
-        there = torch.ones_like(scores, dtype=torch.bool) if state.alive is None else state.alive > 0.5
-        there = there.clone()
-        there[:, self.protected] = False
-        return there
 
     def with_rest(self, keep, scores, state):
         """An `Action` that keeps (B, N), and whom the others leave for, if they fuse."""
         if not self.pairs:
             return Action(keep)
         itself = torch.arange(keep.shape[1], device=keep.device).expand_as(keep)
-        free = self.patches(scores, state)
+        free = patches_there(scores, state, self.protected)
         leaves = free & ~(keep > 0.5)
         some = leaves.any(1, keepdim=True)
         best = torch.where(some, ranking(scores, leaves)[:, :1], itself)  # (B, N)

@@ -7,9 +7,11 @@ from torch import nn
 from .decisions import KEEPS
 from .gate import Gate
 from .gate_block import BlockGate, SublayerGate
+from .gate_halting import HaltingGate
 from .gate_head import HeadGate
 from .gate_merge import MergeGate
 from .gate_patch import PatchGate
+from .gate_pitome import PitomeGate
 from .gate_random import RandomGate
 from .gate_token import TokenGate
 from .gate_tome import TomeGate
@@ -20,7 +22,9 @@ GATES = {
     "patch": PatchGate,
     "merge": MergeGate,
     "tome": TomeGate,
+    "pitome": PitomeGate,
     "token": TokenGate,
+    "halting": HaltingGate,
     "head": HeadGate,
     "sublayer": SublayerGate,
     "block": BlockGate,
@@ -194,6 +198,19 @@ def _tome(layers, config):
     return [{"gate": "tome", "merged": 8, "layers": layers}]
 
 
+def _pitome(layers, config):
+    """PiToMe (Tran et al., 2024): as many, of the tokens that are like many others, the margin falling from 0.9 with depth."""
+    margins = [round(0.9 - 0.9 * layer / len(layers), 4) for layer in layers]
+    return [
+        {"gate": "pitome", "merged": 8, "margin": margin, "layers": [layer]} for layer, margin in enumerate(margins)
+    ]
+
+
+def _avit(layers, config):
+    """A-ViT (Yin et al., 2022): tokens halt one by one, in any layer but the first."""
+    return [{"gate": "halting", "layers": layers[1:]}]
+
+
 PRESET_GATES = {
     "adavit": _adavit,
     "merge": _merge,
@@ -206,6 +223,8 @@ PRESET_GATES = {
     "dynamicvit": _dynamicvit,
     "tome": _tome,
     "random-tokens": _random_tokens,
+    "pitome": _pitome,
+    "avit": _avit,
 }
 
 

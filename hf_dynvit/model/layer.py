@@ -126,6 +126,8 @@ def run_layer(host, layer, gates, x, seen):
         if sublayers is not None:
             use_attention, use_mlp = (sublayers > 0.5).T.tolist()  # one way to the host for both
     decides = gate is not None and replay is None and gating != "open"
+    if "attention_tokens" in actions and actions["attention_tokens"].halting is not None:
+        state = state._replace(halting=actions["attention_tokens"].halting)
     into = None if replay is None else replay.into
     if decides and gate.merge:
         into = actions["attention_tokens"].into

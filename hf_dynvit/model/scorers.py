@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from .decisions import patches_there
 from .host import CLS
 from .novelty import novelty, novelty_macs
 from .rows import directions, no_autocast
@@ -145,9 +146,7 @@ class PredictorScorer(Scorer):
 
 def patch_mean(tokens, state, protected):
     """Mean of the patch tokens that are alive, of tokens (B, N, D): (B, D); 0 where there are none."""
-    there = torch.ones_like(tokens[..., :1]) if state.alive is None else (state.alive > 0.5).unsqueeze(-1)
-    there = there.to(tokens.dtype).clone()
-    there[:, protected] = 0
+    there = patches_there(tokens, state, protected).unsqueeze(-1).to(tokens.dtype)
     return (tokens * there).sum(1) / there.sum(1).clamp(min=1)
 
 

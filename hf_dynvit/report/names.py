@@ -10,6 +10,7 @@ SCORES = {
     "cls_attention_value": "[CLS] attention times values",
     "random": "random tokens",
 }
+MERGES = {"tome": "ToMe", "pitome": "PiToMe"}  # as many in every image
 AMOUNTS = ("keep", "top", "mass", "samples")  # of a gate `token`
 UNITS = {"head": "heads", "sublayer": "sub-layers", "block": "blocks"}  # of random gates; patches go without saying
 
@@ -56,8 +57,8 @@ def _kind(entry, learned):
         return "rule", "merging by similarity"
     if gate == "token":
         return _token_kind(entry)
-    if gate == "tome":
-        return "rule", f"ToMe, {entry.get('merged', 8)} a layer"
+    if gate in MERGES:
+        return "rule", f"{MERGES[gate]}, {entry.get('merged', 8)} a layer"
     return ("rule", "novelty") if entry.get("novelty") else ("fixed", WORDS.get(gate, gate))
 
 
@@ -102,14 +103,13 @@ def has_gates(results, *names):
 def units(results):
     """What the gates decide on: a set of "patch", "head" and "block", which stands for sub-layers too."""
     named = (entry.get("unit", "patch") if entry["gate"] == "random" else entry["gate"] for entry in results.gates)
-    return {
-        {"sublayer": "block", "merge": "patch", "tome": "patch", "token": "patch"}.get(unit, unit) for unit in named
-    }
+    kinds = {"sublayer": "block", "block": "block", "head": "head"}
+    return {kinds.get(unit, "patch") for unit in named}
 
 
 def merges(results):
     """Whether what leaves is merged into what stays."""
-    return any(_merges(entry) or entry["gate"] in ("merge", "tome") for entry in results.gates or [])
+    return any(_merges(entry) or entry["gate"] in ("merge", *MERGES) for entry in results.gates or [])
 
 
 def processor(results):

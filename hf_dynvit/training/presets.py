@@ -74,7 +74,8 @@ PRESET_ARGUMENTS = {
     },
     # Its rate is fixed, so the budget must be what that costs. Sampled to the end, as published.
     "dynamicvit": {"objective": "cost", "freeze_gates_at": 1.0},
-    **dict.fromkeys(("evit", "topk", "ats", "tome", "random-tokens"), _RULE),
+    "avit": {"objective": "cost"},
+    **dict.fromkeys(("evit", "topk", "ats", "tome", "random-tokens", "pitome"), _RULE),
 }
 
 

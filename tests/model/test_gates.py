@@ -100,7 +100,7 @@ def test_official_preset_leaves_heads_and_sublayers_of_the_first_block_alone(tin
         assert all(gate.threshold == 0.5 for slot, gate in layer.items() if slot != "attention_tokens")
 
 
-RULES = ("evit", "topk", "ats", "tome", "random-tokens")
+RULES = ("evit", "topk", "ats", "tome", "random-tokens", "pitome")
 
 
 @pytest.mark.parametrize("preset", [name for name in PRESET_GATES if name not in RULES])
