@@ -10,8 +10,10 @@ from .model import (
     Gate,
     LayerDecisions,
     LearnedGate,
+    Scorer,
     register_gate,
     register_host,
+    register_scorer,
 )
 from .objectives import Objective, register_objective
 from .search import burn_in, search
@@ -42,6 +44,7 @@ __all__ = [
     "LayerDecisions",
     "LearnedGate",
     "Objective",
+    "Scorer",
     "burn_in",
     "calibrate",
     "fit_bypass",
@@ -51,5 +54,6 @@ __all__ = [
     "register_gate",
     "register_host",
     "register_objective",
+    "register_scorer",
     "search",
 ]

@@ -22,6 +22,16 @@ GATE_SETS = {
     "merge by distance": [{"gate": "merge", "distance": 4.0}],
     "tome": [{"gate": "tome", "merged": 3}],
     "merge, then patch": [{"gate": "merge", "layers": [0]}, {"gate": "patch", "layers": [1]}],
+    "pitome": [{"gate": "pitome", "merged": 3}],
+    "halting": [{"gate": "halting"}],
+    "token by attention, fused": [{"gate": "token", "keep": 0.6, "rest": "fuse", "layers": [1]}],
+    "token by values, passing": [
+        {"gate": "token", "score": "cls_attention_value", "samples": 8, "rest": "pass", "layers": [1]}
+    ],
+    "token by contrast": [{"gate": "token", "score": "contrast", "threshold": 0.5, "rest": "merge"}],
+    "token by line, fused": [{"gate": "token", "score": "linear", "threshold": 0.5, "rest": "fuse"}],
+    "token by predictor": [{"gate": "token", "score": "predictor", "keep": 0.6}],
+    "token at random": [{"gate": "token", "score": "random", "top": 7}],
     "head": [{"gate": "head"}],
     "head official": [{"gate": "head", "deactivation": "official"}],
     "sublayer": [{"gate": "sublayer"}],
@@ -44,7 +54,8 @@ GATE_SETS = {
 }
 
 
-LEARNED_SETS = [name for name in GATE_SETS if "random" not in name and name != "tome"]
+RULE_SETS = {"tome", "pitome", "token by attention, fused", "token by values, passing"}
+LEARNED_SETS = [name for name in GATE_SETS if "random" not in name and name not in RULE_SETS]
 
 
 def gated(vit, gates, **options):
@@ -55,6 +66,9 @@ def gated(vit, gates, **options):
             torch.nn.init.normal_(module.weight)
             if module.bias is not None:
                 torch.nn.init.normal_(module.bias)
+            if module.bias is not None and module.in_features == 1:  # one number that all tokens have about alike
+                torch.nn.init.constant_(module.weight, 16.0)
+                torch.nn.init.constant_(module.bias, -12.0)
     for module in model.modules():
         if isinstance(module, Bypass):
             for parameter in module.parameters():

@@ -20,8 +20,21 @@ ROOMS = (("model", "data"), ("measure",), ("objectives",), ("agents", "search"),
 TOP = len(ROOMS)  # what stands beside the rooms
 # Inside the room that travels, from the ground up; a new gate or host fits a pattern.
 STOREYS = (
-    ("configuration_dynvit", "decisions", "host", "options", "prepack", "rows", "packed_attention"),
-    ("host_*", "bypass", "cost", "gate", "novelty", "resolution", "tokens", "matching", "merging", "compaction"),
+    ("configuration_dynvit", "decisions", "host", "options", "prepack", "rows", "cls_attention", "packed_attention"),
+    (
+        "host_*",
+        "bypass",
+        "cost",
+        "gate",
+        "novelty",
+        "resolution",
+        "scorers",
+        "amounts",
+        "tokens",
+        "matching",
+        "merging",
+        "compaction",
+    ),
     ("gate_*", "gates", "layer_packed", "layer_masked"),
     ("convert", "layer", "layer_whole"),
     ("encoder",),

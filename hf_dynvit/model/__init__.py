@@ -11,11 +11,13 @@ from .gates import GATES, PRESET_GATES, preset_gates, register_gate
 from .host import Host, LayerParts, Sizes, host_of, register_host
 from .modeling_dynvit import DynViTForImageClassification, DynViTModel
 from .prepack import can_prepack, is_prepacked
+from .scorers import SCORERS, Scorer, register_scorer
 
 
 __all__ = [
     "GATES",
     "PRESET_GATES",
+    "SCORERS",
     "UNTOUCHED",
     "Action",
     "BlockGate",
@@ -30,6 +32,7 @@ __all__ = [
     "LearnedGate",
     "RandomGate",
     "Score",
+    "Scorer",
     "Sizes",
     "TokenState",
     "can_prepack",
@@ -42,5 +45,6 @@ __all__ = [
     "preset_gates",
     "register_gate",
     "register_host",
+    "register_scorer",
     "stem_macs",
 ]

@@ -69,8 +69,17 @@ def take_out(x, keep, into, state, rounded):
         slots = left.flatten().nonzero().squeeze(1)
     taken = Taken(rows, UsedRows.of(slots, padding, lengths, total, x.device), shape)
     size = None if size is None else taken.stream(size.unsqueeze(1), 1.0).squeeze(-1)
-    side = None if state.side is None else taken.stream(state.side.flatten(0, 1).index_select(0, kept))
-    return taken, TokenState(left, size, side, _places(state.places, keep, kept, left, shape)), into
+
+    def moved(values):
+        """What belongs to each token, (B, N) or (B, N, S), in the new stream."""
+        if values is None:
+            return None
+        rows = values.flatten(0, 1).index_select(0, kept).view(total, -1)
+        return taken.stream(rows).view(*shape, *values.shape[2:])
+
+    places = _places(state.places, keep, kept, left, shape)
+    known = (moved(values) for values in (state.attention, state.values, state.halting))
+    return taken, TokenState(left, size, moved(state.side), places, *known), into
 
 
 def _places(before, keep, kept, left, shape):

@@ -121,6 +121,13 @@ def cost(
     return (layers + stem + gate_macs) / total
 
 
+def noting_macs(config, decision, num_tokens):
+    """MACs of the attention of [CLS] that a layer under a `LayerDecisions` notes for later gates: (B,), or a number."""
+    keep, sublayers = decision.attention_tokens, decision.sublayers
+    tokens = num_tokens if keep is None else keep.detach().sum(1, dtype=torch.float32)
+    return tokens * sizes_of(config).attention * (1 if sublayers is None else sublayers[:, 0].detach().float())
+
+
 def merging_macs(config, decision):
     """MACs of finding where the tokens of a `LayerDecisions` merge, if no gate `pairs` them: (B,)."""
     sizes, into = sizes_of(config), decision.into

@@ -47,9 +47,20 @@ class TokenState(NamedTuple):
     size: torch.Tensor | None = None  # (B, N) patches that a token stands for; None: one each
     side: torch.Tensor | None = None  # (B, N, S), what the host knows; None: nothing
     places: Places | None = None  # of a compacted stream, where those alive come first; None: nothing was taken out
+    # What the last layer that was asked to, and that ran, has noted (cls_attention.py); None: no gate reads it.
+    attention: torch.Tensor | None = None  # (B, N), how much [CLS] attends to each token
+    values: torch.Tensor | None = None  # (B, N), length of its values
+    halting: torch.Tensor | None = None  # (B, N), what gates `halting` of earlier layers have added up; None: nothing
 
 
 UNTOUCHED = TokenState()
+
+
+def patches_there(tokens, state, protected):
+    """Bool (B, N): the patch tokens that are alive, of tokens (B, N, ...); protected ones are none."""
+    there = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+    there[:, protected] = False
+    return there if state.alive is None else there & (state.alive > 0.5)
 
 
 class Action(NamedTuple):
@@ -61,6 +72,7 @@ class Action(NamedTuple):
     value: torch.Tensor | None = None
     # Of a gate that `pairs`: int64 (B, N), the token, one that stays, that each one would leave for; itself: none.
     into: torch.Tensor | None = None
+    halting: torch.Tensor | None = None  # (B, N), for the `TokenState` of the layers that follow
 
 
 def as_action(found):

@@ -10,8 +10,9 @@ from typing import NamedTuple
 
 import torch
 
+from .cls_attention import NOTES
 from .compaction import in_full
-from .cost import cost, merging_macs
+from .cost import cost, merging_macs, noting_macs
 from .decisions import TokenState, as_action
 from .gate import GATINGS, NO_EXPLORATION
 from .layer import Ahead, Seen, run_layer
@@ -91,12 +92,13 @@ def encode(
     num_tokens, num_layers, alone = x.shape[1], len(model.gates), packed and decisions is None
     compacts = alone and _compacts(model, wants_hidden)
     plans = alone and gating in ("threshold", "act")
+    notes = _notes(model, decisions is not None, gating, exploration)
     used, attentions, hidden = [], [], [_snapshot(x, 0, num_layers, wants_hidden)]
     merging = (embedded - num_tokens) * (num_tokens - len(host.protected)) * x.shape[2] if merge_patches else 0
     gate_macs = torch.full(x.shape[:1], float(merging), device=x.device)
     for index, (layer, gates) in enumerate(zip(host.layers(backbone), model.gates, strict=True)):
         replay = decisions[index] if decisions is not None else None
-        how = "open" if gating == "act" and index < exploration.from_layer else gating
+        how = _how(gating, exploration, index)
         allowed = _allowed(config, index)
         asks = replay is not None or any(allowed)
         if entry is None and asks and (upfront := [gate for gate in gates.values() if gate.upfront]):
@@ -104,7 +106,9 @@ def encode(
             if plans:
                 ahead = _decide_ahead(_gates_ahead(model, index, gating, exploration), entry, gating, exploration)
         decided = ahead.get(index) if ahead else None
-        seen = Seen(how, packed, replay, exploration, state, allowed, output_attentions, entry, decided, compacts)
+        seen = Seen(
+            how, packed, replay, exploration, state, allowed, output_attentions, entry, decided, compacts, notes[index]
+        )
         before, length = state, x.shape[1]
         if getattr(layer, "gradient_checkpointing", False) and model.training:
             # Gates sample from the global generator, which checkpointing restores for the second forward.
@@ -120,6 +124,8 @@ def encode(
             gate_macs = gate_macs + sum(gate.macs(num_tokens, alive) for gate in gates.values())
         if decision.into is not None and not any(gate.pairs for gate in gates.values()):
             gate_macs = gate_macs + merging_macs(config, decision)
+        if notes[index]:
+            gate_macs = gate_macs + noting_macs(config, decision, num_tokens)
         attentions.append(weights)
         hidden.append(_snapshot(x, index + 1, num_layers, wants_hidden))
     classes = model.num_labels if hasattr(model, "classifier") else 0
@@ -149,6 +155,23 @@ def _choose(host, x, side, patches, merges):
         return take_patches(x, patches, first), TokenState(side=side)
     x, size = merge_patches(x, patches, first)
     return x, TokenState(size=size, side=side)
+
+
+def _how(gating, exploration, index):
+    """How the gates of a layer decide: policies before `from_layer` are open."""
+    return "open" if gating == "act" and index < exploration.from_layer else gating
+
+
+def _notes(model, replayed, gating, exploration):
+    """For each layer what it notes of its attention: what gates read of the last one before them that may attend."""
+    notes, source = [()] * len(model.gates), None
+    for index, gates in enumerate(model.gates):
+        allowed = (True, True) if replayed else _allowed(model.config, index)
+        if source is not None and any(allowed) and _how(gating, exploration, index) != "open":
+            read = {name for gate in gates.values() for name in NOTES if getattr(gate, f"reads_{name}")}
+            notes[source] = tuple(sorted(read.union(notes[source])))
+        source = index if allowed[0] else source
+    return notes
 
 
 def _allowed(config, index):

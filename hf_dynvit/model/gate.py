@@ -99,6 +99,8 @@ class Gate(nn.Module):
     pairs = False  # or to another kept token, which its `Action` names
     upfront = False  # whether it reads the tokens that entered the first gate of its kind
     reads_all = False  # whether a decision depends on tokens that are gone, or on how many there are
+    reads_attention = False  # whether it reads `attention` of the `TokenState`, which the layer before then notes
+    reads_values = False  # and `values`
     whole = False  # whether attention and MLP are always decided alike
     hides_channels = False  # whether heads that are off also hide their channels from the MLP
     protected = CLS  # tokens that are always kept, as the host says

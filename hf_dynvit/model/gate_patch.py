@@ -1,8 +1,6 @@
 """Gates of tokens."""
 
-import torch
-
-from .decisions import UNTOUCHED
+from .decisions import UNTOUCHED, patches_there
 from .gate import LearnedGate, Score
 from .novelty import novelty, novelty_macs
 from .options import check_choice, check_options
@@ -53,9 +51,7 @@ class PatchGate(LearnedGate):
         return keep
 
     def decidable(self, tokens, state):
-        patches = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
-        patches[:, self.protected] = False
-        return patches if state.alive is None else patches & (state.alive > 0.5)
+        return patches_there(tokens, state, self.protected)
 
     def macs(self, num_tokens, alive=None):
         macs = num_tokens * super().macs(num_tokens)

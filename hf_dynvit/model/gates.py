@@ -7,18 +7,24 @@ from torch import nn
 from .decisions import KEEPS
 from .gate import Gate
 from .gate_block import BlockGate, SublayerGate
+from .gate_halting import HaltingGate
 from .gate_head import HeadGate
 from .gate_merge import MergeGate
 from .gate_patch import PatchGate
+from .gate_pitome import PitomeGate
 from .gate_random import RandomGate
+from .gate_token import TokenGate
 from .gate_tome import TomeGate
-from .host import host_of
+from .host import host_of, sizes_of
 
 
 GATES = {
     "patch": PatchGate,
     "merge": MergeGate,
     "tome": TomeGate,
+    "pitome": PitomeGate,
+    "token": TokenGate,
+    "halting": HaltingGate,
     "head": HeadGate,
     "sublayer": SublayerGate,
     "block": BlockGate,
@@ -62,6 +68,7 @@ def build_gates(config):
         options = {key: value for key, value in entry.items() if key not in ("gate", "layers")}
         for layer in entry.get("layers", range(config.num_hidden_layers)):
             gate = build_gate(entry["gate"], config, options)
+            _check_reading(gate, layer, entry, config)
             taken = {slot for other in layers[layer].values() for slot in other.slots}
             if taken & set(gate.slots):
                 raise ValueError(
@@ -69,6 +76,16 @@ def build_gates(config):
                 )
             layers[layer][gate.slots[0]] = gate
     return layers
+
+
+def _check_reading(gate, layer, entry, config):
+    """Refuse a gate that reads attention where there is none to read."""
+    if gate.reads_attention and layer == 0:
+        raise ValueError(f"{entry!r} reads the attention of the layer before: its layers must be 1 or more, got 0")
+    if gate.reads_attention and not host_of(config).protects_first():
+        raise ValueError(
+            f"{entry!r} reads the attention of [CLS], which must come first, not at {host_of(config).protected}"
+        )
 
 
 def build_gate(name, config, options):
@@ -144,12 +161,70 @@ def _merge(layers, config):
     return [{"gate": "merge", "distance": 4.0, "layers": layers[2:] or layers[1:]}]
 
 
+def _quarters(layers):
+    """Three depths, of 12 layers the fourth, seventh and tenth, as EViT and DynamicViT have them; never the first layer."""
+    return sorted({len(layers) * quarter // 4 for quarter in (1, 2, 3)} - {0})
+
+
+def _evit(layers, config):
+    """EViT (Liang et al., 2022): what [CLS] attends to stays, seven tenths three times, and the rest becomes one token."""
+    return [{"gate": "token", "score": "cls_attention", "keep": 0.7, "rest": "fuse", "layers": _quarters(layers)}]
+
+
+def _topk(layers, config):
+    """The same without the token of the rest (Haurum et al., 2023): a baseline that few methods beat."""
+    return [{"gate": "token", "score": "cls_attention", "keep": 0.7, "layers": _quarters(layers)}]
+
+
+def _ats(layers, config):
+    """ATS (Fayyaz et al., 2022): as many samples as there are patches, in all layers after the first quarter."""
+    sizes, start = sizes_of(config), max(1, len(layers) // 4)
+    samples = sizes.tokens - sizes.protected
+    return [{"gate": "token", "score": "cls_attention_value", "samples": samples, "layers": layers[start:]}]
+
+
+def _dynamicvit(layers, config):
+    """DynamicViT (Rao et al., 2021): a predictor at three depths, trained by sampling; then the best seven tenths stay."""
+    return [{"gate": "token", "score": "predictor", "keep": 0.7, "layers": _quarters(layers)}]
+
+
+def _random_tokens(layers, config):
+    """The baseline of the three: as many tokens at the same depths, drawn at random."""
+    return [{"gate": "token", "score": "random", "keep": 0.7, "layers": _quarters(layers)}]
+
+
+def _tome(layers, config):
+    """ToMe (Bolya et al., 2023): eight merges in each layer."""
+    return [{"gate": "tome", "merged": 8, "layers": layers}]
+
+
+def _pitome(layers, config):
+    """PiToMe (Tran et al., 2024): as many, of the tokens that are like many others, the margin falling from 0.9 with depth."""
+    margins = [round(0.9 - 0.9 * layer / len(layers), 4) for layer in layers]
+    return [
+        {"gate": "pitome", "merged": 8, "margin": margin, "layers": [layer]} for layer, margin in enumerate(margins)
+    ]
+
+
+def _avit(layers, config):
+    """A-ViT (Yin et al., 2022): tokens halt one by one, in any layer but the first."""
+    return [{"gate": "halting", "layers": layers[1:]}]
+
+
 PRESET_GATES = {
     "adavit": _adavit,
     "merge": _merge,
     "adavit-official": _adavit_official,
     "layerskip": _layerskip,
     "layerskip-dynavit": _layerskip_dynavit,
+    "evit": _evit,
+    "topk": _topk,
+    "ats": _ats,
+    "dynamicvit": _dynamicvit,
+    "tome": _tome,
+    "random-tokens": _random_tokens,
+    "pitome": _pitome,
+    "avit": _avit,
 }
 
 

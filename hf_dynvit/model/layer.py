@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 
 from .bypass import bypass_of
+from .cls_attention import with_notes
 from .compaction import take_out
 from .decisions import UNTOUCHED, Action, LayerDecisions, TokenState, as_action, with_policy
 from .gate import Exploration
@@ -58,6 +59,7 @@ class Seen(NamedTuple):
     entry: torch.Tensor | None  # (B, 1, D), what gates with `upfront` read
     ahead: Ahead | None  # what is decided of this layer already
     compacts: bool  # whether tokens that are dropped leave the stream
+    notes: tuple = ()  # what to note of the attention for gates of later layers, some of `NOTES`
 
 
 def run_layer(host, layer, gates, x, seen):
@@ -73,7 +75,7 @@ def run_layer(host, layer, gates, x, seen):
     Raises:
         ValueError: sampled straight-through decisions in the packed layout, where they cannot learn.
     """
-    gating, packed, replay, exploration, state, allowed, wants_weights, entry, ahead, compacts = seen
+    gating, packed, replay, exploration, state, allowed, wants_weights, entry, ahead, compacts, notes = seen
     alive = state.alive if replay is None else None
     bypasses, add = bypass_of(gates), packed_bypass if packed else masked_bypass
     if replay is None and not any(allowed):
@@ -104,7 +106,7 @@ def run_layer(host, layer, gates, x, seen):
     sublayers = ask("sublayers", x)
     if replay is None and not all(allowed):
         sublayers = (~_none(x) if sublayers is None else sublayers) * torch.tensor(allowed, device=x.device)
-    if packed and sublayers is not None and all(allowed) and skips_whole_images(gates, replay, state):
+    if packed and sublayers is not None and all(allowed) and not notes and skips_whole_images(gates, replay, state):
         _refuse_straight_through(sublayers)
         keep = sublayers[:, 0] > 0.5
         before, images = x, keep.nonzero().squeeze(1) if ahead is None else ahead.images
@@ -124,6 +126,8 @@ def run_layer(host, layer, gates, x, seen):
         if sublayers is not None:
             use_attention, use_mlp = (sublayers > 0.5).T.tolist()  # one way to the host for both
     decides = gate is not None and replay is None and gating != "open"
+    if "attention_tokens" in actions and actions["attention_tokens"].halting is not None:
+        state = state._replace(halting=actions["attention_tokens"].halting)
     into = None if replay is None else replay.into
     if decides and gate.merge:
         into = actions["attention_tokens"].into
@@ -149,17 +153,18 @@ def run_layer(host, layer, gates, x, seen):
     entering = x
     if taken is not None:
         mlp_tokens = attention_tokens
-        x = taken.stream(packed_rows(parts, taken.rows, None, taken.used, heads, state, hide))
+        rows, noted = packed_rows(parts, taken.rows, None, taken.used, heads, state, hide, notes)
+        x = taken.stream(rows)
     elif packed and together and use_attention == use_mlp:
         mlp_tokens = attention_tokens
-        x = packed_block(parts, x, normed, tokens, use_mlp, heads, state, hide)
+        x, noted = packed_block(parts, x, normed, tokens, use_mlp, heads, state, hide, notes)
         x = _skip(bypasses, add, x, tokens, use_mlp)
     else:
-        attention = (parts, x, normed, tokens, use_attention, heads, state)
+        attention = (parts, x, normed, tokens, use_attention, heads, state, notes)
         if packed:
-            x = packed_attention_sublayer(*attention)
+            x, noted = packed_attention_sublayer(*attention)
         else:
-            x, weights = masked_attention_sublayer(*attention)
+            x, weights, noted = masked_attention_sublayer(*attention)
         if len(bypasses) == 2:
             x = add(bypasses[0], entering, x, tokens, use_attention)
         middle = x
@@ -176,6 +181,7 @@ def run_layer(host, layer, gates, x, seen):
             x = add(bypasses[1], middle, x, rows, use_mlp)
         elif bypasses:
             x = add(bypasses[0], entering, x, tokens, _either(use_attention, use_mlp))
+    state = with_notes(state, noted, x.shape[:2])
     if gate is not None and gate.drop and not compacts:
         state = state._replace(alive=attention_tokens)
     decisions = LayerDecisions(attention_tokens, mlp_tokens, heads, sublayers, into)

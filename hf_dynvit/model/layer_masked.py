@@ -8,15 +8,17 @@ import torch
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from .cls_attention import Noted, cls_attention, value_length
 from .layer_packed import spread_heads
 
 
-def masked_attention_sublayer(parts, x, normed, tokens, use, heads, state):
-    """x (B, N, D) + attention, and its weights (B, H, N, N) if the attention function gives them.
+def masked_attention_sublayer(parts, x, normed, tokens, use, heads, state, notes=()):
+    """x (B, N, D) + attention, its weights (B, H, N, N) if the attention function gives them, and what is `Noted`, or None.
 
     Args:
         normed: x after the norm.
         tokens: (B, N), use: (B,), heads: (B, H), each of which may be None. state: the `TokenState`.
+        notes: some of `NOTES`.
     """
     config, mask = parts.attention.config, None
     if state.size is not None:
@@ -37,7 +39,22 @@ def masked_attention_sublayer(parts, x, normed, tokens, use, heads, state):
     if heads is not None:
         out = out * heads[:, None, :, None].to(out.dtype)
     out = parts.residuals[0](parts.out(out.flatten(2)))
-    return x + _times(out, tokens, use), weights
+    return x + _times(out, tokens, use), weights, _note(q, k, v, tokens, use, state, notes) if notes else None
+
+
+def _note(q, k, v, tokens, use, state, notes):
+    """`Noted` of all tokens, for q, k, v (B, H, N, d): those that take no part keep what is known of them, or 0."""
+    part = torch.ones(q.shape[0], q.shape[2], dtype=torch.bool, device=q.device) if tokens is None else tokens > 0.5
+    bias = torch.zeros(part.shape, device=q.device) if state.size is None else state.size.log()
+    bias = bias if tokens is None else bias.masked_fill(~_keys(tokens), -torch.inf)
+    part = part if use is None else part & (use > 0.5).unsqueeze(1)
+
+    def among(new, old):
+        return torch.where(part, new, torch.zeros_like(new) if old is None else old).flatten()
+
+    attention = among(cls_attention(q[:, :, :1], k, bias), state.attention)
+    values = among(value_length(v.transpose(1, 2)), state.values) if "values" in notes else None
+    return Noted(attention, values, None)
 
 
 def _keys(tokens):

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers.activations import GELUActivation
 
+from .cls_attention import note_rows
 from .decisions import UNTOUCHED
 from .packed_attention import packed_attention
 from .prepack import PrepackedLinear, are_joinable, is_plain
@@ -21,34 +22,38 @@ from .rows import add_rows, chunks, put_rows, sixteen_bit_on_cpu, take_rows, tak
 FUSE_UP_TO = 384
 
 
-def packed_block(parts, x, normed, tokens, use, heads, state=UNTOUCHED, hide=None):
+def packed_block(parts, x, normed, tokens, use, heads, state=UNTOUCHED, hide=None, notes=()):
     """As `packed_attention_sublayer`, then `packed_mlp_sublayer`, over the same rows: one gather and one way back."""
     used = _used_rows(parts, x, tokens, use, state)
     if not used.lengths:
-        return x
+        return x, None
     h = None if normed is None else take_rows(normed, used)
-    return put_rows(x, used, packed_rows(parts, take_rows(x, used), h, used, heads, state, hide))
+    rows, noted = packed_rows(parts, take_rows(x, used), h, used, heads, state, hide, notes)
+    return put_rows(x, used, rows), noted
 
 
-def packed_rows(parts, rows, h, used, heads, state, hide):
+def packed_rows(parts, rows, h, used, heads, state, hide, notes=()):
     """Attention and MLP over rows (T + padding, D), the `used` ones of their stream; h: after the first norm, or None."""
     h = parts.attention_norm(rows) if h is None else h
-    rows = rows + _attend(parts, h, used, heads, state)
-    return rows + _mlp(parts, parts.mlp_norm(rows), used, hide)
+    out, noted = _attend(parts, h, used, heads, state, notes)
+    rows = rows + out
+    return rows + _mlp(parts, parts.mlp_norm(rows), used, hide), noted
 
 
-def packed_attention_sublayer(parts, x, normed, tokens, use, heads, state):
-    """x (B, N, D) + attention over the rows in use.
+def packed_attention_sublayer(parts, x, normed, tokens, use, heads, state, notes=()):
+    """x (B, N, D) + attention over the rows in use, and what is `Noted` of it, if notes are asked for.
 
     Args:
         normed: x after the norm if a gate has read it, else None.
         tokens: (B, N), use: list of B bools, heads: (B, H), each of which may be None. state: the `TokenState`.
+        notes: some of `NOTES`.
     """
     used = _used_rows(parts, x, tokens, use, state)
     if not used.lengths:
-        return x
+        return x, None
     h = parts.attention_norm(take_rows(x, used)) if normed is None else take_rows(normed, used)
-    return add_rows(x, used, _attend(parts, h, used, heads, state))
+    out, noted = _attend(parts, h, used, heads, state, notes)
+    return add_rows(x, used, out), noted
 
 
 def packed_mlp_sublayer(parts, x, normed, tokens, use, state, hide=None):
@@ -83,8 +88,8 @@ def rounds(parts, x):
     return sixteen_bit_on_cpu(x) or (type(first) is PrepackedLinear and first.serves(x))
 
 
-def _attend(parts, h, used, heads, state):
-    """Attention of the normed rows h (T + padding, D), before the residual; as many rows."""
+def _attend(parts, h, used, heads, state, notes):
+    """Attention of the normed rows h (T + padding, D), before the residual, as many rows; and what is `Noted`, or None."""
     if heads is not None:
         heads = (heads if used.images is None else heads[used.images]) > 0.5
         heads = None if heads.all() else heads
@@ -93,7 +98,8 @@ def _attend(parts, h, used, heads, state):
         q, k = parts.turn(q, k, None if state.side is None else take_rows(state.side, used)[: used.total])
     bias = None if state.size is None else take_values(state.size, used).log()
     out = packed_attention(q, k, v, used.lengths, heads, parts.dropout, bias=bias)
-    return _residual(parts.residuals[0], parts.out(used.pad(out.flatten(1))))
+    noted = note_rows(q, k, v, used, bias, notes) if notes else None
+    return _residual(parts.residuals[0], parts.out(used.pad(out.flatten(1)))), noted
 
 
 def _mlp(parts, h, used, hide):

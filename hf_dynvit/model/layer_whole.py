@@ -12,7 +12,7 @@ from .layer_packed import packed_block
 def runs_whole(gates, seen):
     """Whether nothing is decided here and nothing was before: the layer is the host's, for all tokens of all images."""
     replay, state = seen.replay, seen.state
-    if state.size is not None or (gates and seen.gating != "open"):
+    if seen.notes or state.size is not None or (gates and seen.gating != "open"):
         return False
     if replay is not None:
         return not replay.keeps() and replay.into is None
@@ -41,7 +41,7 @@ def run_images(parts, x, images, side):
     if not len(images):
         return x
     if len(images) == len(x):
-        return packed_block(parts, x, None, None, None, None, TokenState(side=side))
+        return packed_block(parts, x, None, None, None, None, TokenState(side=side))[0]
     some = None if side is None else side.index_select(0, images)
-    part = packed_block(parts, x.index_select(0, images), None, None, None, None, TokenState(side=some))
+    part, _ = packed_block(parts, x.index_select(0, images), None, None, None, None, TokenState(side=some))
     return x.index_copy(0, images, part)

@@ -17,6 +17,12 @@ ALLOWED = {
     "novelty": ("a finite number of at least 0", lambda value: _number(value) and value >= 0),
     "distance": ("a number above 0", lambda value: _number(value) and value > 0),
     "merged": ("an integer of at least 0", lambda value: type(value) is int and value >= 0),
+    "keep": ("in (0, 1]", lambda value: _number(value) and 0 < value <= 1),
+    "mass": ("in (0, 1]", lambda value: _number(value) and 0 < value <= 1),
+    "top": ("an integer of at least 1", lambda value: type(value) is int and value >= 1),
+    "samples": ("an integer of at least 1", lambda value: type(value) is int and value >= 1),
+    "margin": ("a finite number", _number),
+    "scale": ("a number above 0", lambda value: _number(value) and value > 0),
     "rate": ("in [0, 1]", lambda value: _number(value) and 0 <= value <= 1),
     "value_width": (f"an integer in 0..{WIDEST}", lambda value: type(value) is int and 0 <= value <= WIDEST),
     # Not what is merely true: "false" would be.

@@ -5,6 +5,13 @@ from pathlib import PurePosixPath
 
 WORDS = {"sublayer": "sub-layer"}
 SAME = 0.0005  # deviations that three digits do not show
+SCORES = {
+    "cls_attention": "[CLS] attention",
+    "cls_attention_value": "[CLS] attention times values",
+    "random": "random tokens",
+}
+MERGES = {"tome": "ToMe", "pitome": "PiToMe"}  # as many in every image
+AMOUNTS = ("keep", "top", "mass", "samples")  # of a gate `token`
 UNITS = {"head": "heads", "sublayer": "sub-layers", "block": "blocks"}  # of random gates; patches go without saying
 
 
@@ -23,7 +30,7 @@ def decides(facts):
         names, merges = parts.get(kind, ([], False))
         if entry.get("bypass", "none") != "none":
             bypasses.append(f" + {entry['bypass'].replace('_', '-')} bypass")
-        parts[kind] = (list(dict.fromkeys([*names, name])), merges or bool(entry.get("merge")))
+        parts[kind] = (list(dict.fromkeys([*names, name])), merges or _merges(entry))
     if not parts:
         return "dense"
     words = {"rule": "rule: {}", "learned": "learned {} gates", "fixed": "fixed {} gates"}
@@ -35,6 +42,10 @@ def decides(facts):
     return "; ".join(found) + "".join(dict.fromkeys(bypasses)) + (f" ({facts['preset']})" if facts["preset"] else "")
 
 
+def _merges(entry):
+    return bool(entry.get("merge")) or entry.get("rest") == "merge"
+
+
 def _kind(entry, learned):
     gate = entry["gate"]
     if gate == "random":
@@ -44,9 +55,21 @@ def _kind(entry, learned):
         return "learned", WORDS.get(gate, gate)
     if gate == "merge":
         return "rule", "merging by similarity"
-    if gate == "tome":
-        return "rule", f"ToMe, {entry.get('merged', 8)} a layer"
+    if gate == "token":
+        return _token_kind(entry)
+    if gate in MERGES:
+        return "rule", f"{MERGES[gate]}, {entry.get('merged', 8)} a layer"
     return ("rule", "novelty") if entry.get("novelty") else ("fixed", WORDS.get(gate, gate))
+
+
+def _token_kind(entry):
+    """Kind and name of a gate `token` that has learned nothing."""
+    score = entry.get("score", "cls_attention")
+    if score in ("linear", "predictor"):
+        return "fixed", "token"
+    amounts = [f"{name} {entry[name]}" for name in AMOUNTS if entry.get(name) is not None]
+    rests = [entry["rest"]] if entry.get("rest") in ("fuse", "pass") else []
+    return "rule", ", ".join([SCORES.get(score, score.replace("_", " ")), *amounts, *rests])
 
 
 def model_name(results):
@@ -81,12 +104,13 @@ def has_gates(results, *names):
 def units(results):
     """What the gates decide on: a set of "patch", "head" and "block", which stands for sub-layers too."""
     named = (entry.get("unit", "patch") if entry["gate"] == "random" else entry["gate"] for entry in results.gates)
-    return {{"sublayer": "block", "merge": "patch", "tome": "patch"}.get(unit, unit) for unit in named}
+    kinds = {"sublayer": "block", "block": "block", "head": "head"}
+    return {kinds.get(unit, "patch") for unit in named}
 
 
 def merges(results):
     """Whether what leaves is merged into what stays."""
-    return any(entry.get("merge") or entry["gate"] in ("merge", "tome") for entry in results.gates or [])
+    return any(_merges(entry) or entry["gate"] in ("merge", *MERGES) for entry in results.gates or [])
 
 
 def processor(results):

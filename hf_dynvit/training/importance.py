@@ -66,11 +66,16 @@ def fit_importance(model, batches, strength=1.0, ridge=1e-3):
 
 
 def token_gates(model):
-    """Layer -> learned gate that decides tokens by what enters the layer's attention."""
+    """Layer -> learned gate that decides tokens by a linear map of what enters the layer's attention."""
     found = {
         index: gates["attention_tokens"] for index, gates in enumerate(model.gates) if "attention_tokens" in gates
     }
-    return {index: gate for index, gate in found.items() if isinstance(gate, LearnedGate)}
+    width = model.host.sizes(model.config).width
+    return {
+        index: gate
+        for index, gate in found.items()
+        if isinstance(gate, LearnedGate) and gate.score.in_features == width
+    }
 
 
 def _saliency(model, pixel_values, layers):

@@ -31,6 +31,9 @@ FAITHFUL = ("adavit-official", "layerskip-dynavit")
 # The gates have an order from the start: they are not led to the budget, and learn slowly, so as not to lose it.
 _ORDERED = {"objective": "cost", "calibrate_first": True, "gate_learning_rate": 1e-3}
 
+# Nothing is learned but the body, from the first step in the packed layout.
+_RULE = {"objective": "cost", "freeze_gates_at": 0.0}
+
 PRESET_ARGUMENTS = {
     "adavit": _ORDERED,
     # The order is learned in closed form, before the first step and after the last; the body is tuned packed.
@@ -69,6 +72,10 @@ PRESET_ARGUMENTS = {
         "gate_learning_rate": 1e-4,
         "gate_weight_decay": 5e-5,
     },
+    # Its rate is fixed, so the budget must be what that costs. Sampled to the end, as published.
+    "dynamicvit": {"objective": "cost", "freeze_gates_at": 1.0},
+    "avit": {"objective": "cost"},
+    **dict.fromkeys(("evit", "topk", "ats", "tome", "random-tokens", "pitome"), _RULE),
 }
 
 
@@ -99,6 +106,6 @@ def gate_facts(model):
     names, learned = {kind: name for name, kind in GATES.items()}, {}
     for gate in model.learned_gates():
         moved = (gate.score.weight.detach().float() - gate.score.init_weight).abs().max().item()
-        name = names.get(type(gate), type(gate).__name__)
+        name = next((names[kind] for kind in type(gate).__mro__ if kind in names), type(gate).__name__)
         learned[name] = max(learned.get(name, 0.0), moved)
     return {"gates": model.config.gates, "preset": preset_of(model.config), "learned": learned}

@@ -70,11 +70,11 @@ class PackedTuning(ResumedCallback):
 
     def on_step_begin(self, args, state, control, **kwargs):
         self.trainer.step_costs.clear()
-        if not self.trainer.schedule.frozen():
-            return
         model = self.trainer.accelerator.unwrap_model(self.trainer.model)
         gates = model.learned_gates()
-        if not gates:
+        if not gates and model.config.gates:  # rules: nothing is left to learn
+            model.layout = "packed"
+        if not gates or not self.trainer.schedule.frozen():
             return
         if not self.shifts:  # not when a later step is resumed
             self.trainer.calibrate()

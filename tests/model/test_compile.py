@@ -16,7 +16,15 @@ def fresh_compiler():
 
 
 @pytest.mark.parametrize(
-    "gates, attention", [("all", "sdpa"), ("all official", "eager"), ("patch merged", "sdpa"), ("merge", "sdpa")]
+    "gates, attention",
+    [
+        ("all", "sdpa"),
+        ("all official", "eager"),
+        ("patch merged", "sdpa"),
+        ("merge", "sdpa"),
+        ("token by attention, fused", "sdpa"),
+        ("token by predictor", "eager"),
+    ],
 )
 def test_the_masked_layout_compiles_whole(tiny_vit, fresh_compiler, gates, attention):
     vit = tiny_vit(2)
@@ -58,7 +66,9 @@ class LogitsAndCost(torch.nn.Module):
         return out.logits, out.cost
 
 
-@pytest.mark.parametrize("gates", ["all", "patch merged", "merge"])
+@pytest.mark.parametrize(
+    "gates", ["all", "patch merged", "merge", "token by attention, fused", "token by values, passing"]
+)
 def test_the_masked_layout_exports_for_any_batch(tiny_vit, gates):
     model = gated(tiny_vit(2), GATE_SETS[gates])
     model.layout = "masked"

@@ -237,6 +237,22 @@ def test_tome_merges_the_most_similar_pairs_as_many_in_every_image(tiny_vit, lay
     assert torch.equal(run(model, "masked", images(3)).cost, run(model, "packed", images(3)).cost)
 
 
+@pytest.mark.parametrize("layout", ["masked", "packed"])
+def test_pitome_merges_what_is_like_many_and_leaves_what_stands_alone(tiny_vit, layout):
+    group, pair, alone = torch.eye(6)[:, :, None].expand(-1, -1, 2).flatten(1)[[0, 1, 2]]
+    tokens = torch.stack([alone, group, alone, group, pair, group, pair, group]).unsqueeze(0)
+    tokens = tokens + 1e-3 * torch.arange(8).view(1, 8, 1)  # no two alike
+    tokens[:, 2] = torch.eye(12)[11]  # like none
+    gate = build_gate("pitome", ViTConfig(hidden_size=12), {"merged": 2, "margin": 0.5})
+    action = gate(tokens, "threshold")
+    gone = (~action.keep[0]).nonzero().flatten().tolist()
+    assert len(gone) == 2 and set(gone) < {1, 3, 5, 7} and set(action.into[0, gone].tolist()) < {1, 3, 5, 7}
+    assert action.keep[0, action.into[0]].all()
+    model = DynViTForImageClassification.from_vit(tiny_vit(4), gates=[{"gate": "pitome", "merged": 3}])
+    kept = [decision.attention_tokens.sum(1).tolist() for decision in run(model, layout, images(3)).decisions]
+    assert kept == [[14] * 3, [11] * 3, [8] * 3, [5] * 3]
+
+
 def test_tome_refuses_numbers_that_are_none():
     with pytest.raises(ValueError, match="merged of a tome gate must be an integer of at least 0, got 2.5"):
         build_gate("tome", ViTConfig(), {"merged": 2.5})

@@ -14,6 +14,7 @@ from hf_dynvit.report.rivals import by_seed
 
 PATCH = {"gate": "patch", "drop": True, "merge": True, "novelty": 16, "layers": [1, 2]}
 SUBLAYER = {"gate": "sublayer", "layers": [1, 2]}
+TOKEN = {"gate": "token", "keep": 0.7, "layers": [1, 2]}
 RANDOM = {"gate": "random", "drop": True, "rate": 0.5, "layers": [1, 2]}
 BLOCKS = {"gate": "random", "unit": "block", "rate": 0.5}
 
@@ -35,6 +36,12 @@ BLOCKS = {"gate": "random", "unit": "block", "rate": 0.5}
         ([{"gate": "merge"}], {"merge": 0.0}, "merge", "rule: merging by similarity (merge)"),
         ([{"gate": "tome", "merged": 15}], {}, None, "rule: ToMe, 15 a layer"),
         ([{"gate": "merge"}], {"merge": 0.2}, None, "learned merge gates"),
+        ([TOKEN | {"rest": "fuse"}], {}, "evit", "rule: [CLS] attention, keep 0.7, fuse (evit)"),
+        ([TOKEN | {"score": "contrast", "rest": "merge"}], {}, None, "rule: contrast, keep 0.7 + merge"),
+        ([{"gate": "token", "score": "novelty", "threshold": 0.5}], {"token": 0.0}, None, "rule: novelty"),
+        ([TOKEN | {"score": "predictor"}], {"token": 0.2}, "dynamicvit", "learned token gates (dynamicvit)"),
+        ([TOKEN | {"score": "linear"}], {"token": 0.0}, None, "fixed token gates"),
+        ([{"gate": "tome", "merged": 8}], {}, "tome", "rule: ToMe, 8 a layer (tome)"),
         ([RANDOM | {"merge": True}], {}, None, "rule: random + merge"),
         ([RANDOM], {}, None, "rule: random"),
         ([BLOCKS], {}, None, "rule: random blocks"),
