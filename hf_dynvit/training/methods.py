@@ -1,0 +1,138 @@
+"""The methods that are compared: what each puts on a ViT, and how it is brought to a mean cost.
+
+A method whose gates have thresholds is calibrated; one that keeps fixed numbers has an amount, which is found here.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from ..model.gates import preset_gates
+from ..model.modeling_dynvit import DynViTForImageClassification
+from .calibration import mean_cost
+
+
+STEPS = 12  # of bisection
+
+
+class Method(NamedTuple):
+    """How a method spends an amount; the more of it, the more is computed.
+
+    Attributes:
+        gates: (configuration of the ViT, amount) -> gates as `from_vit` takes them.
+        least: of the amount, whose most is 1; None: thresholds meet the budget, and there is no amount.
+        learns: whether it is nothing without training.
+        importance: whether its scores learn the importance of tokens in closed form first.
+    """
+
+    gates: Callable
+    least: float | None = None
+    learns: bool = False
+    importance: bool = False
+
+
+def _patches(config):
+    return (config.image_size // config.patch_size) ** 2
+
+
+def _spread(config, total):
+    """For each layer how many of `total` merges it makes: as many as the others, or one more in the first of them."""
+    depth = config.num_hidden_layers
+    return [total // depth + (layer < total % depth) for layer in range(depth)]
+
+
+def _merging(preset):
+    """A preset of fixed merges, with fewer of them the more is computed."""
+
+    def gates(config, amount):
+        counts = _spread(config, round((1 - amount) * 2 * _patches(config)))
+        entries = preset_gates(preset, config)
+        by_layer = [entry for layer in range(config.num_hidden_layers) for entry in entries if layer in entry["layers"]]
+        return [
+            {**entry, "merged": count, "layers": [layer]}
+            for layer, (entry, count) in enumerate(zip(by_layer, counts, strict=True))
+        ]
+
+    return gates
+
+
+def _keeping(preset, **changes):
+    """A preset that keeps a rate of the tokens at a few depths."""
+    return lambda config, rate: [{**entry, **changes, "keep": rate} for entry in preset_gates(preset, config)]
+
+
+def _sampling(config, amount):
+    points = max(1, round(amount * 5 * _patches(config)))
+    return [{**entry, "samples": points} for entry in preset_gates("ats", config)]
+
+
+def _twin(config, amount):
+    """The preset `merge`, as it is before its scores have learned."""
+    return preset_gates("merge", config)
+
+
+def _novelty(config, amount):
+    """The patch gates of the preset `adavit` alone."""
+    return [entry for entry in preset_gates("adavit", config) if entry["gate"] == "patch"]
+
+
+METHODS = {
+    "merge": Method(_twin, importance=True),
+    "merge-unlearned": Method(_twin),
+    "tome": Method(_merging("tome"), 0.0),
+    "pitome": Method(_merging("pitome"), 0.0),
+    "novelty": Method(_novelty),
+    "evit": Method(_keeping("evit"), 0.02),
+    "topk": Method(_keeping("topk"), 0.02),
+    "ats": Method(_sampling, 0.002),
+    "dynamicvit": Method(_keeping("dynamicvit"), 0.02, learns=True),
+    "contrast": Method(_keeping("topk", score="contrast"), 0.02),
+    "random-tokens": Method(_keeping("random-tokens"), 0.02),
+    "random-merge": Method(_keeping("random-tokens", rest="merge"), 0.02),
+    "adavit": Method(lambda config, amount: preset_gates("adavit", config), learns=True),
+}
+
+
+def check_methods(names, tuned):
+    """The names to compare: those given, or all that need no training for "all".
+
+    Raises:
+        ValueError: a name that is not on the shelf, or one that is nothing without training, where there is none.
+    """
+    names = [name for name in METHODS if tuned or not METHODS[name].learns] if names == ["all"] else names
+    wrong = [name for name in names if name not in METHODS]
+    if wrong or not names:
+        raise ValueError(f"methods must be 'all' or of {sorted(METHODS)}, got {wrong or names}")
+    fresh = [name for name in names if METHODS[name].learns and not tuned]
+    if fresh:
+        raise ValueError(f"{fresh} decide nothing before they are trained: give a recipe to train them by")
+    return names
+
+
+def gates_for(name, vit, budget, batches):
+    """The gates of a method for a ViT at a mean cost, as `from_vit` takes them.
+
+    Args:
+        vit: a `ViTForImageClassification`. batches: list of `pixel_values`, on which the cost of an amount is measured.
+
+    Raises:
+        ValueError: a budget out of the reach of its amounts.
+    """
+    method = METHODS[name]
+    if method.least is None:
+        return method.gates(vit.config, None)
+
+    def cost(amount):
+        gates = method.gates(vit.config, amount)
+        return mean_cost(DynViTForImageClassification.from_vit(vit, gates=gates), batches)
+
+    low, high = method.least, 1.0
+    least, most = cost(low), cost(high)
+    if not least <= budget <= most:
+        raise ValueError(f"a budget of {budget} is out of reach of {name}: its costs are {least:.3f} to {most:.3f}")
+    best = min((abs(least - budget), low), (abs(most - budget), high))
+    for _ in range(STEPS):
+        middle = round((low + high) / 2, 4)
+        found = cost(middle)
+        best = min(best, (abs(found - budget), middle))
+        low, high = (middle, high) if found < budget else (low, middle)
+    return method.gates(vit.config, best[1])
