@@ -20,7 +20,7 @@ ROOMS = (("model", "data"), ("measure",), ("objectives",), ("agents", "search"),
 TOP = len(ROOMS)  # what stands beside the rooms
 # Inside the room that travels, from the ground up; a new gate or host fits a pattern.
 STOREYS = (
-    ("configuration_dynvit", "decisions", "host", "options", "prepack", "rows", "packed_attention"),
+    ("budgets", "configuration_dynvit", "decisions", "host", "options", "prepack", "rows", "packed_attention"),
     ("host_*", "bypass", "cost", "gate", "novelty", "tokens", "matching", "merging", "compaction"),
     ("gate_*", "gates", "layer_packed", "layer_masked"),
     ("convert", "layer", "layer_whole"),
