@@ -3,7 +3,7 @@
 Letters: B images, N tokens, L layers, K token counts.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 
@@ -15,7 +15,7 @@ from .files import read_json, write_json
 class LatencyTable:
     """Milliseconds for one image of a batch, by the number of its tokens; between two counts they are interpolated.
 
-    Heads that are off are counted as if they were on: they save little (CONTRIBUTING.md).
+    All images of a batch were as long as each other: where they are not, forwards take longer. Heads that are off are counted as if they were on: they save little (CONTRIBUTING.md).
 
     Attributes:
         device, threads, dtype, prepacked: what they were measured on. batch_size: images of a forward.
@@ -64,6 +64,16 @@ class LatencyTable:
             return cls(**read_json(path))
         except (TypeError, KeyError) as error:
             raise ValueError(f"{path} holds no latency table: {error}") from error
+
+    def scaled(self, factor):
+        """The table of a device that takes `factor` times as long for everything."""
+
+        def times(column):
+            return [factor * ms for ms in column]
+
+        gates = [group | {how: times(group[how]) for how in ("open", "closed")} for group in self.gates]
+        parts = {"attention": times(self.attention), "mlp": times(self.mlp)}
+        return replace(self, **parts, gates=gates, rest=factor * self.rest)
 
     def of_decision(self, decision, alive):
         """What a layer takes without its gates under a `LayerDecisions`, of the tokens that are `alive` (B,): (B,)."""

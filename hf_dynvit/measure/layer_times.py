@@ -84,9 +84,10 @@ def measure_latencies(model, pixel_values, rounds=ROUNDS, medians=interleaved_me
 
 
 @torch.inference_mode()
-def clocked(model, batches, rounds=ROUNDS, medians=interleaved_medians):
-    """Mean milliseconds of an image in forwards of `batches` of `pixel_values`, timed in turns."""
-    calls = {index: lambda _, batch=batch: model(batch, gating="threshold") for index, batch in enumerate(batches)}
+def clocked(model, batches, shift=None, rounds=ROUNDS, medians=interleaved_medians):
+    """Mean milliseconds of an image in forwards of `batches` of `pixel_values`, timed in turns, at a shift of thresholds."""
+    run = partial(model, gating="threshold", exploration=Exploration(shift=shift))
+    calls = {index: lambda _, batch=batch: run(batch) for index, batch in enumerate(batches)}
     return 1e3 * sum(medians(calls, rounds).values()) / sum(map(len, batches))
 
 

@@ -82,6 +82,13 @@ class DynViTConfig(ViTConfig):
         if self.layer_mask is not None:
             self._check_mask()
 
+    def to_dict(self):
+        """As in transformers; a table of budgets is named where there is one, so that other files stay what they were."""
+        fields = super().to_dict()
+        if fields.get("budget_shifts") is None:
+            fields.pop("budget_shifts", None)
+        return fields
+
     def _check_sizes(self, num_labels):
         for name, most in MOST.items():
             size, least = (num_labels or 0, 0) if name == "num_labels" else (getattr(self, name), 1)

@@ -81,7 +81,7 @@ def encode(
         )
     x, side = host.embed(backbone, pixel_values, bool(interpolate_pos_encoding))
     if exploration.shift is None:
-        exploration = exploration._replace(shift=shift_of(config, len(x), budget))
+        exploration = exploration._replace(shift=shift_of(config, x.shape[0], budget))
     full_tokens, state, entry, ahead = x.shape[1], TokenState(side=side), None, None
     if patches is not None:
         x, state = _choose(host, x, side, patches, merge_patches)

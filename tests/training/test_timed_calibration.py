@@ -29,6 +29,16 @@ def clock(milliseconds):
     return lambda calls, rounds: dict.fromkeys(calls, milliseconds / 1e3)
 
 
+def clock_of(model, factor):
+    """A clock by which a forward takes `factor` times what `TABLE` says."""
+
+    def medians(calls, rounds):
+        predicted = {name: TABLE.milliseconds(model, call(0)).sum().item() for name, call in calls.items()}
+        return {name: factor * ms / 1e3 for name, ms in predicted.items()}
+
+    return medians
+
+
 @pytest.fixture
 def model(tiny_vit):
     return DynViTForImageClassification.from_vit(tiny_vit(), gates=GATES, budget=0.6)
@@ -36,25 +46,36 @@ def model(tiny_vit):
 
 def test_the_mean_predicted_time_is_what_is_wanted_and_the_clock_is_asked(model):
     batches = [images(64), images(16)]
-    found = calibrate(model, batches, milliseconds=8.0, latencies=TABLE, medians=clock(10.0))
+    found = calibrate(model, batches, milliseconds=8.0, latencies=TABLE, medians=clock_of(model, 1.03))
     assert found.milliseconds == pytest.approx(8.0, abs=0.05) and found.latencies is TABLE
     with torch.no_grad():
         outputs = [model(batch) for batch in batches]
     predicted = torch.cat([TABLE.milliseconds(model, out) for out in outputs])
     assert predicted.mean().item() == pytest.approx(found.milliseconds, abs=1e-4) and predicted.std() > 0
     assert found.cost == pytest.approx(torch.cat([out.cost for out in outputs]).mean().item(), abs=1e-6)
-    assert found.clock == pytest.approx(10.0) and found.error == pytest.approx(found.clock_predicted / 10 - 1)
+    assert found.error == pytest.approx(1 / 1.03 - 1, abs=1e-4) and found.correction == 1.0
     shift, cost, *_ = found
     assert (shift, cost) == (found.shift, found.cost) and found.cost < 1.0
 
 
-def test_a_prediction_that_is_wrong_is_said(model, monkeypatch):
+def test_the_clock_corrects_the_table(model, monkeypatch):
     said = []
     monkeypatch.setattr(timed_calibration.logger, "warning", said.append)
-    calibrate(model, [images(64)], milliseconds=8.0, latencies=TABLE, medians=clock(8.0))
-    assert not said
-    calibrate(model, [images(64)], milliseconds=8.0, latencies=TABLE, medians=clock(16.0))
-    assert len(said) == 1 and "the clock says 16.000 (-5" in said[0]
+    found = calibrate(model, [images(64)], milliseconds=8.0, latencies=TABLE, medians=clock_of(model, 1.3))
+    assert found.correction == pytest.approx(1.3, abs=1e-4) and found.latencies.rest == pytest.approx(2.6, abs=1e-3)
+    assert found.milliseconds == pytest.approx(8.0, abs=0.05) and abs(found.error) < 1e-3 and not said
+    with torch.no_grad():
+        uncorrected = TABLE.milliseconds(model, model(images(64, generator=torch.Generator().manual_seed(1))))
+    assert uncorrected.mean().item() == pytest.approx(8.0 / 1.3, abs=0.3)
+
+
+def test_a_clock_that_goes_on_to_say_something_else_is_said(model, monkeypatch):
+    said = []
+    monkeypatch.setattr(timed_calibration.logger, "warning", said.append)
+    found = calibrate(model, [images(64)], milliseconds=8.0, latencies=TABLE, medians=clock(12.0))
+    assert len(said) == 1 and "the clock says 12.000 (-3" in said[0] and found.error < -0.3
+    with pytest.raises(ValueError, match=r"8.0 ms are out of reach: .* to between 8.229 and 2\d\.\d+ ms"):
+        calibrate(model, [images(64)], milliseconds=8.0, latencies=TABLE, medians=clock(16.0))
 
 
 def test_a_time_out_of_reach_is_refused_with_the_reach_and_changes_nothing(model):
