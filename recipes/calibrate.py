@@ -1,10 +1,13 @@
 """Turn the dial of a model: python recipes/calibrate.py --model DIR --budget 0.6 --data_files train=FILE --output DIR2
 
 Shifts all gates by one number until the mean cost on training images is the new budget, and saves the result as a model
-of its own; gates that learn nothing keep the cost that they have. The backbone is not trained and no labels are used; a
-model trained for that budget is more accurate. With `--gates merge` a plain ViT becomes a model that merges a little in
-every layer; on the same images its gates learn which tokens the prediction depends on, unless `--importance false`. With
-`--bypass_images N` what skipped blocks and sub-layers add instead is fitted first, of gates with a bypass.
+of its own; gates that learn nothing keep the cost that they have. With `--budgets 0.8 0.65 0.5` the one result has
+thresholds for all of them, and decides at any budget between (`model.set_budget`, evaluate.py --budget); with
+`--milliseconds 8 --batch_size 1` an image takes so long on this device (latency.json has its latencies). The backbone is
+not trained and no labels are used; a model trained for that budget is more accurate. With `--gates merge` a plain ViT
+becomes a model that merges a little in every layer; on the same images its gates learn which tokens the prediction
+depends on, unless `--importance false`. With `--bypass_images N` what skipped blocks and sub-layers add instead is fitted
+first, of gates with a bypass.
 """
 
 import sys
@@ -20,11 +23,15 @@ from hf_dynvit import DynViTForImageClassification
 from hf_dynvit.data import DataArguments
 from hf_dynvit.measure.forwards import DTYPES
 from hf_dynvit.measure.trained_models import dense_vit, open_models
-from hf_dynvit.model import PRESET_GATES
+from hf_dynvit.model import PRESET_GATES, can_prepack
+from hf_dynvit.model.budgets import check_budget
 from hf_dynvit.settings import parse_settings
 from hf_dynvit.training.bypass import check_bypass, fit_bypass
 from hf_dynvit.training.calibration import calibrate, check_budgets, mean_cost
 from hf_dynvit.training.importance import fit_importance, token_gates
+
+
+AT_ONCE = 64  # images of a forward, where the batch that is to be served says another number
 
 
 @dataclass
@@ -50,20 +57,32 @@ class CalibrateArguments:
         default=None,
         metadata={"help": "mean cost to meet, in (0, 1]; gates that learn nothing have a cost of their own"},
     )
+    budgets: list[float] = field(
+        default_factory=list,
+        metadata={"help": "several in place of one, for one model that decides at any between them"},
+    )
+    milliseconds: float | None = field(
+        default=None, metadata={"help": "mean time of an image on this device in place of a budget, by its latencies"}
+    )
     output: str | None = field(default=None, metadata={"help": "new folder for the result"})
     images: int = field(default=512, metadata={"help": "training images to calibrate on"})
     bypass_images: int = field(
         default=0, metadata={"help": "training images to fit bypasses on before the thresholds are set; 0: leave them"}
     )
-    batch_size: int = field(default=64, metadata={"help": "images per forward"})
+    batch_size: int = field(default=64, metadata={"help": "images per forward; with milliseconds, to be served"})
     dtype: str = field(default="float32", metadata={"help": f"one of {list(DTYPES)}"})
     seed: int = field(default=0, metadata={"help": "which images are used"})
 
     def __post_init__(self):
-        if not self.model or not self.output or self.budget is None:
-            raise ValueError(f"--model, --budget and --output are needed, got {self}")
-        if not 0 < self.budget <= 1:
-            raise ValueError(f"budget must be in (0, 1], got {self.budget}")
+        aims = (self.budget is not None, bool(self.budgets), self.milliseconds is not None)
+        if not self.model or not self.output or sum(aims) != 1:
+            raise ValueError(
+                f"--model, --output and one of --budget, --budgets and --milliseconds are needed, got {self}"
+            )
+        for budget in self.wanted():
+            check_budget(budget)
+        if self.milliseconds is not None and not 0 < self.milliseconds < float("inf"):
+            raise ValueError(f"milliseconds must be positive and finite, got {self.milliseconds}")
         if self.images < 1 or self.bypass_images < 0:
             raise ValueError(
                 f"images must be at least 1 and bypass_images 0, got {self.images} and {self.bypass_images}"
@@ -75,6 +94,10 @@ class CalibrateArguments:
         if Path(self.output).exists() and any(Path(self.output).iterdir()):
             raise ValueError(f"output {self.output!r} is not empty: give a new folder")
 
+    def wanted(self):
+        """The mean costs to meet."""
+        return self.budgets or ([] if self.budget is None else [self.budget])
+
 
 def main(argv=None):
     """Calibrate and save; returns the shift and the mean cost on the training images."""
@@ -82,12 +105,14 @@ def main(argv=None):
     data_args.validation_split = data_args.train_split
     (entrant,) = open_models([args.model], data_args, "cpu", DTYPES[args.dtype])
     model = with_gates(entrant.model, args)
-    check_budgets(model, [args.budget])
+    if (args.budgets or args.milliseconds) and not model.learned_gates():
+        raise ValueError("--budgets and --milliseconds need gates that learn: others keep the cost that they have")
+    check_budgets(model, args.wanted())
     if args.bypass_images:
         check_bypass(model)
     order = torch.randperm(len(entrant.images), generator=torch.Generator().manual_seed(args.seed))
     loader, of_bypass = (
-        DataLoader(Subset(entrant.images, order[:count].tolist()), args.batch_size)
+        DataLoader(Subset(entrant.images, order[:count].tolist()), args.batch_size if args.wanted() else AT_ONCE)
         for count in (args.images, args.bypass_images)
     )
     if args.bypass_images:
@@ -97,11 +122,36 @@ def main(argv=None):
     if args.importance or (args.importance is None and args.gates and token_gates(model)):
         shares = fit_importance(model, batches)
         print(f"scores explain {min(shares.values()):.0%} to {max(shares.values()):.0%} of the importance of tokens")
-    shift, cost = calibrate(model, batches, args.budget) if model.learned_gates() else (0.0, mean_cost(model, batches))
-    model.set_budget(args.budget).float().save_pretrained(args.output)
+    if args.milliseconds is not None:
+        shift, cost = to_milliseconds(model, batches, args)
+    elif args.budgets:
+        shift, cost = calibrate(model, batches, budgets=args.budgets)
+    else:
+        learned = model.learned_gates()
+        shift, cost = calibrate(model, batches, args.budget) if learned else (0.0, mean_cost(model, batches))
+        model.set_budget(args.budget)
+    model.float().save_pretrained(args.output)
     AutoImageProcessor.from_pretrained(args.model).save_pretrained(args.output)
+    if model.config.budget_shifts is not None:
+        shown = ", ".join(f"{budget} ({added:+.3f})" for budget, added in model.config.budget_shifts)
+        print(f"one model for the budgets {shown}; it decides at {model.config.budget} until model.set_budget")
     print(f"all gates shifted by {shift:+.3f}: mean cost {cost:.3f} on {len(loader.dataset)} training images")
     return shift, cost
+
+
+def to_milliseconds(model, batches, args):
+    """Calibrate to a mean time as recipes/evaluate.py runs the model; writes latency.json, returns shift and cost."""
+    if can_prepack():
+        model.prepack()
+    found = calibrate(model, batches, milliseconds=args.milliseconds, batch_size=args.batch_size)
+    Path(args.output).mkdir(parents=True, exist_ok=True)
+    found.latencies.save(Path(args.output) / "latency.json")
+    model.set_budget(min(1.0, found.cost))
+    print(
+        f"{found.milliseconds:.2f} ms per image in batches of {args.batch_size} by the table of latencies; on the first images "
+        f"{found.clock_predicted:.2f}, where the clock says {found.clock:.2f} ({found.error:+.1%})"
+    )
+    return found.shift, found.cost
 
 
 def with_gates(model, args):

@@ -31,6 +31,12 @@ class EvaluateArguments:
     """What to measure, on what, and where to write it."""
 
     model: str | None = field(default=None, metadata={"help": "the model: folder or Hub id"})
+    budget: float | None = field(
+        default=None,
+        metadata={
+            "help": "a budget of the model's table, or between two of it, to decide at; default: the model's own"
+        },
+    )
     dense: str | None = field(default=None, metadata={"help": "a dense ViT to compare the accuracy with"})
     json: str | None = field(default=None, metadata={"help": "file to write"})
     batch_sizes: list[int] = field(default_factory=lambda: [1, 8, 32], metadata={"help": "to time; 0: no timing"})
@@ -81,6 +87,14 @@ def main(argv=None):
     paths = [args.model] + ([args.dense] if args.dense else [])
     entrants = open_models(paths, data_args, args.device, DTYPES[args.dtype])
     entrant, images = entrants[0], entrants[0].images
+    table = entrant.model.config.budget_shifts
+    if args.budget is not None and table is None:
+        raise ValueError(
+            f"--budget {args.budget} is for a model with a table of budgets (recipes/calibrate.py --budgets), and "
+            f"{args.model} has none"
+        )
+    if args.budget is not None:
+        entrant.model.set_budget(args.budget)
     if args.per_image:
         check_decides(entrant.model)
     if args.batch_sizes and max(args.batch_sizes) > len(images):
@@ -98,6 +112,7 @@ def main(argv=None):
         model=args.model,
         **model_facts(entrant.model),
         budget=entrant.model.config.budget,
+        budgets=None if table is None else [budget for budget, _ in table],
         dataset=data_args.name(),
         split=data_args.validation_split,
         split_files=data_args.files_of(data_args.validation_split),

@@ -20,7 +20,17 @@ ROOMS = (("model", "data"), ("measure",), ("objectives",), ("agents", "search"),
 TOP = len(ROOMS)  # what stands beside the rooms
 # Inside the room that travels, from the ground up; a new gate or host fits a pattern.
 STOREYS = (
-    ("configuration_dynvit", "decisions", "host", "options", "prepack", "rows", "cls_attention", "packed_attention"),
+    (
+        "budgets",
+        "cls_attention",
+        "configuration_dynvit",
+        "decisions",
+        "host",
+        "options",
+        "packed_attention",
+        "prepack",
+        "rows",
+    ),
     (
         "host_*",
         "bypass",

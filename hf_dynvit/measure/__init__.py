@@ -2,6 +2,8 @@
 
 from .files import check_weights, read_json, sign_weights, weights_digest, write_json
 from .forwards import DTYPES, measure
+from .latency import LatencyTable
+from .layer_times import clocked, measure_latencies
 from .provenance import measured_on
 from .speed import Speed
 from .timing import interleaved_medians, layer_latencies
@@ -11,12 +13,15 @@ from .usage import UsageMeter
 
 __all__ = [
     "DTYPES",
+    "LatencyTable",
     "Speed",
     "UsageMeter",
     "check_weights",
+    "clocked",
     "interleaved_medians",
     "layer_latencies",
     "measure",
+    "measure_latencies",
     "measured_on",
     "open_models",
     "read_json",

@@ -3,6 +3,8 @@
 from huggingface_hub.dataclasses import strict
 from transformers import ViTConfig
 
+from .budgets import check_budget, check_reach, check_table
+
 
 # Where the Auto classes find the code that travels with a saved model, whichever class was saved.
 AUTO_MAP = {
@@ -24,12 +26,6 @@ MOST_PIXELS, MOST_PATCHES = 65_536, 1_048_576
 MOST_GATES = 4  # on a layer: one for each of its decisions
 
 
-def check_budget(budget):
-    """Raise ValueError for what is no budget."""
-    if type(budget) is bool or not isinstance(budget, (int, float)) or not 0.0 < budget <= 1.0:
-        raise ValueError(f"budget must be in (0, 1], got {budget!r}")
-
-
 def pair(size):
     """(height, width) of a size that a configuration gives as one number or as two."""
     return tuple(size) if isinstance(size, (list, tuple)) else (size, size)
@@ -45,6 +41,9 @@ class DynViTConfig(ViTConfig):
             defaults to all layers; the other keys are options of that gate. No gates: a plain ViT.
         budget (`float`, defaults to 1.0):
             The mean cost to aim at, in (0, 1]: multiply-accumulates spent / multiply-accumulates of the dense model.
+        budget_shifts (`list[list[float]]`, *optional*):
+            Pairs (budget, shift), both rising: what is added to the logits of all learned gates at a mean cost of that
+            budget, which a forward is asked for (budgets.py). None: gates decide by their biases alone.
         layer_mask (`list[list[bool]]`, *optional*):
             Per layer whether its attention and its MLP may run at all, whatever the gates say: what a search over
             masks has chosen. None: all may.
@@ -53,8 +52,9 @@ class DynViTConfig(ViTConfig):
             the images'. None: as they come.
 
     Raises:
-        ValueError: sizes that are not positive or beyond any ViT's, a budget outside (0, 1], or a gate entry without a
-            name or with layers that do not exist, or a mask that does not fit the layers or switches off everything.
+        ValueError: sizes that are not positive or beyond any ViT's, a budget outside (0, 1] or the reach of
+            `budget_shifts`, pairs that do not rise or are no numbers, a gate entry without a name or with layers that do
+            not exist, or a mask that does not fit the layers or switches off everything.
     """
 
     model_type = "dynvit"
@@ -64,6 +64,7 @@ class DynViTConfig(ViTConfig):
 
     gates: list[dict] | None = None
     budget: float | int = 1.0
+    budget_shifts: list | None = None
     layer_mask: list[list[bool]] | None = None
     resolution: int | list[int] | tuple[int, ...] | None = None
 
@@ -72,6 +73,9 @@ class DynViTConfig(ViTConfig):
         super().__post_init__(**kwargs)
         self.auto_map = {**AUTO_MAP, **(getattr(self, "auto_map", None) or {})}
         check_budget(self.budget)
+        if self.budget_shifts is not None:
+            check_table(self.budget_shifts)
+            check_reach(self.budget_shifts, self.budget)
         if len(self.gates or []) > MOST_GATES * self.num_hidden_layers:
             raise ValueError(
                 f"gates must have at most {MOST_GATES} entries for each of {self.num_hidden_layers} layers, "
@@ -83,6 +87,12 @@ class DynViTConfig(ViTConfig):
             self._check_mask()
         if self.resolution is not None:
             self._check_resolution()
+
+    def to_dict(self):
+        """As in transformers; what earlier versions did not know is named where there is any: files stay what they were."""
+        later = ("budget_shifts", "resolution")
+        fields = super().to_dict()
+        return {name: value for name, value in fields.items() if name not in later or value is not None}
 
     def _check_sizes(self, num_labels):
         for name, most in MOST.items():

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 
+from .budgets import shift_of
 from .cls_attention import NOTES
 from .compaction import in_full
 from .cost import cost, merging_macs, noting_macs
@@ -38,6 +39,7 @@ def encode(
     decisions=None,
     gating=None,
     exploration=NO_EXPLORATION,
+    budget=None,
     interpolate_pos_encoding=None,
     output_attentions=None,
     output_hidden_states=None,
@@ -49,7 +51,9 @@ def encode(
     Args:
         decisions: L `LayerDecisions` to replay instead of the gates' own.
         gating: how gates decide, one of `GATINGS`; sample in training, else threshold.
-        exploration: how stochastic decisions are drawn.
+        exploration: how stochastic decisions are drawn; a shift in it counts in place of any budget.
+        budget: mean cost to decide for, of a model with a table of budgets and within its reach: a number, or floats (B,),
+            one for each image. None: `config.budget`.
         interpolate_pos_encoding: accept another image size than the configured one.
         output_attentions: needs eager attention, and runs the masked layout.
         output_hidden_states: collect the token stream before and after each layer; a list of indices collects those
@@ -61,8 +65,8 @@ def encode(
             has patches (eager or sdpa attention in the masked layout); without patches it says nothing.
 
     Raises:
-        ValueError: patches that are not int64 indices for this batch, of images that are resized, or, on CPU, the same
-            patch twice.
+        ValueError: a budget without a table or out of its reach; patches that are not int64 indices for this batch, of
+            images that are resized, or, on CPU, the same patch twice.
         IndexError: on CPU, indices of patches that do not exist.
     """
     config, host, backbone = model.config, model.host, model.base_model
@@ -84,13 +88,15 @@ def encode(
         full_tokens, interpolate_pos_encoding = tokens_of(config, pixel_values.shape[2:]), True
         pixel_values = resized(pixel_values, config.resolution)
     x, side = host.embed(backbone, pixel_values, bool(interpolate_pos_encoding))
+    if exploration.shift is None:
+        exploration = exploration._replace(shift=shift_of(config, x.shape[0], budget))
     embedded, state, entry, ahead = x.shape[1], TokenState(side=side), None, None
     if patches is not None:
         x, state = _choose(host, x, side, patches, merge_patches)
     if packed:
         x = spread_nan(x)
     num_tokens, num_layers, alone = x.shape[1], len(model.gates), packed and decisions is None
-    compacts = alone and _compacts(model, wants_hidden)
+    compacts = alone and can_compact(model, wants_hidden)
     plans = alone and gating in ("threshold", "act")
     notes = _notes(model, decisions is not None, gating, exploration)
     used, attentions, hidden = [], [], [_snapshot(x, 0, num_layers, wants_hidden)]
@@ -179,7 +185,7 @@ def _allowed(config, index):
     return (True, True) if config.layer_mask is None else tuple(config.layer_mask[index])
 
 
-def _compacts(model, wants_hidden):
+def can_compact(model, wants_hidden):
     """Whether dropped tokens may leave the stream: only the classifier reads it, and protected ones keep their places."""
     if wants_hidden or torch.is_grad_enabled() or not hasattr(model, "classifier") or not model.host.protects_first():
         return False
@@ -223,7 +229,7 @@ def _decide_ahead(gates, entry, gating, exploration):
     if gating == "act":
         actions = [gate.act(entry, exploration=exploration) for gate in gates.values()]
     else:
-        actions = [as_action(gate(entry, gating)) for gate in gates.values()]
+        actions = [as_action(gate(entry, gating, exploration=exploration)) for gate in gates.values()]
     keeps = torch.stack([action.keep[:, 0] for action in actions])  # (K, B)
     counts = to_host(keeps.sum(1))
     # Where the counts are known, the images need no crossing: the kept ones first, in their order.

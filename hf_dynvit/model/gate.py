@@ -20,11 +20,13 @@ GATINGS = ("sample", "act", "threshold", "open")
 
 
 class Exploration(NamedTuple):
-    """How stochastic decisions are drawn."""
+    """How decisions are drawn where they are stochastic, and the budget that they are for."""
 
     noise: float = 1.0  # scale of the Gumbel noise of straight-through samples; at 0 they are thresholded
     bound: float = 1.0  # a policy keeps with bound * p + (1 - bound) * (1 - p), to go on exploring (BlockDrop)
     from_layer: int = 0  # policies of earlier layers keep everything (a curriculum from the last layer backwards)
+    # Added to the logits of every learned gate: a number, or (B,); None: what the model's budget asks for (budgets.py).
+    shift: float | torch.Tensor | None = None
 
 
 NO_EXPLORATION = Exploration()
@@ -76,6 +78,13 @@ def sample_straight_through(logits, tau, threshold, noise=1.0):
     # By the logit: rounding on the way to the sigmoid must not tell a sample without noise from evaluation.
     hard = (relaxed > (1 + noise * (tau - 1)) * cut(threshold)).float()
     return hard + (soft - soft.detach())
+
+
+def shifted(logits, shift):
+    """Logits (B, units) with the `shift` of an `Exploration`; not added in 16 bit, which would be coarse beside it."""
+    if shift is None:
+        return logits
+    return logits.float() + (shift.unsqueeze(1) if torch.is_tensor(shift) else shift)
 
 
 class Score(nn.Linear):
@@ -178,6 +187,7 @@ class LearnedGate(Gate):
 
     def decide(self, logits, gating, exploration):
         """What is kept (B, units of the slot) by logits (B, units): sampled, or thresholded."""
+        logits = shifted(logits, exploration.shift)
         if gating == "sample":
             return self.settle(sample_straight_through(logits, self.tau, self.threshold, exploration.noise))
         # What is not a number is kept, and so shows in the logits of the model as it does in those of a plain ViT.
@@ -185,7 +195,7 @@ class LearnedGate(Gate):
 
     def drawn(self, tokens, logits, decidable, replay, exploration):
         """The `Action` of a policy with these logits (B, units)."""
-        logits = logits.float() - cut(self.threshold)
+        logits = shifted(logits, exploration.shift).float() - cut(self.threshold)
         replay = None if replay is None else replay[:, : logits.shape[1]]
         keep, *policy = draw(logits, exploration.bound, replay, decidable)
         # A copy: the gradient of `policy` reads keep as it was. A bounded policy draws against any logit, however high.

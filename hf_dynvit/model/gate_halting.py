@@ -10,7 +10,7 @@ Letters: B images, N tokens, D channels.
 import torch
 
 from .decisions import UNTOUCHED, Action
-from .gate import NO_EXPLORATION, LearnedGate, cut
+from .gate import NO_EXPLORATION, LearnedGate, cut, shifted
 from .gate_patch import PatchGate
 
 
@@ -31,9 +31,9 @@ class HaltingGate(LearnedGate):
     def __init__(self, config, init_bias=10.0, **options):
         super().__init__(config.hidden_size, 1, init_bias=init_bias, **options)
 
-    def halting(self, tokens, state=UNTOUCHED):
-        """The sum of halting scores (B, N), this layer's included."""
-        now = torch.sigmoid(-self.score(tokens).squeeze(-1).float())
+    def halting(self, tokens, state=UNTOUCHED, shift=None):
+        """The sum of halting scores (B, N), this layer's included; shift: of an `Exploration`, added to the scores."""
+        now = torch.sigmoid(-shifted(self.score(tokens).squeeze(-1), shift).float())
         return now if state.halting is None else state.halting + now
 
     def logits(self, tokens, state=UNTOUCHED):
@@ -44,13 +44,13 @@ class HaltingGate(LearnedGate):
         return SHARP * (FULL - halting) + cut(self.threshold)
 
     def forward(self, tokens, gating, replay=None, exploration=NO_EXPLORATION, state=UNTOUCHED):
-        halting = self.halting(tokens, state)
+        halting, exploration = self.halting(tokens, state, exploration.shift), exploration._replace(shift=None)
         keep = self.decide(self.left(halting), gating, exploration) if replay is None else replay
         return Action(keep, halting=halting)
 
     def act(self, tokens, replay=None, exploration=NO_EXPLORATION, state=UNTOUCHED):
         tokens = tokens.detach()
-        halting = self.halting(tokens, state)
+        halting, exploration = self.halting(tokens, state, exploration.shift), exploration._replace(shift=None)
         action = self.drawn(tokens, self.left(halting), self.decidable(tokens, state), replay, exploration)
         return action._replace(halting=halting)
 

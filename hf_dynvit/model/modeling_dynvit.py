@@ -13,8 +13,9 @@ from transformers import initialization as init
 from transformers.modeling_outputs import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
+from .budgets import Dial
 from .bypass import Bypass
-from .configuration_dynvit import DynViTConfig, check_budget
+from .configuration_dynvit import DynViTConfig
 from .convert import dynvit_config, load_vit
 from .encoder import encode
 from .gate import LearnedGate, Score
@@ -126,7 +127,7 @@ class DynViTPreTrainedModel(PreTrainedModel):
         super().activation_checkpointing_enable(activation_checkpointing_kwargs, **options)
 
 
-class DynViTModel(DynViTPreTrainedModel):
+class DynViTModel(Dial, DynViTPreTrainedModel):
     """A native backbone without pooler, and gates on its layers; gives features."""
 
     def __init__(self, config):
@@ -168,19 +169,6 @@ class DynViTModel(DynViTPreTrainedModel):
         """The `LearnedGate`s, those of the first layer first."""
         return [gate for gates in self.gates for gate in gates.values() if isinstance(gate, LearnedGate)]
 
-    def set_budget(self, budget):
-        """Set the mean cost to aim at, in (0, 1]. Returns the model.
-
-        It is what training aims at and what is saved with the model. Gates decide as before until training or
-        `calibrate(model, batches, model.config.budget)` has moved their thresholds to where the mean cost is the budget.
-
-        Raises:
-            ValueError: another value.
-        """
-        check_budget(budget)
-        self.config.budget = budget
-        return self
-
     def prepack(self):
         """For inference on CPU: keep the layers' weights also in the order that its products want. Returns the model.
 
@@ -199,7 +187,7 @@ class DynViTModel(DynViTPreTrainedModel):
         """A `DynViTModelOutput` of images (B, channels, height, width), or a tuple with `return_dict=False`.
 
         Args:
-            options: those of `encode` (encoder.py): decisions, gating, exploration, interpolate_pos_encoding,
+            options: those of `encode` (encoder.py): decisions, gating, exploration, budget, interpolate_pos_encoding,
                 output_attentions, output_hidden_states, patches, merge_patches.
         """
         x, *rest, _ = encode(self, pixel_values, **options)

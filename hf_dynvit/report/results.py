@@ -72,9 +72,8 @@ class AgentRun:
     @classmethod
     def of(cls, report):
         """Of `PatchAgent.report()`."""
-        names = {entry.name for entry in fields(cls)}
-        known = {name: value for name, value in report.items() if name in names}
-        return cls(**known, details={name: value for name, value in report.items() if name not in names})
+        known = {entry.name: report[entry.name] for entry in fields(cls) if entry.name in report}
+        return cls(**known, details={name: value for name, value in report.items() if name not in known})
 
 
 @dataclass(kw_only=True)
@@ -120,7 +119,7 @@ class Runtime:
 
 @dataclass(kw_only=True)
 class Evaluation(ModelResults):
-    """The JSON of recipes/evaluate.py; `dense_model` is what `dense` was measured of."""
+    """The JSON of recipes/evaluate.py; `dense` is of `dense_model`; `budgets`: of the model's table, None without one."""
 
     kind: ClassVar[str] = "evaluation"
     model: str
@@ -129,6 +128,7 @@ class Evaluation(ModelResults):
     throughput: list[Speed] = field(default_factory=list)
     runtimes: dict[str, Runtime] = field(default_factory=dict)
     per_image: PerImage | None = None
+    budgets: list | None = None
 
     def speeds(self):
         return self.throughput

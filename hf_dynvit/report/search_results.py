@@ -27,7 +27,7 @@ def save_picked(model, processor, picked, folder, policy, burnt_in):
         policy: "act": gates stay, "process": they go, for the mask was searched without them; bypasses stay.
         burnt_in: whether to save it without the unused layers too.
     """
-    model.config.layer_mask = picked["layer_mask"]
+    model.drop_budgets().config.layer_mask = picked["layer_mask"]
     if policy == "process" and model.config.gates:
         hold_open(model)
     model.save_pretrained(folder / "picked")

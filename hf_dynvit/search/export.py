@@ -4,6 +4,7 @@ import torch
 from torch import nn
 from transformers import ViTConfig, ViTForImageClassification
 
+from ..model.budgets import shift_gates, shift_of
 from ..model.bypass import bypass_of
 from ..model.gate_block import BlockGate
 from ..model.gates import build_gate
@@ -11,7 +12,7 @@ from ..model.modeling_dynvit import DynViTForImageClassification
 
 
 SAVED_WITH = ("model_type", "architectures", "transformers_version", "auto_map", "_name_or_path")
-NOT_OF_LAYERS = (*SAVED_WITH, "gates", "layer_mask", "budget")
+NOT_OF_LAYERS = (*SAVED_WITH, "gates", "layer_mask", "budget", "budget_shifts")
 INSIDE, OUTSIDE = 3.0, -2.0  # logits: what the mask keeps is drawn in 95 % of the cases, what it skips in 12 %
 
 
@@ -50,6 +51,8 @@ def burn_in(model):
         dynamic = {"gates": gates or None, "layer_mask": None if whole else mask, "budget": config.budget}
         small = DynViTForImageClassification(type(config)(**fields, **dynamic))
     small.load_state_dict(_renumbered(model.state_dict() | _folded(model), place), strict=True)
+    if gates and config.budget_shifts is not None:  # costs are relative to another dense model now
+        shift_gates(small.learned_gates(), shift_of(config, 1))
     small.set_attn_implementation(config._attn_implementation)
     return small.to(model.dtype).to(model.device).eval()
 

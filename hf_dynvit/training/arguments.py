@@ -82,7 +82,8 @@ class DynViTTrainingArguments(TrainingArguments):
     )
     tuning_budgets: list[float] = HfArg(
         default_factory=list,
-        help="costs that the packed tuning takes in turn, the model's budget first; none: it alone",
+        help="costs that the packed tuning takes in turn, the model's budget first, and for which the model has thresholds "
+        "in the end (a table of budgets, with images to calibrate on); none: it alone",
     )
     tuning_gain: float = HfArg(
         default=0.5, help="how fast thresholds follow the budget in packed tuning; 0: not at all"

@@ -29,7 +29,8 @@ def fit_bypass(model, images, ridge=RIDGE, skipping=False):
     of language models that are pruned for all inputs.
 
     Args:
-        model: a model whose gates have bypasses; nothing but these changes. It needs no training first.
+        model: a model whose gates have bypasses; nothing but these changes. It needs no training first. A table of budgets
+            is dropped (`model.drop_budgets`): other bypasses are followed by other decisions.
         images: `pixel_values` (B, channels, height, width), or batches of them: a list, or a loader of dicts with them.
         ridge: strength of the ridge, relative to the mean variance of the channels.
         skipping: along a stream in which the layers before have skipped as their gates and `layer_mask` say, with the
@@ -45,6 +46,7 @@ def fit_bypass(model, images, ridge=RIDGE, skipping=False):
     fitted = check_bypass(model)
     if not (isinstance(ridge, (int, float)) and math.isfinite(ridge) and ridge > 0):
         raise ValueError(f"ridge must be positive and finite, got {ridge!r}")
+    model.drop_budgets()
     batches = images.split(BATCH) if torch.is_tensor(images) else images
     was_training, shares = model.training, {}
     model.eval()

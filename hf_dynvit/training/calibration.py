@@ -1,21 +1,21 @@
-"""Calibration: one shift of all gates' thresholds brings the mean cost to the budget, if that is in reach."""
+"""Calibration: shifts of all gates' thresholds bring the mean cost to a budget, or to each of several, if in reach."""
 
 import torch
 from torch.utils.data import Subset
-from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from ..measure.thresholds import shiftable
+from ..model.budgets import MOST_BUDGETS, check_budget, shift_gates, shift_of
 from ..model.configuration_dynvit import pair
 from ..model.encoder import encode
 from ..model.gate_random import RandomGate
+from .shifts import Shifts
+from .timed_calibration import calibrate_milliseconds
 
 
 logger = logging.get_logger("hf_dynvit.training.calibration")
 TOLERANCE = 0.002  # distance from the budget at which the search for a shift ends
 WORTH_A_WARNING = 0.02  # a cost that far from the budget is another one
-WIDEST = 16.0  # no shift of thresholds goes further: gates that are still open or closed there decide alike for all
-STEPS = 12  # of bisection
 SHUT = 1e4  # added to logits, it decides whatever else is in them
 
 
@@ -27,59 +27,94 @@ def calibration_images(dataset, most, seed):
     return Subset(dataset, order[:most].tolist())
 
 
-def calibrate(model, batches, budget):
-    """Add one number to the logits of all learned gates, so that the mean thresholded cost meets the budget.
+def calibrate(model, batches, budget=None, budgets=None, milliseconds=None, **timing):
+    """Find what to add to the logits of all learned gates, one number, so that the mean thresholded cost meets a budget.
 
     Sampling and thresholding, augmented and plain images, training and the end of it use differently much; this
     closes the gap with the order of the decisions kept.
 
     Args:
-        model: a model with gates; its gates' biases are shifted.
+        model: a model with gates. A table of budgets that it has is dropped first (`model.drop_budgets`).
         batches: list of `pixel_values` (B, channels, height, width), the same for every step. No labels are used.
-        budget: mean cost to meet.
+        budget: mean cost to meet; the gates' biases are shifted.
+        budgets: several in place of one: biases stay, and the configuration gets the table of (budget, shift), for
+            `model.set_budget(0.55)`, `model(pixel_values, budget=0.5)` and `budget=` a tensor (B,). Budgets that the gates
+            do not meet on these images are left out, and said. The model's own budget becomes the nearest in reach.
+        milliseconds: mean time of an image on this device, in place of a cost; `timing`: further arguments of
+            `calibrate_milliseconds` (timed_calibration.py), which says what is returned.
 
     Returns:
-        The shift, and the mean cost that it gives on the batches.
+        The shift at the model's budget, and the mean cost that it gives on the batches.
+
+    Raises:
+        ValueError: no learned gates or no images, not one of the three aims, or what is no budget.
     """
+    aims = {"budget": budget, "budgets": budgets, "milliseconds": milliseconds}
+    given = {name: aim for name, aim in aims.items() if aim is not None}
+    if len(given) != 1 or (timing and milliseconds is None):
+        raise ValueError(f"calibrate takes one of {list(aims)}, got {given | timing}")
     gates = model.learned_gates()
     if not gates or not batches:
         raise ValueError(
             f"calibrate needs learned gates and images, got {len(gates)} gates and {len(batches)} batches"
         )
+    if budgets is not None:
+        _check_several(budgets)
     was_training = model.training
     model.eval()
-    low, high, applied = -WIDEST, WIDEST, 0.0
-    best = (float("inf"), 0.0, 0.0)
-    for step in tqdm(range(STEPS), desc="calibrating", leave=False):
-        shift = 0.0 if step == 0 else (low + high) / 2
-        shift_gates(gates, shift - applied)
-        applied = shift
-        cost = mean_cost(model, batches)
-        best = min(best, (abs(cost - budget), shift, cost))
-        if best[0] <= TOLERANCE:
-            break
-        low, high = (low, shift) if cost > budget else (shift, high)
-    shift_gates(gates, best[1] - applied)
-    model.train(was_training)
-    if best[0] > WORTH_A_WARNING:
+    try:
+        if milliseconds is not None:
+            return calibrate_milliseconds(model, batches, milliseconds, **timing)
+        model.drop_budgets()
+        shifts = Shifts(model, batches)
+        found = None if budgets is None else _to_several(model, shifts, budgets)
+        return _to_one(model, shifts, model.config.budget if budget is None else budget) if found is None else found
+    finally:
+        model.train(was_training)
+
+
+def _to_one(model, shifts, budget):
+    shift, cost = shifts.nearest(budget, TOLERANCE)
+    shift_gates(model.learned_gates(), shift)
+    if abs(cost - budget) > WORTH_A_WARNING:
         logger.warning(
-            f"the budget is {budget}, and the nearest mean cost that the gates' thresholds give is {best[2]:.3f}: they "
+            f"the budget is {budget}, and the nearest mean cost that the gates' thresholds give is {cost:.3f}: they "
             "decide alike for many images, so that the cost moves in steps"
         )
-    return best[1], best[2]
+    return shift, cost
 
 
-@torch.no_grad()
-def shift_gates(gates, amount):
-    """Add one number to the logits of all the gates."""
-    for gate in gates:
-        gate.score.bias += amount
+def _check_several(budgets):
+    for budget in budgets:
+        check_budget(budget)
+    if not 1 <= len(set(budgets)) <= MOST_BUDGETS:
+        raise ValueError(f"budgets must be 1 to {MOST_BUDGETS} different ones, got {len(set(budgets))}")
 
 
-@torch.no_grad()
+def _to_several(model, shifts, budgets):
+    """Give the model a table of budgets; None if not one of them can be met."""
+    config, table, missed = model.config, [], []
+    for budget in sorted(set(budgets)):
+        shift, cost = shifts.nearest(budget, TOLERANCE)
+        if abs(cost - budget) > WORTH_A_WARNING or (table and shift <= table[-1][1]):
+            missed.append(f"{budget} (nearest {cost:.3f})")
+        else:
+            table.append([float(budget), shift])
+    if missed:
+        logger.warning(
+            f"left out of the table of budgets: {', '.join(missed)}; there the gates decide alike for many images, so that "
+            "the cost moves in steps" + ("" if table else ": the model keeps the one budget that it has")
+        )
+    if not table:
+        return None
+    config.budget, config.budget_shifts = min(max(config.budget, table[0][0]), table[-1][0]), table
+    shift = shift_of(config, 1)
+    return shift, shifts.tried[shift] if shift in shifts.tried else shifts.mean(shift)
+
+
 def mean_cost(model, batches):
     """Mean cost of batches of `pixel_values` as the thresholds are."""
-    return torch.cat([model(pixel_values, gating="threshold").cost for pixel_values in batches]).mean().item()
+    return Shifts(model, batches).mean(None)
 
 
 # ---------------------------------------------------------------------------------------------- reach

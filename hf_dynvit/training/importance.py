@@ -25,7 +25,8 @@ def fit_importance(model, batches, strength=1.0, ridge=1e-3):
     scores change which tokens stay, not yet how many.
 
     Args:
-        model: a model with gates of tokens that read the layer's entrance (`patch`, `merge`); it is run with all open.
+        model: a model with gates of tokens that read the layer's entrance (`patch`, `merge`); it is run with all open. A
+            table of budgets is dropped (`model.drop_budgets`).
         batches: `pixel_values` (B, channels, height, width) of a few hundred images, any iterable.
         strength: what one unit of log-saliency (a factor e in gradient norm) adds to the logit.
         ridge: penalty on squared weights, relative to the mean variance of a feature.
@@ -43,6 +44,7 @@ def fit_importance(model, batches, strength=1.0, ridge=1e-3):
         if not 0 <= value < float("inf"):
             raise ValueError(f"{name} must be finite and at least 0, got {value!r}")
     sums = {layer: Moments() for layer in gates}
+    model.drop_budgets()
     was_training = model.training
     model.eval()
     try:

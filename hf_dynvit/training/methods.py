@@ -46,7 +46,9 @@ def _merging(preset):
     def gates(config, amount):
         counts = _spread(config, round((1 - amount) * 2 * _patches(config)))
         entries = preset_gates(preset, config)
-        by_layer = [entry for layer in range(config.num_hidden_layers) for entry in entries if layer in entry["layers"]]
+        by_layer = [
+            entry for layer in range(config.num_hidden_layers) for entry in entries if layer in entry["layers"]
+        ]
         return [
             {**entry, "merged": count, "layers": [layer]}
             for layer, (entry, count) in enumerate(zip(by_layer, counts, strict=True))

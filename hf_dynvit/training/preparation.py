@@ -25,7 +25,7 @@ def finish(trainer):
     """After the last step: the importance of tokens for the body as it is now, where nothing else taught it."""
     if trainer.args.freeze_gates_at == 0.0:
         _fit(trainer, fit_importance, trainer.args.importance_images, "importance_explained")
-    trainer.calibrate()
+    trainer.calibrate(trainer.args.tuning_budgets)
 
 
 def _fit(trainer, fit, count, name):

@@ -2,9 +2,11 @@
 
 import torch
 
+from ..model.budgets import shift_gates
 from ..objectives.base import Step
-from .calibration import TOLERANCE, WIDEST, shift_gates, steady_range
+from .calibration import TOLERANCE, steady_range
 from .checkpoints import ResumedCallback
+from .shifts import WIDEST
 
 
 class GateSchedule:

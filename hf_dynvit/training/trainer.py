@@ -124,14 +124,19 @@ class DynViTTrainer(CheckpointTrainer):
 
     # ------------------------------------------------------------------------------------------ training
 
-    def calibrate(self):
-        """Shift the gates until the mean cost on `calibration_dataset` is the budget; returns (shift, cost) or None."""
+    def calibrate(self, budgets=()):
+        """Shift the gates until the mean cost on `calibration_dataset` is the budget; returns (shift, cost) or None.
+
+        With `budgets` the model gets a table of them and of its own budget instead (`calibrate`, calibration.py).
+        """
         model = self.accelerator.unwrap_model(self.model)
         has_images = self.calibration_dataset is not None and self.args.calibration_images > 0
         if not (has_images and self.args.follows_budget() and learns(model)):
             return None
         with pixels(self, self.args.calibration_images) as batches:
-            shift, cost = calibrate(model, batches, model.config.budget)
+            several = {model.config.budget, *budgets}
+            aim = {"budgets": several} if len(several) > 1 else {"budget": model.config.budget}
+            shift, cost = calibrate(model, batches, **aim)
         self.log({"calibration_shift": round(shift, 4), "calibration_cost": round(cost, 4)})
         return shift, cost
 
@@ -154,6 +159,9 @@ class DynViTTrainer(CheckpointTrainer):
         if self.args.follows_budget():
             self.schedule.full_cost = check_budgets(self.model, [self.model.config.budget, *self.args.tuning_budgets])
         model, layout = self.model, self.model._layout
+        if model.config.budget_shifts is not None:
+            model.drop_budgets()
+            logger.warning("the table of budgets is dropped: training changes what it was measured for")
         if self.objective.trains_packed:
             model.layout = "packed"
         try:

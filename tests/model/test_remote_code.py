@@ -47,6 +47,7 @@ with torch.no_grad():
         "classes": [type(one).__name__ for one in (config, classifier, features, classify.model)],
         "gates": config.gates,
         "budget": config.budget,
+        "dialled": classifier(pixel_values, budget=torch.tensor([0.6, 0.45, 0.4])).logits,
     }
 classifier.save_pretrained(f"{out}/saved_again")
 features.save_pretrained(f"{out}/features_again")
@@ -72,7 +73,9 @@ def processor():
 
 @pytest.fixture
 def model(tiny_vit):
-    return gated(tiny_vit(), GATE_SETS["all official"], budget=0.5)
+    model = gated(tiny_vit(), GATE_SETS["all official"], budget=0.5)
+    model.config.budget_shifts = [[0.4, -1.0], [0.6, 1.0]]
+    return model
 
 
 def assert_loads(source, model, folder, env):
@@ -85,6 +88,8 @@ def assert_loads(source, model, folder, env):
     features.load_state_dict(model.state_dict(), strict=False)
     with torch.no_grad():
         expected = model(pixel_values)
+        dialled = torch.cat([model(pixel_values[[i]], budget=b).logits for i, b in enumerate((0.6, 0.45, 0.4))])
+        assert_close(results["dialled"], dialled, rtol=0, atol=1e-5)
         assert_close(results["features"], features(pixel_values).last_hidden_state, rtol=0, atol=1e-5)
     assert_close(results["logits"], expected.logits, rtol=0, atol=1e-5)
     assert_close(results["cost"], expected.cost)

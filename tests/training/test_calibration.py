@@ -7,7 +7,8 @@ from trainers import GATES, Images, build_trainer
 from hf_dynvit import DynViTForImageClassification, DynViTTrainer, DynViTTrainingArguments
 from hf_dynvit.training import checks
 from hf_dynvit.training import trainer as training
-from hf_dynvit.training.calibration import WIDEST, calibration_images
+from hf_dynvit.training.calibration import calibration_images
+from hf_dynvit.training.shifts import WIDEST
 
 
 NOVELTY = [{"gate": "patch", "drop": True, "novelty": 16.0}]

@@ -6,9 +6,9 @@ import torch
 from transformers import EvalPrediction
 
 from hf_dynvit import DynViTForImageClassification
+from hf_dynvit.model.budgets import shift_gates
 from hf_dynvit.model.gate import LearnedGate
 from hf_dynvit.report.names import decides
-from hf_dynvit.training.calibration import shift_gates
 from hf_dynvit.training.metrics import compute_metrics
 from hf_dynvit.training.presets import gate_facts
 

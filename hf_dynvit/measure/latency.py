@@ -1,0 +1,120 @@
+"""A table of latencies: milliseconds of a model's layers and gates on one device, and what an image takes by them.
+
+Letters: B images, N tokens, L layers, K token counts.
+"""
+
+from dataclasses import asdict, dataclass, replace
+
+import torch
+
+from ..model.budgets import interpolated
+from .files import read_json, write_json
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatencyTable:
+    """Milliseconds for one image of a batch, by the number of its tokens; between two counts they are interpolated.
+
+    All images of a batch were as long as each other: where they are not, forwards take longer. Heads that are off are counted as if they were on: they save little (CONTRIBUTING.md).
+
+    Attributes:
+        device, threads, dtype, prepacked: what they were measured on. batch_size: images of a forward.
+        tokens: K token counts, rising.
+        attention, mlp: (K,), of a layer, by the tokens that it computes.
+        gates: dicts of "layers", which have the same gates, and of what these take besides, (K,) by the tokens that enter:
+            "open", where they leave out nothing, and "closed", where they leave out something, its bypass included.
+        rest: of all that is not in the layers.
+
+    Raises:
+        ValueError: token counts that do not rise, or not as many times.
+    """
+
+    device: str
+    threads: int
+    dtype: str
+    prepacked: bool
+    batch_size: int
+    tokens: list
+    attention: list
+    mlp: list
+    gates: list
+    rest: float
+
+    def __post_init__(self):
+        if not self.tokens or sorted(set(self.tokens)) != self.tokens:
+            raise ValueError(f"tokens of a latency table must rise, got {self.tokens}")
+        columns = [self.attention, self.mlp, *(group[how] for group in self.gates for how in ("open", "closed"))]
+        if any(len(column) != len(self.tokens) for column in columns):
+            raise ValueError(
+                f"a latency table of {len(self.tokens)} token counts needs as many times, got {[*map(len, columns)]}"
+            )
+
+    def save(self, path):
+        """Write it as JSON."""
+        write_json(path, asdict(self))
+
+    @classmethod
+    def load(cls, path):
+        """What `save` has written.
+
+        Raises:
+            ValueError: a file that is damaged or holds something else; it names it.
+        """
+        try:
+            return cls(**read_json(path))
+        except (TypeError, KeyError) as error:
+            raise ValueError(f"{path} holds no latency table: {error}") from error
+
+    def scaled(self, factor):
+        """The table of a device that takes `factor` times as long for everything."""
+
+        def times(column):
+            return [factor * ms for ms in column]
+
+        gates = [group | {how: times(group[how]) for how in ("open", "closed")} for group in self.gates]
+        parts = {"attention": times(self.attention), "mlp": times(self.mlp)}
+        return replace(self, **parts, gates=gates, rest=factor * self.rest)
+
+    def of_decision(self, decision, alive):
+        """What a layer takes without its gates under a `LayerDecisions`, of the tokens that are `alive` (B,): (B,)."""
+        attention, mlp = computed(decision, alive)
+        return self._at(self.attention, attention) * (attention > 0) + self._at(self.mlp, mlp) * (mlp > 0)
+
+    def of_layers(self, model, outputs):
+        """Milliseconds of each layer for each image, its gates included: (L, B), on CPU.
+
+        Args:
+            model: the model that was measured. outputs: of a forward on all tokens.
+        """
+        groups = {layer: group for group in self.gates for layer in group["layers"]}
+        alive, found = torch.full((len(outputs.cost),), float(model.num_tokens)), []
+        for layer, (gates, decision) in enumerate(zip(model.gates, outputs.decisions, strict=True)):
+            ms, mask = self.of_decision(decision, alive), model.config.layer_mask
+            if layer in groups and (mask is None or any(mask[layer])):
+                opened, closed = (self._at(groups[layer][how], alive) for how in ("open", "closed"))
+                ms = ms + torch.where(torch.stack(computed(decision, alive)).amin(0) < alive, closed, opened)
+            found.append(ms)
+            if any(gate.drop for gate in gates.values()):
+                alive = counted(decision.attention_tokens, alive)
+        return torch.stack(found)
+
+    def milliseconds(self, model, outputs):
+        """Milliseconds of each image, in a forward of `batch_size` like it: (B,), on CPU; arguments as in `of_layers`."""
+        return self.of_layers(model, outputs).sum(0) + self.rest
+
+    def _at(self, column, tokens):
+        return interpolated(torch.tensor(self.tokens).float(), torch.tensor(column).float(), tokens)
+
+
+def computed(decision, alive):
+    """Tokens (B,) that attention, and that the MLP, computes under a `LayerDecisions`, of those `alive` (B,)."""
+    attention, mlp = (counted(keep, alive) for keep in (decision.attention_tokens, decision.mlp_tokens))
+    if decision.sublayers is None:
+        return attention, mlp
+    on = (decision.sublayers > 0.5).cpu()
+    return attention * on[:, 0], mlp * on[:, 1]
+
+
+def counted(keep, alive):
+    """Tokens (B,) that a decision (B, N) keeps; None: those `alive`."""
+    return alive if keep is None else (keep > 0.5).sum(1).float().cpu()

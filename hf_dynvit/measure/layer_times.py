@@ -1,0 +1,152 @@
+"""Measures a `LatencyTable`: layers and gates of a model at several token counts, in the packed layout.
+
+Layers run one after another, as in a forward, so that caches are as cold as there. All else that a forward does comes as
+one number, by which a forward with open gates takes what it was measured to take.
+
+Letters: B images, N tokens, K token counts.
+"""
+
+import json
+from dataclasses import replace
+from functools import partial
+
+import torch
+
+from ..model.cost import sizes_of
+from ..model.decisions import LayerDecisions, TokenState
+from ..model.encoder import can_compact
+from ..model.gate import Exploration
+from ..model.layer import Seen, run_layer
+from ..model.prepack import is_prepacked
+from .latency import LatencyTable
+from .provenance import device_name
+from .timing import interleaved_medians
+
+
+SHARES = (0.05, 0.15, 0.3, 0.5, 0.75, 1.0)  # of the tokens of an image, at which layers are timed
+LEAST_TOKENS = 4  # besides the protected ones
+WIDE = 100.0  # shift of logits that opens or closes whatever gates may decide
+HOW = {"open": Exploration(shift=WIDE), "closed": Exploration(shift=-WIDE)}
+ROUNDS = 10
+
+
+@torch.inference_mode()
+def measure_latencies(model, pixel_values, rounds=ROUNDS, medians=interleaved_medians):
+    """The `LatencyTable` of a model on the device where it is.
+
+    Args:
+        model: a `DynViTModel` in evaluation mode, in the packed layout.
+        pixel_values: (B, channels, height, width), a batch as it will be served.
+        rounds: timed rounds. medians: what times calls, as `timing.interleaved_medians`.
+    """
+    layers, batch = _Layers(model, pixel_values), len(pixel_values)
+    counts, everywhere = layers.counts(), list(range(len(model.gates)))
+    chains = {}  # name, token count -> runs layers one after another and returns their decisions
+    for count in counts:
+        chains["block", count] = partial(layers.run, count, everywhere)
+        chains["attention", count] = partial(layers.run, count, everywhere, replay=layers.attention_alone())
+        for group, members in enumerate(layers.groups()):
+            for how in HOW if count > counts[0] else ():
+                chains[(group, how), count] = partial(layers.run, count, members, HOW[how])
+    calls = {name: lambda _, chain=chain: chain() for name, chain in chains.items()}
+
+    def whole(_=0):
+        return model(pixel_values, gating="threshold", exploration=HOW["open"])
+
+    seconds = medians(calls | {"whole": whole}, rounds)
+
+    def ms(name, members=everywhere):
+        return [1e3 * seconds[name, count] / (batch * len(members)) for count in counts if (name, count) in seconds]
+
+    table = LatencyTable(
+        device=device_name(model.device),
+        threads=torch.get_num_threads(),
+        dtype=str(model.dtype).removeprefix("torch."),
+        prepacked=is_prepacked(model),
+        batch_size=batch,
+        tokens=counts,
+        attention=ms("attention"),
+        mlp=[block - attention for block, attention in zip(ms("block"), ms("attention"), strict=True)],
+        gates=[],
+        rest=0.0,
+    )
+    gates = []
+    for group, members in enumerate(layers.groups()):
+        times = {"layers": members}
+        for how in HOW:
+            beside = [_mean(table, chains[(group, how), count](), batch, count) for count in counts[1:]]
+            found = [taken - other for taken, other in zip(ms((group, how), members), beside, strict=True)]
+            times[how] = [found[0], *found]  # protected tokens alone leave gates nothing to decide
+        gates.append(times)
+    table = replace(table, gates=gates)
+    in_layers = table.of_layers(model, whole()).sum(0).mean().item()
+    return replace(table, rest=1e3 * seconds["whole"] / batch - in_layers)
+
+
+@torch.inference_mode()
+def clocked(model, batches, shift=None, rounds=ROUNDS, medians=interleaved_medians):
+    """Mean milliseconds of an image in forwards of `batches` of `pixel_values`, timed in turns, at a shift of thresholds."""
+    run = partial(model, gating="threshold", exploration=Exploration(shift=shift))
+    calls = {index: lambda _, batch=batch: run(batch) for index, batch in enumerate(batches)}
+    return 1e3 * sum(medians(calls, rounds).values()) / sum(map(len, batches))
+
+
+def _mean(table, decisions, batch, count):
+    """Milliseconds that layers take without their gates under their decisions, the mean of images and layers."""
+    alive = torch.full((batch,), float(count))
+    return torch.stack([table.of_decision(decision, alive) for decision in decisions]).mean().item()
+
+
+class _Layers:
+    """The layers of a model, to be run on any number of the tokens of a batch."""
+
+    def __init__(self, model, pixel_values):
+        self.model, self.host = model, model.host
+        self.layers = self.host.layers(model.base_model)
+        self.x, self.side = self.host.embed(model.base_model, pixel_values, False)
+        self.merges = any(gate.merge for gates in model.gates for gate in gates.values())
+
+    def counts(self):
+        """Token counts to time at, the first that of the protected ones."""
+        full, protected = self.x.shape[1], sizes_of(self.model.config).protected
+        least = min(full, protected + LEAST_TOKENS)
+        return [protected, *sorted({max(least, round(share * full)) for share in SHARES})]
+
+    def groups(self):
+        """Lists of layers whose gates are alike."""
+        found, entries = {}, self.model.config.gates or []
+        for layer, gates in enumerate(self.model.gates):
+            here = [entry for entry in entries if layer in entry.get("layers", range(len(self.model.gates)))]
+            alike = json.dumps([{**entry, "layers": None} for entry in here], sort_keys=True)
+            if gates:
+                found.setdefault(alike, []).append(layer)
+        return list(found.values())
+
+    def attention_alone(self):
+        """`LayerDecisions` of all images."""
+        return LayerDecisions(sublayers=torch.tensor([True, False], device=self.x.device).repeat(len(self.x), 1))
+
+    def run(self, count, members, exploration=None, replay=None):
+        """Some layers on `count` tokens, with their gates if there is an exploration; returns their `LayerDecisions`."""
+        x = self.x[:, :count]
+        side = None if self.side is None else self.side[:, :count]
+        size = torch.ones(x.shape[:2], device=x.device) if self.merges else None
+        seen = Seen(
+            gating="threshold",
+            packed=True,
+            replay=replay,
+            exploration=exploration,
+            state=TokenState(size=size, side=side),
+            allowed=(True, True),
+            wants_weights=False,
+            entry=None,
+            ahead=None,
+            compacts=can_compact(self.model, False),
+        )
+        decisions = []
+        for layer in members:
+            gates = {} if exploration is None else self.model.gates[layer]
+            upfront = [gate for gate in gates.values() if gate.upfront]
+            here = seen._replace(entry=upfront[0].pool(x).unsqueeze(1)) if upfront else seen
+            decisions.append(run_layer(self.host, self.layers[layer], gates, x, here)[1])
+        return decisions

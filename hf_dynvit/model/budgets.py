@@ -1,0 +1,144 @@
+"""The dial: a table of budgets, each with the shift of the gates' logits at which the mean cost is that budget.
+
+Calibration measures the table (training/calibration.py), the configuration holds it as [[budget, shift], ...]. A forward
+adds the shift of its budget to the logits of every learned gate, and changes no weight for it: images and threads can
+have budgets of their own.
+
+Letters: B images, K entries of the table.
+"""
+
+import torch
+
+
+MOST_BUDGETS = 64
+ROUNDING = 1e-6  # of a budget: 0.8 in 32 bit is more than 0.8
+WIDEST_SHIFT = (
+    100.0  # beyond any calibration's, and far from what keeps tokens whatever the thresholds (gate_merge.py)
+)
+
+
+def check_budget(budget):
+    """Raise ValueError for what is no budget."""
+    if type(budget) is bool or not isinstance(budget, (int, float)) or not 0.0 < budget <= 1.0:
+        raise ValueError(f"budget must be in (0, 1], got {budget!r}")
+
+
+def check_table(table):
+    """Raise ValueError for what is no table: at least one pair, budgets and shifts both strictly rising."""
+    if not isinstance(table, (list, tuple)) or not 1 <= len(table) <= MOST_BUDGETS:
+        given = f"{len(table)} of them" if isinstance(table, (list, tuple)) else repr(table)
+        raise ValueError(f"budget_shifts must be a list of 1 to {MOST_BUDGETS} pairs (budget, shift), got {given}")
+    for entry in table:
+        if not isinstance(entry, (list, tuple)) or len(entry) != 2:
+            raise ValueError(f"budget_shifts must hold pairs (budget, shift), got {entry!r}")
+        check_budget(entry[0])
+        shift = entry[1]
+        if type(shift) is bool or not isinstance(shift, (int, float)) or not abs(shift) <= WIDEST_SHIFT:
+            raise ValueError(f"shifts of budget_shifts must be in [-{WIDEST_SHIFT}, {WIDEST_SHIFT}], got {shift!r}")
+    for before, after in zip(table, table[1:], strict=False):
+        if not (before[0] < after[0] and before[1] < after[1]):
+            raise ValueError(f"budgets and shifts of budget_shifts must both rise, got {after!r} after {before!r}")
+
+
+def check_reach(table, budget):
+    """Raise ValueError for a budget, a number, that lies outside what the table was measured for."""
+    check_budget(budget)
+    (least, _), (most, _) = table[0], table[-1]
+    if not least - ROUNDING <= budget <= most + ROUNDING:
+        raise ValueError(
+            f"a budget of {budget} is out of reach: this model has thresholds for budgets from {least} to {most} "
+            "(calibrate(model, batches, budgets=[...]) measures others)"
+        )
+
+
+def shift_of(config, batch, budget=None):
+    """What a forward of `batch` images adds to the logits of all learned gates: a number, (B,), or None.
+
+    Args:
+        budget: a number, or a float tensor (B,) with one for each image; None: `config.budget`.
+
+    Raises:
+        ValueError: a budget out of the table's reach, of another shape, or for a model without a table.
+    """
+    table = config.budget_shifts
+    if table is None and budget is not None:
+        raise ValueError(
+            f"budget={budget!r} needs a model that has thresholds for several budgets, and this one has none: "
+            "calibrate(model, batches, budgets=[...]) measures them"
+        )
+    if table is None:
+        return None
+    if torch.is_tensor(budget):
+        return _shifts_of(table, batch, budget)
+    budget = config.budget if budget is None else budget
+    check_reach(table, budget)
+    budget = min(max(budget, table[0][0]), table[-1][0])
+    low, shift = table[0]
+    for high, last in table:
+        if budget <= high:
+            break
+        low, shift = high, last
+    return float(last if budget == high else shift + (last - shift) * (budget - low) / (high - low))
+
+
+def _shifts_of(table, batch, budget):
+    """The shifts (B,) of budgets (B,)."""
+    if budget.shape != (batch,) or not budget.is_floating_point():
+        raise ValueError(
+            f"budget of a batch of {batch} must be a number or {batch} floats, got {budget.dtype} {tuple(budget.shape)}"
+        )
+    if not torch.compiler.is_compiling():  # there it would break the graph; what is out of reach takes the nearest
+        for one in (budget.min().item(), budget.max().item()):
+            check_reach(table, one)
+    places, values = (
+        torch.tensor(column, dtype=torch.float32, device=budget.device) for column in zip(*table, strict=True)
+    )
+    return interpolated(places, values, budget.float())
+
+
+def interpolated(places, values, at):
+    """Linear between `values` (K,) at rising `places` (K,), constant beyond their ends; at: any shape, and so the result."""
+    if len(places) == 1:
+        return values.expand(at.shape)
+    after = torch.searchsorted(places, at.contiguous()).clamp(1, len(places) - 1)
+    low, high = places[after - 1], places[after]
+    return torch.lerp(values[after - 1], values[after], ((at - low) / (high - low)).clamp(0, 1))
+
+
+@torch.no_grad()
+def shift_gates(gates, amount):
+    """Add one number to the logits of all the gates."""
+    for gate in gates:
+        gate.score.bias += amount
+
+
+class Dial:
+    """A mixin of models with gates: at which budget they decide."""
+
+    def set_budget(self, budget):
+        """Set the mean cost to aim at, in (0, 1]. Returns the model.
+
+        A model with a table of budgets (`calibrate(model, batches, budgets=[...])`) decides at that budget from now on,
+        between two of the table by interpolation. Without a table it is what training aims at and what is saved with
+        the model, and gates decide as before until training or `calibrate(model, batches, model.config.budget)` has
+        moved their thresholds to where the mean cost is the budget.
+
+        Raises:
+            ValueError: what is no budget, or one out of the table's reach.
+        """
+        check_budget(budget)
+        if self.config.budget_shifts is not None:
+            check_reach(self.config.budget_shifts, budget)
+        self.config.budget = budget
+        return self
+
+    def drop_budgets(self):
+        """Forget the table of budgets; the gates keep deciding as they do at `config.budget`. Returns the model.
+
+        What changes gates, backbone or mask begins with it, for the table would no longer be true: `DynViTTrainer.train`,
+        `calibrate`, `fit_importance`, `fit_bypass`. A training loop of one's own has to call it.
+        """
+        if self.config.budget_shifts is not None:
+            shift_gates(self.learned_gates(), shift_of(self.config, None))
+            self.config.budget_shifts = None
+        return self

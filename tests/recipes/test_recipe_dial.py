@@ -1,0 +1,63 @@
+"""The recipe calibrate.py with several budgets or a time in place of one budget, and evaluate.py at one of them."""
+
+import re
+from functools import partial
+
+import pytest
+from recipe_place import dial, evaluate
+
+from hf_dynvit import DynViTForImageClassification
+from hf_dynvit.measure import LatencyTable
+from hf_dynvit.training import calibration
+
+
+def test_one_folder_serves_every_budget_and_is_evaluated_at_one(place, tmp_path, capsys):
+    gates = ["--gates", "[{gate: patch, drop: true, novelty: 8}]", "--budgets", "0.9", "0.6", "0.75"]
+    _, cost = dial.main(
+        ["--model", place.vit, "--data_files", *place.files, *gates, "--output", str(tmp_path / "all")]
+    )
+    assert cost == pytest.approx(0.9, abs=0.03) and "one model for the budgets 0.6 (" in capsys.readouterr().out
+    words = ["--model", str(tmp_path / "all"), "--data_files", f"{place.folder}/validation.parquet"]
+    words += ["--json", str(tmp_path / "at.json"), "--batch_sizes", "0"]
+    costs = []
+    for budget in (None, "0.75", "0.65"):
+        results = evaluate.main([*words, *(["--budget", budget] if budget else [])])
+        assert results["budget"] == float(budget or 0.9) and results["budgets"] == [0.6, 0.75, 0.9]
+        costs.append(results["cost"])
+    assert costs == sorted(costs, reverse=True) and costs[1] == pytest.approx(0.75, abs=0.08)
+    with pytest.raises(ValueError, match="a budget of 0.5 is out of reach: .* from 0.6 to 0.9"):
+        evaluate.main([*words, "--budget", "0.5"])
+    words[1] = place.vit
+    with pytest.raises(ValueError, match="--budget 0.5 is for a model with a table of budgets"):
+        evaluate.main([*words, "--budget", "0.5"])
+
+
+def test_a_model_is_calibrated_to_milliseconds_and_saved_with_its_latencies(place, tmp_path, monkeypatch, capsys):
+    times = {"tokens": [1, 17], "attention": [0.1, 1.7], "mlp": [0.2, 3.4], "rest": 2.0, "gates": []}
+    facts = {"device": "a CPU", "threads": 1, "dtype": "float32", "prepacked": True, "batch_size": 2}
+    faked = {"latencies": LatencyTable(**facts, **times), "medians": lambda calls, rounds: dict.fromkeys(calls, 0.016)}
+    monkeypatch.setattr(calibration, "calibrate_milliseconds", partial(calibration.calibrate_milliseconds, **faked))
+    words = ["--model", place.vit, "--data_files", *place.files, "--gates", "[{gate: patch, drop: true, novelty: 8}]"]
+    words += ["--batch_size", "2", "--output", str(tmp_path / "timed")]
+    with pytest.raises(
+        ValueError, match="20.0 ms are out of reach: .* of a batch of 2 to between 3.200 and 12.200 ms"
+    ):
+        dial.main([*words, "--milliseconds", "20"])
+    assert not (tmp_path / "timed").exists()
+    _, cost = dial.main([*words, "--milliseconds", "8"])
+    assert re.search(r"[78]\.\d\d ms per image in batches of 2 .* the clock says 8.00", capsys.readouterr().out)
+    assert LatencyTable.load(tmp_path / "timed" / "latency.json") == faked["latencies"]
+    timed = DynViTForImageClassification.from_pretrained(tmp_path / "timed")
+    assert timed.config.budget == pytest.approx(cost) and 0.3 < cost < 1.0
+    assert not any("prepack" in name for name in timed.state_dict())
+
+
+def test_aims_of_the_dial_are_one_at_a_time(place, tmp_path):
+    words = ["--model", place.vit, "--data_files", *place.files, "--output", str(tmp_path / "out")]
+    for aims in ([], ["--budget", "0.5", "--budgets", "0.5", "0.6"], ["--budget", "0.5", "--milliseconds", "8"]):
+        with pytest.raises(ValueError, match="one of --budget, --budgets and --milliseconds are needed"):
+            dial.main([*words, *aims])
+    with pytest.raises(ValueError, match="milliseconds must be positive and finite, got -1.0"):
+        dial.main([*words, "--milliseconds", "-1"])
+    with pytest.raises(ValueError, match="need gates that learn: others keep the cost that they have"):
+        dial.main([*words, "--gates", "[{gate: tome, merged: 2}]", "--budgets", "0.5", "0.6"])
