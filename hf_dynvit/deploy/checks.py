@@ -31,7 +31,11 @@ def check_export(model, format, batch="one", quantize=None, calibration=None):
         ("quantize", quantize, list(QUANTIZED)),
     ):
         if value not in known:
-            hint = "" if value != "dynamic" else ": batches run image by image, on as many streams as the runtime is given"
+            hint = (
+                ""
+                if value != "dynamic"
+                else ": batches run image by image, on as many streams as the runtime is given"
+            )
             raise ValueError(f"{name} must be one of {known}, got {value!r}{hint}")
     needed = FORMATS[format] + (("nncf",) if quantize and format == "openvino" else ())
     missing = [package for package in needed if importlib.util.find_spec(package) is None]
@@ -45,7 +49,9 @@ def check_export(model, format, batch="one", quantize=None, calibration=None):
 def check_model(model):
     """Refuse a model whose gates or host have no exported form, as `check_export`."""
     if not isinstance(model, DynViTForImageClassification) or model.num_labels < 1:
-        raise TypeError(f"only a DynViTForImageClassification with classes can be exported, got {type(model).__name__}")
+        raise TypeError(
+            f"only a DynViTForImageClassification with classes can be exported, got {type(model).__name__}"
+        )
     if not model.host.protects_first():
         raise ValueError(f"only hosts whose protected tokens come first can be exported, got {model.host.protected}")
     drops = any(gate.drop for gates in model.gates for gate in gates.values())
@@ -68,9 +74,6 @@ def _why_not(gate, drops):
     if kind not in SWITCHES:
         known = sorted(known.__name__ for known in (*DROPS, HeadGate, *SWITCHES))
         return f"there are exported forms of {known} alone. Use one of these, or the model {MASKED}"
-    if drops:
-        return (
-            "its branches would hold streams of a length that nobody knows before. Use gates of tokens alone, or a static "
-            f"mask: recipes/search.py --burn_in true leaves layers out for good; or the model {MASKED}"
-        )
+    if drops and gate.reads_all:
+        return f"it reads the mean of all tokens, and those that are dropped are gone. Use pool: cls, or the model {MASKED}"
     return None

@@ -42,7 +42,7 @@ def export(model, folder, format="openvino", batch="one", quantize=None, calibra
         TypeError, ValueError, ImportError: as `check_export`; a folder that is not empty, a processor that cannot be written.
     """
     check_export(model, format, batch, quantize, calibration)
-    preprocessor, folder = check_processor(processor), Path(folder)
+    preprocessor, folder = check_preprocessing(processor), Path(folder)
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{str(folder)!r} is not empty: give a new folder")
     folder.mkdir(parents=True, exist_ok=True)
@@ -69,7 +69,7 @@ def export(model, folder, format="openvino", batch="one", quantize=None, calibra
     return folder
 
 
-def check_processor(processor):
+def check_preprocessing(processor):
     """The content of preprocessor_config.json, of an image processor that `runtime.pixels` can stand for; None: nothing.
 
     Raises:
@@ -81,7 +81,9 @@ def check_processor(processor):
     size = known.get("size") or {}
     if known.get("do_pad") or (known.get("do_resize") and not set(size) & {"height", "shortest_edge"}):
         raise ValueError(f"only processors that resize, crop, rescale and normalize can be exported, got {known}")
-    if known.get("do_center_crop") and size.get("shortest_edge", size.get("height")) < max(known["crop_size"].values()):
+    if known.get("do_center_crop") and size.get("shortest_edge", size.get("height")) < max(
+        known["crop_size"].values()
+    ):
         raise ValueError(f"the crop must not be larger than the image, got {known['crop_size']} of {size}")
     return known
 

@@ -52,7 +52,7 @@ def leave(gate, normed, tokens, words):
     Returns:
         `Tokens`, and multiply-accumulates (1,) or 0 that the gate's own `macs` does not count.
     """
-    num_tokens, first = tokens.x.shape[0], len(range(gate.protected.stop))
+    num_tokens, first = tokens.x.shape[0], gate.protected.stop
     if gate.pairs:
         found = match(normed[None], protected=gate.protected)
         stays = _stays(gate, normed[None], found)
@@ -71,9 +71,11 @@ def leave(gate, normed, tokens, words):
         return left, 0
     size = tokens.x.new_ones(num_tokens) if tokens.size is None else tokens.size
     if gate.pairs:
-        source, amount = tokens.x[found.rows], size[found.rows] * ~stays[0]
+        source, amount = tokens.x[found.rows], torch.where(stays[0], 0.0, size[found.rows])
         return _received(left, source, amount, found.partner[0], kept), 0
-    gone = (~keep | (words.new_ones(keep.shape).cumsum(0) <= first)).nonzero().squeeze(1)  # the protected, for there to be any
+    gone = (
+        (~keep | (words.new_ones(keep.shape).cumsum(0) <= first)).nonzero().squeeze(1)
+    )  # the protected, for there to be any
     into = _nearest(normed, gone, kept, first)
     goes = (gone >= first) * (count > first)  # not the protected, and nobody where only they are left
     source, amount = tokens.x.index_select(0, gone), size.index_select(0, gone) * goes
@@ -97,7 +99,7 @@ def _nearest(normed, gone, kept, first):
 
 def _received(left, source, amount, into, kept):
     """`left` with rows source (A, D), which weigh amount (A,), merged into their partners `into` among `kept` (K,)."""
-    moves = (into.unsqueeze(1) == kept).to(source.dtype) * amount.unsqueeze(1)  # (A, K)
+    moves = torch.where(into.unsqueeze(1) == kept, amount.unsqueeze(1), 0.0)  # (A, K)
     before = source.new_ones(kept.shape) if left.size is None else left.size
     size = before + moves.sum(0)
     x = (left.x * before.unsqueeze(1) + moves.T @ source) / size.unsqueeze(1)

@@ -51,7 +51,9 @@ class DynViTRuntime:
             raise ValueError(f"there must be a stream and a thread for each, got {streams} streams, {threads} threads")
         config, preprocessor = (_read(folder / name) for name in ("config.json", "preprocessor_config.json"))
         if "deploy" not in config:
-            raise ValueError(f"{folder} holds no exported model: hf_dynvit.deploy.export or recipes/export.py makes one")
+            raise ValueError(
+                f"{folder} holds no exported model: hf_dynvit.deploy.export or recipes/export.py makes one"
+            )
         start = {"openvino": _openvino, "onnx": _onnx}[config["deploy"]["format"]]
         return cls(config, preprocessor, start(folder / FILES[config["deploy"]["format"]], threads, streams))
 
@@ -64,7 +66,9 @@ class DynViTRuntime:
         pixel_values, shape = np.asarray(pixel_values, dtype=np.float32), self.config["deploy"]["shape"]
         if list(pixel_values.shape[1:]) != shape or not len(pixel_values):
             raise ValueError(f"pixel_values must be (images, {', '.join(map(str, shape))}), got {pixel_values.shape}")
-        logits, cost = zip(*self._run([pixel_values[index : index + 1] for index in range(len(pixel_values))]), strict=True)
+        logits, cost = zip(
+            *self._run([pixel_values[index : index + 1] for index in range(len(pixel_values))]), strict=True
+        )
         return Output(np.concatenate(logits), np.concatenate(cost))
 
     def predict(self, images, top_k=5):
@@ -124,7 +128,9 @@ def _size(image, size):
     if size.get("height"):
         return size["width"], size["height"]
     short = min(image.size)
-    return tuple(size["shortest_edge"] if side == short else int(size["shortest_edge"] * side / short) for side in image.size)
+    return tuple(
+        size["shortest_edge"] if side == short else int(size["shortest_edge"] * side / short) for side in image.size
+    )
 
 
 def _read(file):
