@@ -46,15 +46,26 @@ class ExportArguments:
             )
 
 
+@dataclass
+class OptionalDataArguments(DataArguments):
+    """`DataArguments`, which may name no images where none are needed."""
+
+    def __post_init__(self):
+        if self.data_files or self.dataset_name:
+            super().__post_init__()
+
+
 def main(argv=None):
     """Export; returns an `Agreement`, or None without check_images."""
-    args, data_args = parse_settings(sys.argv[1:] if argv is None else argv, ExportArguments, DataArguments)
+    args, data_args = parse_settings(sys.argv[1:] if argv is None else argv, ExportArguments, OptionalDataArguments)
+    calibrates = args.quantize is not None and args.format == "openvino"
+    if calibrates or args.check_images:
+        DataArguments.__post_init__(data_args)
     check_weights(args.model)
     gated = PreTrainedConfig.get_config_dict(args.model)[0].get("model_type") == "dynvit"
     load = DynViTForImageClassification.from_pretrained if gated else DynViTForImageClassification.from_vit
     model = load(args.model, dtype=torch.float32).eval()
     processor = AutoImageProcessor.from_pretrained(args.model)
-    calibrates = args.quantize is not None and args.format == "openvino"
     check_export(model, args.format, quantize=args.quantize, calibration=() if calibrates else None)
     check_preprocessing(processor)
 

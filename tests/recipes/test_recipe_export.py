@@ -25,5 +25,7 @@ def test_a_plain_vit_is_exported_and_compared(place):
 def test_a_recipe_without_its_settings_says_which(place):
     with pytest.raises(ValueError, match="--model and --output are needed"):
         deploy.main([])
+    with pytest.raises(ValueError, match="give either dataset_name or data_files"):
+        deploy.main(["--model", place.vit, "--output", str(place.folder / "never"), "--check_images", "2"])
     with pytest.raises(ValueError, match="format must be one of"):
         deploy.main(["--model", place.vit, "--output", str(place.folder / "never"), "--format", "coreml"])
