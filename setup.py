@@ -27,7 +27,13 @@ INSTALL = [
 ]
 DEMO = ["matplotlib>=3.10", "scikit-learn>=1.7"]
 SEARCH = ["pymoo>=0.6.1"]
-RUNTIMES = ["onnx>=1.23", "onnxscript>=0.7", "onnxruntime>=1.32", "openvino>=2026.4", "nncf>=3.4"]  # to compare with
+RUNTIMES = [
+    "onnx>=1.23",
+    "onnxscript>=0.7",
+    "onnxruntime>=1.32",
+    "openvino>=2026.4",
+    "nncf>=3.4",
+]  # to compare with, and to deploy in
 DEV = ["ipykernel>=7", "nbclient>=0.10", "nbformat>=5.10", "peft>=0.21", "pytest>=9", "ruff>=0.17,<0.18"]
 
 
@@ -60,7 +66,13 @@ setup(
     packages=find_packages(include=["hf_dynvit", "hf_dynvit.*"]),
     python_requires=">=3.11",
     install_requires=INSTALL,
-    extras_require={"demo": DEMO, "search": SEARCH, "runtimes": RUNTIMES, "dev": [*DEMO, *SEARCH, *DEV]},
+    extras_require={
+        "demo": DEMO,
+        "search": SEARCH,
+        "runtimes": RUNTIMES,
+        "deploy": RUNTIMES,
+        "dev": [*DEMO, *SEARCH, *DEV],
+    },
     cmdclass={"build_py": BuildWithTemplate},
     classifiers=[
         "Intended Audience :: Science/Research",

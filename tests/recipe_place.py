@@ -28,8 +28,9 @@ NAMES_OF_SCRIPTS = (
     "step_time",
     "compare_agents",
     "merge_comparisons",
+    "export",
 )
-train, evaluate, report, dial, search, step_time, compare, merge = map(script, NAMES_OF_SCRIPTS)
+train, evaluate, report, dial, search, step_time, compare, merge, deploy = map(script, NAMES_OF_SCRIPTS)
 START, END = report.markers("results")
 
 

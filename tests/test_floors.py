@@ -16,7 +16,7 @@ PACKAGE = Path(hf_dynvit.__file__).parent
 FILES = {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in PACKAGE.rglob("*.py")}
 
 # Rooms from the ground up; those that stand on one floor do not import each other.
-ROOMS = (("model", "data"), ("measure",), ("objectives",), ("agents", "search"), ("training",), ("report",))
+ROOMS = (("model", "data"), ("measure",), ("objectives",), ("agents", "search"), ("training",), ("report", "deploy"))
 TOP = len(ROOMS)  # what stands beside the rooms
 # Inside the room that travels, from the ground up; a new gate or host fits a pattern.
 STOREYS = (

@@ -17,7 +17,7 @@ from .cost import cost, merging_macs, noting_macs
 from .decisions import TokenState, as_action
 from .gate import GATINGS, NO_EXPLORATION
 from .layer import Ahead, Seen, run_layer
-from .resolution import resized, tokens_of
+from .resolution import resized, tokens_dense
 from .rows import spread_nan
 from .tokens import merge_patches, take_patches
 
@@ -85,7 +85,7 @@ def encode(
     if config.resolution is not None:
         if patches is not None:
             raise ValueError(f"patches cannot be chosen of images that are resized, resolution {config.resolution}")
-        full_tokens, interpolate_pos_encoding = tokens_of(config, pixel_values.shape[2:]), True
+        full_tokens, interpolate_pos_encoding = tokens_dense(config, pixel_values.shape[2:]), True
         pixel_values = resized(pixel_values, config.resolution)
     x, side = host.embed(backbone, pixel_values, bool(interpolate_pos_encoding))
     if exploration.shift is None:

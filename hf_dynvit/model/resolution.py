@@ -26,6 +26,11 @@ def tokens_of(config, size):
     return (height // patch_height) * (width // patch_width) + sizes_of(config).protected
 
 
+def tokens_dense(config, size):
+    """Tokens that the dense model has of images given in that size; those resized beforehand stand for the configured size."""
+    return sizes_of(config).tokens if tuple(size) == pair(config.resolution) else tokens_of(config, size)
+
+
 def tokens_run(config):
     """Tokens that enter the first layer, of an image of the configured size."""
     return sizes_of(config).tokens if config.resolution is None else tokens_of(config, pair(config.resolution))

@@ -1,0 +1,57 @@
+"""How far an exported model agrees with the packed one in PyTorch, image by image."""
+
+from typing import NamedTuple
+
+import torch
+
+
+TOLERANCE = 1e-4  # of logits in float32
+DECIDED_OTHERWISE = 0.02  # share of images that may have a token on the threshold, which rounding decides
+
+
+class Agreement(NamedTuple):
+    """An exported model beside PyTorch, on the same images."""
+
+    images: int
+    largest: float  # difference of logits, over images with the same decisions
+    same: float  # share of images whose cost is the same, and so their decisions
+    top1: float  # share of images with the same prediction
+    cost: float  # mean, of the exported model
+
+    def check(self):
+        """Raise RuntimeError for what should be the same model and is not."""
+        if not self.largest <= TOLERANCE or self.same < 1 - DECIDED_OTHERWISE:
+            raise RuntimeError(
+                f"the exported model computes something else than PyTorch: logits are off by {self.largest:.2g}, allowed is "
+                f"{TOLERANCE:.2g}, and {1 - self.same:.1%} of {self.images} images are decided otherwise"
+            )
+
+    def text(self, model, format, quantize):
+        """A paragraph for people."""
+        kind = "float32" if quantize is None else f"{quantize} (linear layers of the blocks)"
+        return (
+            f"{model} for {format}, {kind}, beside PyTorch in float32 on {self.images} images: the same prediction for "
+            f"{self.top1:.1%}, the same decisions for {self.same:.1%}, where the largest difference of logits is "
+            f"{self.largest:.2g}; mean cost {self.cost:.3f}."
+        )
+
+
+@torch.no_grad()
+def agreement(model, runtime, pixel_values):
+    """The `Agreement` of a `DynViTRuntime` with the packed model, image by image.
+
+    Args:
+        model: in evaluation mode. pixel_values: float32 array (images, channels, height, width).
+    """
+    found = runtime(pixel_values)
+    wanted = [model(torch.from_numpy(image[None])) for image in pixel_values]
+    logits, cost = (torch.cat([getattr(one, name) for one in wanted]) for name in ("logits", "cost"))
+    off = (torch.from_numpy(found.logits) - logits).abs().amax(1)
+    same = (torch.from_numpy(found.cost) - cost).abs() < 1e-6
+    return Agreement(
+        images=len(logits),
+        largest=off[same].max().item() if same.any() else 0.0,
+        same=same.float().mean().item(),
+        top1=(torch.from_numpy(found.logits).argmax(1) == logits.argmax(1)).float().mean().item(),
+        cost=float(found.cost.mean()),
+    )

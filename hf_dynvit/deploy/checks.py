@@ -1,0 +1,79 @@
+"""What cannot be exported is refused by name, before any work, with what to use instead."""
+
+import importlib.util
+
+from ..model.gate_block import BlockGate, SublayerGate
+from ..model.gate_head import HeadGate
+from ..model.gate_merge import MergeGate
+from ..model.gate_patch import PatchGate
+from ..model.gate_tome import TomeGate
+from ..model.modeling_dynvit import DynViTForImageClassification
+
+
+FORMATS = {"openvino": ("openvino",), "onnx": ("onnx", "onnxscript", "onnxruntime")}  # what each needs
+BATCHES = ("one",)
+QUANTIZED = (None, "int8")
+DROPS = (PatchGate, MergeGate, TomeGate)
+SWITCHES = (BlockGate, SublayerGate)
+MASKED = 'in PyTorch, or exported in the masked layout (model.layout = "masked", torch.export), where nothing is saved'
+
+
+def check_export(model, format, batch="one", quantize=None, calibration=None):
+    """Refuse what cannot be exported.
+
+    Raises:
+        TypeError: no classifier with gates. ValueError: an unknown word, or a gate that has no exported form.
+        ImportError: a package that is missing.
+    """
+    for name, value, known in (
+        ("format", format, list(FORMATS)),
+        ("batch", batch, list(BATCHES)),
+        ("quantize", quantize, list(QUANTIZED)),
+    ):
+        if value not in known:
+            hint = (
+                ""
+                if value != "dynamic"
+                else ": batches run image by image, on as many streams as the runtime is given"
+            )
+            raise ValueError(f"{name} must be one of {known}, got {value!r}{hint}")
+    needed = FORMATS[format] + (("nncf",) if quantize and format == "openvino" else ())
+    missing = [package for package in needed if importlib.util.find_spec(package) is None]
+    if missing:
+        raise ImportError(f"to export for {format}, {missing} must be installed: pip install 'hf_dynvit[deploy]'")
+    if quantize and format == "openvino" and calibration is None:
+        raise ValueError("int8 for OpenVINO needs calibration images, got None")
+    check_model(model)
+
+
+def check_model(model):
+    """Refuse a model whose gates or host have no exported form, as `check_export`."""
+    if not isinstance(model, DynViTForImageClassification) or model.num_labels < 1:
+        raise TypeError(
+            f"only a DynViTForImageClassification with classes can be exported, got {type(model).__name__}"
+        )
+    if not model.host.protects_first():
+        raise ValueError(f"only hosts whose protected tokens come first can be exported, got {model.host.protected}")
+    drops = any(gate.drop for gates in model.gates for gate in gates.values())
+    for layer, gates in enumerate(model.gates):
+        for gate in gates.values():
+            reason = _why_not(gate, drops)
+            if reason:
+                raise ValueError(f"{type(gate).__name__} of layer {layer} cannot be exported: {reason}")
+
+
+def _why_not(gate, drops):
+    """Why a gate cannot be exported, in a model that `drops` tokens or does not; None: it can."""
+    kind = type(gate)
+    if kind in DROPS:
+        if gate.drop:
+            return None
+        return f"its tokens come back in later layers. Use drop: true, or the model {MASKED}"
+    if kind is HeadGate:
+        return None
+    if kind not in SWITCHES:
+        known = sorted(known.__name__ for known in (*DROPS, HeadGate, *SWITCHES))
+        return f"there are exported forms of {known} alone. Use one of these, or the model {MASKED}"
+    if drops and gate.reads_all:
+        return f"it reads the mean of all tokens, and those that are dropped are gone. Use pool: cls, or the model {MASKED}"
+    return None

@@ -1,0 +1,134 @@
+"""A model with gates becomes a folder that OpenVINO or ONNX Runtime predicts from, without PyTorch."""
+
+import copy
+import json
+import logging
+import shutil
+import warnings
+from pathlib import Path
+
+import torch
+
+from ..model.configuration_dynvit import pair
+from . import runtime
+from .checks import check_export
+from .quantize import quantize_onnx, quantize_openvino
+from .runtime import FILES
+from .stream import Stream
+
+
+OPSET = 23  # the first with an Attention of its own
+
+
+def export(model, folder, format="openvino", batch="one", quantize=None, calibration=None, processor=None):
+    """Write a graph that computes, of each image, what the gates keep and no more.
+
+    The folder gets the graph (logits, and cost as a second output), config.json with the labels, preprocessor_config.json,
+    and runtime.py: a copy of what loads it, for where hf_dynvit is not installed. A model with a `resolution` gets a graph
+    for images of that size, to which the processor brings them at once.
+
+    Args:
+        model: a `DynViTForImageClassification`; a copy of it is exported in float32.
+        folder: a new or empty one.
+        format: "openvino" or "onnx".
+        batch: "one": of several images each runs alone.
+        quantize: None or "int8", the linear layers of the blocks; gates and matching stay in float32.
+        calibration: pixel_values (images, channels, height, width) for OpenVINO's int8, of the exported size.
+        processor: the image processor to write beside it; None: `predict` is not there, only calls with pixels.
+
+    Returns:
+        The folder's path.
+
+    Raises:
+        TypeError, ValueError, ImportError: as `check_export`; a folder that is not empty, a processor that cannot be written.
+    """
+    check_export(model, format, batch, quantize, calibration)
+    preprocessor, folder = check_preprocessing(processor), Path(folder)
+    if folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"{str(folder)!r} is not empty: give a new folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    model = copy.deepcopy(model).float().cpu().eval().drop_budgets()  # as it decides at its budget
+    size = pair(model.config.resolution or model.config.image_size)
+    preprocessor = resized_by(preprocessor, size) if model.config.resolution else preprocessor
+    shape = (model.config.num_channels, *size)
+    file = folder / FILES[format]
+    loggers = [logging.getLogger(f"torch.onnx._internal.exporter.{name}") for name in ("_registration", "_core")]
+    levels = [logger.level for logger in loggers]
+    with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of exporters and quantisers, which this package does not steer
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            write = {"openvino": _write_openvino, "onnx": _write_onnx}[format]
+            write(model, torch.zeros(1, *shape), file, quantize, calibration)
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+    facts = {"format": format, "batch": batch, "quantize": quantize, "shape": list(shape)}
+    config = model.config.to_dict() | {"deploy": facts, "auto_map": None}
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor, indent=2) + "\n")
+    shutil.copyfile(runtime.__file__, folder / "runtime.py")
+    return folder
+
+
+def check_preprocessing(processor):
+    """The content of preprocessor_config.json, of an image processor that `runtime.pixels` can stand for; None: nothing.
+
+    Raises:
+        ValueError: steps that it does not have.
+    """
+    if processor is None:
+        return {}
+    known = json.loads(processor.to_json_string())
+    size = known.get("size") or {}
+    if known.get("do_pad") or (known.get("do_resize") and not set(size) & {"height", "shortest_edge"}):
+        raise ValueError(f"only processors that resize, crop, rescale and normalize can be exported, got {known}")
+    if known.get("do_center_crop") and size.get("shortest_edge", size.get("height")) < max(
+        known["crop_size"].values()
+    ):
+        raise ValueError(f"the crop must not be larger than the image, got {known['crop_size']} of {size}")
+    return known
+
+
+def resized_by(preprocessor, size):
+    """The content of preprocessor_config.json for images of another size (height, width).
+
+    Raises:
+        ValueError: a processor that does not resize to a size of its own.
+    """
+    if not preprocessor:
+        return preprocessor
+    if preprocessor.get("do_center_crop") or not {"height", "width"} <= set(preprocessor.get("size") or {}):
+        raise ValueError(
+            "a model that resizes images can be exported with a processor that resizes to height and width and does not "
+            f"crop, got {preprocessor}"
+        )
+    return preprocessor | {"size": dict(zip(("height", "width"), size, strict=True))}
+
+
+def _write_openvino(model, example, file, quantize, calibration):
+    import openvino
+
+    graph = openvino.convert_model(torch.export.export(Stream(model).eval(), (example,)))
+    graph.reshape(list(example.shape))
+    graph.input(0).get_tensor().set_names({"pixel_values"})
+    for index, name in enumerate(("logits", "cost")):
+        graph.output(index).get_tensor().set_names({name})
+    if quantize:
+        graph = quantize_openvino(graph, model, calibration)
+    openvino.save_model(graph, file, compress_to_fp16=False)
+
+
+def _write_onnx(model, example, file, quantize, calibration):
+    program = torch.onnx.export(
+        torch.export.export(Stream(model, square=True).eval(), (example,)),
+        dynamo=True,
+        opset_version=OPSET,
+        input_names=["pixel_values"],
+        output_names=["logits", "cost"],
+        verbose=False,
+    )
+    program.save(file)
+    if quantize:
+        quantize_onnx(file, model)

@@ -1,0 +1,139 @@
+"""An exported model computes what the packed one does, image by image, in each runtime."""
+
+import importlib.util
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from image_files import save_checkpoint
+from models import gated, images
+from PIL import Image
+from transformers import AutoImageProcessor, pipeline
+
+from hf_dynvit.deploy import DynViTRuntime, export
+from hf_dynvit.deploy.agreement import agreement
+from hf_dynvit.deploy.checks import FORMATS
+from hf_dynvit.model.resolution import resized
+
+
+MERGE_THEN_SKIP = [
+    {"gate": "merge", "distance": 4.0, "layers": [0]},
+    {"gate": "sublayer", "bypass": "low_rank", "rank": 4, "layers": [1]},
+    {"gate": "head", "deactivation": "official", "layers": [1]},
+]
+SETS = {
+    "merge, then skip": MERGE_THEN_SKIP,
+    "tome, then patch by novelty": [
+        {"gate": "tome", "merged": 3, "layers": [0]},
+        {"gate": "patch", "drop": True, "merge": True, "novelty": 8.0, "layers": [1, 2]},
+    ],
+    "block upfront, then drop": [
+        {"gate": "block", "upfront": True, "bypass": "mean", "layers": [0, 1]},
+        {"gate": "patch", "drop": True, "layers": [2]},
+    ],
+}
+
+
+def small(vit, gates):
+    """A model that resizes, with a table of budgets between two of which it decides."""
+    model = gated(vit, gates, resolution=24).eval()
+    model.config.budget_shifts, model.config.budget = [[0.3, -2.0], [0.7, 2.0]], 0.6
+    return model
+
+
+def needs(format):
+    for package in FORMATS[format]:
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"needs {package}")
+
+
+@pytest.fixture(params=list(FORMATS))
+def runtime(request):
+    needs(request.param)
+    return request.param
+
+
+def varied(vit, gates):
+    """A model and images whose decisions differ."""
+    for seed in range(50):
+        torch.manual_seed(seed)
+        model, pixel_values = gated(vit, gates).eval(), images(6)
+        with torch.no_grad():
+            if len(model(pixel_values).cost.unique()) > 2:
+                return model, pixel_values.numpy()
+    raise AssertionError("all images cost the same")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the runtimes' own modules
+@pytest.mark.parametrize("name", SETS)
+def test_an_exported_model_gives_the_logits_and_the_cost_of_the_packed_one(tiny_vit, tmp_path, name, runtime):
+    model, pixel_values = varied(tiny_vit(3 if "tome" in name or "block" in name else 2), SETS[name])
+    folder = export(model, tmp_path / "out", runtime)
+    found = agreement(model, DynViTRuntime.from_pretrained(folder, threads=1), pixel_values)
+    found.check()
+    assert found.same == 1.0 and found.top1 == 1.0 and found.largest < 1e-5
+    with torch.no_grad():
+        model.classifier.bias.add_(1.0)
+    with pytest.raises(RuntimeError, match="logits are off by"):
+        agreement(model, DynViTRuntime.from_pretrained(folder, threads=1), pixel_values)._replace(same=1.0).check()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_folder_predicts_like_a_pipeline_and_without_torch(tiny_vit, tmp_path, runtime):
+    model, _ = varied(tiny_vit(1, num_labels=3), [{"gate": "merge"}])
+    source = save_checkpoint(tmp_path / "model", model)
+    processor = AutoImageProcessor.from_pretrained(source)
+    folder = export(model, tmp_path / "out", runtime, processor=processor)
+    photos = [
+        Image.fromarray(np.random.default_rng(n).integers(0, 255, (40, 50, 3), dtype=np.uint8)) for n in range(3)
+    ]
+    expected = pipeline("image-classification", model=model, image_processor=processor)(photos, top_k=2)
+    for streams in (1, 2):
+        predicted = DynViTRuntime.from_pretrained(folder, threads=2, streams=streams).predict(photos, top_k=2)
+        for one, other in zip(predicted, expected, strict=True):
+            assert [item["label"] for item in one] == [item["label"] for item in other]
+            np.testing.assert_allclose([i["score"] for i in one], [i["score"] for i in other], atol=1e-5)
+    photos[0].save(tmp_path / "photo.png")
+    code = (
+        "import sys; sys.modules.update(torch=None, transformers=None, hf_dynvit=None); from PIL import Image\n"
+        "from runtime import DynViTRuntime\n"
+        f"print(DynViTRuntime.from_pretrained({str(folder)!r}).predict(Image.open({str(tmp_path / 'photo.png')!r}))[0]['label'])"
+    )
+    told = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True)
+    assert told.stdout.strip() == expected[0][0]["label"]
+    with pytest.raises(ValueError, match=r"pixel_values must be \(images, 3, 32, 32\), got \(1, 3, 48, 48\)"):
+        DynViTRuntime.from_pretrained(folder)(np.zeros((1, 3, 48, 48)))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_eight_bits_hold_the_blocks_and_leave_the_gates(tiny_vit, tmp_path, runtime):
+    if runtime == "openvino":
+        pytest.importorskip("nncf")
+    model, pixel_values = varied(tiny_vit(1), [{"gate": "merge"}])
+    folder = export(model, tmp_path / "out", runtime, quantize="int8", calibration=images(16).numpy())
+    found = agreement(model, DynViTRuntime.from_pretrained(folder, threads=1), pixel_values)
+    assert 1e-5 < found.largest < 1.0 and 0 < found.same
+    if runtime == "onnx":
+        import onnx
+
+        graph = onnx.load(folder / "model.onnx").graph
+        small = [node for node in graph.node if node.op_type in ("MatMulInteger", "DynamicQuantizeMatMul")]
+        assert len(small) == 6 and not [node for node in graph.node if node.op_type == "QLinearMatMul"]
+    else:
+        import openvino
+
+        nodes = openvino.Core().read_model(folder / "model.xml").get_ops()
+        products = [node for node in nodes if node.get_type_name() == "MatMul"]
+        small = [one for one in products if one.input_value(0).get_node().get_type_name() == "FakeQuantize"]
+        assert len(small) == 6 < len(products)
+
+
+def test_a_model_that_resizes_is_exported_for_the_smaller_size_at_its_budget(runtime, tiny_vit, tmp_path):
+    model = small(tiny_vit(), [{"gate": "merge", "distance": 4.0, "layers": [1]}])
+    processor = AutoImageProcessor.from_pretrained(save_checkpoint(tmp_path / "vit", tiny_vit()))
+    loaded = DynViTRuntime.from_pretrained(export(model, tmp_path / "out", runtime, processor=processor))
+    agreement(model, loaded, resized(images(4), 24).numpy()).check()
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 30, 3), dtype=np.uint8))
+    assert loaded.preprocess([photo]).shape == (1, 3, 24, 24)

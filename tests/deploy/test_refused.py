@@ -1,0 +1,91 @@
+"""What cannot be exported says so before any work, and pixels are those of transformers' processor."""
+
+import importlib.util
+
+import numpy as np
+import pytest
+import torch
+from models import GATE_SETS, gated
+from PIL import Image
+from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil as Processor
+
+from hf_dynvit.deploy import DynViTRuntime, export
+from hf_dynvit.deploy.checks import check_model
+from hf_dynvit.deploy.export import check_preprocessing
+from hf_dynvit.deploy.runtime import eight_bit, pixels
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("patch on block", "PatchGate of layer 0 .* come back in later layers. Use drop: true"),
+        ("patch on mlp", "come back in later layers"),
+        ("random head", "RandomGate of layer 0 cannot be exported: there are exported forms of"),
+    ],
+)
+def test_a_gate_without_an_exported_form_is_refused_by_name(tiny_vit, name, message):
+    with pytest.raises(ValueError, match=message):
+        check_model(gated(tiny_vit(), GATE_SETS[name]))
+
+
+def test_a_mean_over_tokens_that_are_gone_is_refused(tiny_vit):
+    mean = {"gate": "block", "pool": "mean", "layers": [1]}
+    check_model(gated(tiny_vit(), [mean]))
+    with pytest.raises(ValueError, match="BlockGate of layer 1 .* Use pool: cls"):
+        check_model(gated(tiny_vit(), [mean, {"gate": "merge", "layers": [0]}]))
+
+
+def test_words_packages_and_folders_are_checked_before_any_work(tiny_vit, tmp_path, monkeypatch):
+    model = gated(tiny_vit(), GATE_SETS["merge"])
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    with pytest.raises(ValueError, match="format must be one of .*'tensorrt'"):
+        export(model, tmp_path / "out", "tensorrt")
+    with pytest.raises(ValueError, match="batch must be one of .*'dynamic': batches run image by image"):
+        export(model, tmp_path / "out", batch="dynamic")
+    with pytest.raises(ValueError, match="quantize must be one of .*'int4'"):
+        export(model, tmp_path / "out", quantize="int4")
+    with pytest.raises(ValueError, match="needs calibration images, got None"):
+        export(model, tmp_path / "out", quantize="int8")
+    with pytest.raises(TypeError, match="got Linear"):
+        export(torch.nn.Linear(1, 1), tmp_path / "out")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="is not empty"):
+        export(model, tmp_path)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"onnxruntime.*pip install 'hf_dynvit\[deploy\]'"):
+        export(model, tmp_path / "out", "onnx")
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(ValueError, match="holds no exported model: it has no config.json"):
+        DynViTRuntime.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="got 2 streams, 1 threads"):
+        DynViTRuntime.from_pretrained(tmp_path, threads=1, streams=2)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize(
+    "steps",
+    [
+        {"size": {"height": 30, "width": 20}, "resample": 3},
+        {"size": {"shortest_edge": 33}, "do_center_crop": True, "crop_size": {"height": 32, "width": 31}},
+        {"do_resize": False, "do_normalize": False},
+    ],
+)
+def test_pixels_are_those_of_the_processor(mode, steps):
+    channels = len(mode)
+    mean = {"image_mean": [0.5, 0.4, 0.3][:channels], "image_std": [0.2, 0.3, 0.4][:channels]}
+    processor = Processor(**mean, **steps)
+    for shape in ((40, 50), (61, 35)):
+        image = np.random.default_rng(0).integers(0, 255, (*shape, channels), dtype=np.uint8)
+        image = eight_bit(Image.fromarray(image.squeeze()), mode)
+        expected = processor(image, return_tensors="np", input_data_format=None)["pixel_values"][0]
+        np.testing.assert_array_equal(pixels(image, check_preprocessing(processor)), expected)
+
+
+def test_a_processor_with_other_steps_is_refused():
+    with pytest.raises(ValueError, match="the crop must not be larger than the image"):
+        check_preprocessing(
+            Processor(size={"shortest_edge": 8}, do_center_crop=True, crop_size={"height": 9, "width": 9})
+        )
+    with pytest.raises(ValueError, match="resize, crop, rescale and normalize"):
+        check_preprocessing(Processor(do_pad=True, pad_size={"height": 9, "width": 9}))
+    assert check_preprocessing(None) == {}

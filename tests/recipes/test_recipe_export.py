@@ -1,0 +1,31 @@
+"""The export recipe: an exported folder that agrees with PyTorch, and what it needs said before."""
+
+import importlib.util
+
+import pytest
+from recipe_place import deploy
+
+
+pytestmark = pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in ("onnx", "onnxscript", "onnxruntime")),
+    reason="needs hf_dynvit[deploy]",
+)
+
+
+def test_a_plain_vit_is_exported_and_compared(place):
+    output = place.folder / "exported"
+    words = ["--model", place.vit, "--format", "onnx", "--output", str(output)]
+    found = deploy.main([*words, "--data_files", *place.files, "--check_images", "3"])
+    assert found.images == 3 and found.same == found.top1 == 1.0 and found.largest < 1e-4 and found.cost == 1.0
+    assert f"{found.largest:.2g}; mean cost 1.000" in (output / "README.md").read_text()
+    with pytest.raises(ValueError, match="is not empty"):
+        deploy.main(words)
+
+
+def test_a_recipe_without_its_settings_says_which(place):
+    with pytest.raises(ValueError, match="--model and --output are needed"):
+        deploy.main([])
+    with pytest.raises(ValueError, match="give either dataset_name or data_files"):
+        deploy.main(["--model", place.vit, "--output", str(place.folder / "never"), "--check_images", "2"])
+    with pytest.raises(ValueError, match="format must be one of"):
+        deploy.main(["--model", place.vit, "--output", str(place.folder / "never"), "--format", "coreml"])
