@@ -29,6 +29,7 @@ GATE_SETS = {
         {"gate": "token", "score": "cls_attention_value", "samples": 8, "rest": "pass", "layers": [1]}
     ],
     "token by contrast": [{"gate": "token", "score": "contrast", "threshold": 0.5, "rest": "merge"}],
+    "token by rank": [{"gate": "token", "score": "novelty", "threshold": 0.5, "by_rank": True}],
     "token by line, fused": [{"gate": "token", "score": "linear", "threshold": 0.5, "rest": "fuse"}],
     "token by predictor": [{"gate": "token", "score": "predictor", "keep": 0.6}],
     "token at random": [{"gate": "token", "score": "random", "top": 7}],

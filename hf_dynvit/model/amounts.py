@@ -61,5 +61,11 @@ def ranks(scores, there):
     )
 
 
+def share_before(scores, there):
+    """The share of the tokens that are there (B, N) before each in the order of scores, and half of itself: in (0, 1)."""
+    count = there.sum(1, keepdim=True).clamp(min=1)
+    return torch.minimum(ranks(scores, there) + 0.5, count - 0.5) / count
+
+
 def _positive(scores, there):
     return scores.clamp(min=0).masked_fill(~there, 0.0)

@@ -9,7 +9,7 @@ Letters: B images, N tokens, D channels, F numbers per token.
 
 import torch
 
-from .amounts import AMOUNTS, ranking
+from .amounts import AMOUNTS, ranking, share_before
 from .decisions import UNTOUCHED, Action, patches_there
 from .gate import NO_EXPLORATION, Gate, LearnedGate, Score
 from .gate_patch import PatchGate
@@ -18,6 +18,7 @@ from .options import check_choice, check_options
 from .scorers import SCORERS
 
 
+OPEN_BY_RANK = 10.0  # beyond the logit of the last of ten thousand tokens
 RESTS = ("drop", "merge", "fuse", "pass")
 
 
@@ -106,7 +107,10 @@ class LearnedTokenGate(TokenGate, LearnedGate):
     stay (DynamicViT), as many as it says from the start.
 
     Args:
-        scale: what a score counts in the logit at first, where the scorer gives one number.
+        scale: what a score counts in the logit at first, where the scorer gives one number; None: 16, or by rank 1.
+        by_rank: a token's place in the order of its image counts instead of its score, as the logit of the share of tokens
+            before it: as many stay in every image, at a rate that is learned or calibrated for each layer (after DiffRate,
+            Chen et al., 2023).
         options: those of `LearnedGate`.
     """
 
@@ -120,14 +124,23 @@ class LearnedTokenGate(TokenGate, LearnedGate):
         mass=None,
         samples=None,
         threshold=None,
-        scale=16.0,
+        scale=None,
+        by_rank=False,
         **options,
     ):
-        check_options("a token gate", scale=scale)
+        scale = (1.0 if by_rank else 16.0) if scale is None else scale
+        check_options("a token gate", scale=scale, by_rank=by_rank)
         options = options if threshold is None else {"threshold": threshold, **options}
+        options = {"init_bias": OPEN_BY_RANK, **options} if by_rank else options
         LearnedGate.__init__(self, 1, 1, **options)
         amounts = {"keep": keep, "top": top, "mass": mass, "samples": samples, "threshold": threshold}
         self._assemble(config, score, rest, amounts)
+        if by_rank and (self.scorer.learns or threshold is None):
+            raise ValueError(
+                "by_rank of a token gate needs a threshold, and a score that learns nothing: no gradient passes an order, got "
+                f"score {score!r}, threshold {threshold!r}"
+            )
+        self.by_rank = by_rank
         width, bias = self.scorer.width, self.score.init_bias
         self.score = Score(width, 1, bias, init_weight=scale if width == 1 else 0.0)
 
@@ -135,6 +148,8 @@ class LearnedTokenGate(TokenGate, LearnedGate):
         found = self.scorer.score(tokens, state)
         if self.scorer.width > 1:
             return self.score(found).squeeze(-1)  # (B, N)
+        if self.by_rank:
+            found = -share_before(found.detach().float(), patches_there(tokens, state, self.protected)).logit()
         # Not in 16 bit, which would be coarse beside the distance of two scores.
         return found.float() * self.score.weight.float().squeeze() + self.score.bias.float()
 

@@ -211,6 +211,12 @@ def _avit(layers, config):
     return [{"gate": "halting", "layers": layers[1:]}]
 
 
+def _diffrate(layers, config):
+    """After DiffRate (Chen et al., 2023): a rate for each layer but the first, learned; what leaves merges."""
+    gate = {"gate": "token", "score": "cls_attention", "threshold": 0.5, "by_rank": True, "rest": "merge"}
+    return [{**gate, "layers": layers[1:]}]
+
+
 PRESET_GATES = {
     "adavit": _adavit,
     "merge": _merge,
@@ -225,6 +231,7 @@ PRESET_GATES = {
     "random-tokens": _random_tokens,
     "pitome": _pitome,
     "avit": _avit,
+    "diffrate": _diffrate,
 }
 
 

@@ -26,7 +26,7 @@ ALLOWED = {
     "rate": ("in [0, 1]", lambda value: _number(value) and 0 <= value <= 1),
     "value_width": (f"an integer in 0..{WIDEST}", lambda value: type(value) is int and 0 <= value <= WIDEST),
     # Not what is merely true: "false" would be.
-    **dict.fromkeys(("drop", "merge", "upfront"), ("True or False", lambda value: type(value) is bool)),
+    **dict.fromkeys(("drop", "merge", "upfront", "by_rank"), ("True or False", lambda value: type(value) is bool)),
 }
 
 

@@ -68,6 +68,7 @@ def _token_kind(entry):
     if score in ("linear", "predictor"):
         return "fixed", "token"
     amounts = [f"{name} {entry[name]}" for name in AMOUNTS if entry.get(name) is not None]
+    amounts += ["by rank"] if entry.get("by_rank") else []
     rests = [entry["rest"]] if entry.get("rest") in ("fuse", "pass") else []
     return "rule", ", ".join([SCORES.get(score, score.replace("_", " ")), *amounts, *rests])
 

@@ -74,7 +74,7 @@ PRESET_ARGUMENTS = {
     },
     # Its rate is fixed, so the budget must be what that costs. Sampled to the end, as published.
     "dynamicvit": {"objective": "cost", "freeze_gates_at": 1.0},
-    "avit": {"objective": "cost"},
+    **dict.fromkeys(("avit", "diffrate"), {"objective": "cost"}),
     **dict.fromkeys(("evit", "topk", "ats", "tome", "random-tokens", "pitome"), _RULE),
 }
 

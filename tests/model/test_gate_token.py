@@ -108,6 +108,22 @@ def test_a_score_with_a_threshold_is_brought_to_a_budget_and_images_differ(tiny_
     assert cost == pytest.approx(0.7, abs=0.02) and spent.mean().item() == pytest.approx(cost) and spent.std() > 0.01
 
 
+def test_a_rate_by_rank_is_that_of_its_bias_alike_for_all_images_and_calibrated(tiny_vit):
+    model, pixels = DynViTForImageClassification.from_vit(tiny_vit(4), gates="diffrate"), images(16)
+    for bias, kept in ((10.0, 16), (1.0, 12), (0.0, 8), (-1.0, 4)):  # of 16, round(16 sigmoid(bias))
+        torch.nn.init.constant_(model.gates[1]["attention_tokens"].score.bias, bias)
+        decisions = run(model, "packed", pixels).decisions
+        assert decisions[1].attention_tokens.sum(1).tolist() == [1 + kept] * 16
+    torch.nn.init.constant_(model.gates[1]["attention_tokens"].score.bias, 10.0)
+    calibrate(model, [pixels], 0.7)
+    model.layout = None
+    spent = run(model, "packed", pixels).cost
+    assert spent.mean().item() == pytest.approx(0.7, abs=0.05) and spent.std() < 0.01
+    model.layout = "masked"
+    model.train()(pixels, gating="sample").cost.mean().backward()
+    assert all(gate.score.bias.grad > 0 for gate in model.learned_gates())
+
+
 def test_what_is_sampled_teaches_the_predictor_and_evaluation_keeps_its_rate(tiny_vit):
     model, pixels = gated(tiny_vit(4), "dynamicvit").train(), images(8)
     out = model(pixels, labels=torch.arange(8) % 5)
@@ -151,6 +167,11 @@ def test_it_is_saved_and_loaded(tiny_vit, tmp_path, name):
             "mass of a token gate needs scores of at least 0.* take keep, top or threshold",
         ),
         ({"threshold": 0.5, "scale": 0}, "scale of a token gate must be a number above 0, got 0"),
+        (
+            {"threshold": 0.5, "by_rank": True, "score": "linear"},
+            "by_rank of a token gate needs .* score that learns nothing",
+        ),
+        ({"threshold": 0.5, "by_rank": 1}, "by_rank of a token gate must be True or False, got 1"),
         ({"threshold": 1.5}, r"threshold of a gate must be in \(0, 1\), got 1.5"),
         ({"keep": 0.5, "tau": 2.0}, "gate 'token' does not take .*'tau'"),
     ],
