@@ -12,11 +12,12 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from hf_dynvit.report import Benchmark, Comparison, Evaluation, Search, StepTime, Training
+from hf_dynvit.report import Benchmark, Comparison, Evaluation, Leaderboard, Search, StepTime, Training
 from hf_dynvit.report import read as read_results
 from hf_dynvit.report.claims import claims_section
 from hf_dynvit.report.comparison import comparison_section
 from hf_dynvit.report.front import COMPARED, INTRODUCTION, front_comparison_rows, front_rows
+from hf_dynvit.report.leaderboard import sections as leaderboard_sections
 from hf_dynvit.report.markdown import Commands, numbered, rows, table
 from hf_dynvit.report.names import processor
 from hf_dynvit.report.per_image import MEANING, PER_IMAGE, per_image_items
@@ -138,6 +139,7 @@ def render(results):
     parts += section("Training steps", STEPS, timed)
     parts += claims_section(trainings, evaluations, of(Search), steps)
     parts += comparison_section(of(Comparison))
+    parts += leaderboard_sections(of(Leaderboard))
     for benchmark in of(Benchmark):
         commands = Commands()
         parts += [

@@ -29,8 +29,9 @@ NAMES_OF_SCRIPTS = (
     "compare_agents",
     "merge_comparisons",
     "export",
+    "leaderboard",
 )
-train, evaluate, report, dial, search, step_time, compare, merge, deploy = map(script, NAMES_OF_SCRIPTS)
+train, evaluate, report, dial, search, step_time, compare, merge, deploy, leaderboard = map(script, NAMES_OF_SCRIPTS)
 START, END = report.markers("results")
 
 

@@ -1,19 +1,34 @@
 """What was found, for people: results and their schema, tables, plots, pictures, model cards."""
 
+from .leaderboard_results import Cell, Leaderboard
 from .model_card import write_model_card
 from .names import decides
 from .pictures import show_decisions
 from .plots import plot_usage
 from .publish import describe, push
-from .results import Benchmark, Comparison, Demo, Evaluation, Run, Runtime, Scores, Search, Step, StepTime, Training
+from .results import (
+    Benchmark,
+    Comparison,
+    Demo,
+    Evaluation,
+    Run,
+    Runtime,
+    Scores,
+    Search,
+    Step,
+    StepTime,
+    Training,
+)
 from .schema import Results, read, write
 
 
 __all__ = [
     "Benchmark",
+    "Cell",
     "Comparison",
     "Demo",
     "Evaluation",
+    "Leaderboard",
     "Results",
     "Run",
     "Runtime",

@@ -1,14 +1,18 @@
 """The methods that are compared: what each puts on a ViT, and how it is brought to a mean cost.
 
-A method whose gates have thresholds is calibrated; one that keeps fixed numbers has an amount, which is found here.
+A method whose gates have thresholds is calibrated; one that keeps fixed numbers has an amount, which is found here. What
+two methods share, the place of their gates and what becomes of the tokens that leave, is the literature's own.
 """
 
 from collections.abc import Callable
 from typing import NamedTuple
 
+from ..model.configuration_dynvit import pair
 from ..model.gates import preset_gates
 from ..model.modeling_dynvit import DynViTForImageClassification
-from .calibration import mean_cost
+from .calibration import calibrate, mean_cost
+from .importance import fit_importance
+from .resolution import choose_resolution, nearest_size, sizes_for
 
 
 STEPS = 12  # of bisection
@@ -22,16 +26,19 @@ class Method(NamedTuple):
         least: of the amount, whose most is 1; None: thresholds meet the budget, and there is no amount.
         learns: whether it is nothing without training.
         importance: whether its scores learn the importance of tokens in closed form first.
+        resizes: whether images may be smaller: "chosen", as it is best, or "alone", in place of gates.
     """
 
     gates: Callable
     least: float | None = None
     learns: bool = False
     importance: bool = False
+    resizes: str = "never"
 
 
 def _patches(config):
-    return (config.image_size // config.patch_size) ** 2
+    (height, width), (patch_height, patch_width) = pair(config.image_size), pair(config.patch_size)
+    return (height // patch_height) * (width // patch_width)
 
 
 def _spread(config, total):
@@ -79,6 +86,8 @@ def _novelty(config, amount):
 
 METHODS = {
     "merge": Method(_twin, importance=True),
+    "merge-resized": Method(_twin, importance=True, resizes="chosen"),
+    "resized": Method(lambda config, amount: None, resizes="alone"),
     "merge-unlearned": Method(_twin),
     "tome": Method(_merging("tome"), 0.0),
     "pitome": Method(_merging("pitome"), 0.0),
@@ -110,18 +119,39 @@ def check_methods(names, tuned):
     return names
 
 
-def gates_for(name, vit, budget, batches):
-    """The gates of a method for a ViT at a mean cost, as `from_vit` takes them.
+def prepare(name, vit, budget, batches):
+    """A model that spends a mean cost by a method, before any training of its backbone.
 
     Args:
-        vit: a `ViTForImageClassification`. batches: list of `pixel_values`, on which the cost of an amount is measured.
+        vit: a `ViTForImageClassification`. batches: list of `pixel_values` (B, channels, height, width), on which amounts
+            and thresholds are found and importance is learned; no labels are used.
 
     Raises:
-        ValueError: a budget out of the reach of its amounts.
+        ValueError: a budget out of the reach of the method's amounts.
     """
     method = METHODS[name]
-    if method.least is None:
-        return method.gates(vit.config, None)
+    if method.resizes == "alone":
+        return DynViTForImageClassification.from_vit(vit, resolution=nearest_size(vit.config, budget))
+    amount = None if method.least is None else _amount(name, vit, budget, batches[:1])
+
+    def build(resolution):
+        gates = method.gates(vit.config, amount)
+        model = DynViTForImageClassification.from_vit(vit, gates=gates, budget=budget, resolution=resolution)
+        if method.importance:
+            fit_importance(model, batches)
+        if method.least is None:
+            calibrate(model, batches, budget)
+        return model
+
+    if method.resizes == "never":
+        return build(None)
+    dense = DynViTForImageClassification.from_vit(vit)
+    return choose_resolution(dense, build, sizes_for(vit.config, budget), batches)[0].model
+
+
+def _amount(name, vit, budget, batches):
+    """The amount at which a method costs nearest to the budget."""
+    method = METHODS[name]
 
     def cost(amount):
         gates = method.gates(vit.config, amount)
@@ -137,4 +167,4 @@ def gates_for(name, vit, budget, batches):
         found = cost(middle)
         best = min(best, (abs(found - budget), middle))
         low, high = (middle, high) if found < budget else (low, middle)
-    return method.gates(vit.config, best[1])
+    return best[1]

@@ -44,6 +44,17 @@ def sizes_for(config, budget):
     return found
 
 
+def nearest_size(config, budget):
+    """The size of images at which the dense model itself costs nearest to a budget; None: as they come."""
+    side, patch = pair(config.image_size)[0], pair(config.patch_size)[0]
+
+    def cost(size):
+        return dense_macs(config, tokens_of(config, (size, size)), config.num_labels)
+
+    best = min(range(side, 0, -patch), key=lambda size: abs(cost(size) / cost(side) - budget))
+    return None if best == side else best
+
+
 def choose_resolution(dense, build, sizes, batches):
     """The `Trial` nearest to the dense model's predictions, and all of them.
 

@@ -1,0 +1,158 @@
+"""Every method beside the others at the same budgets: tables, and accuracy against cost or measured time."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from ..measure.files import write_text
+from .markdown import ABSENT, Commands, table
+from .names import processor, reported_on, short
+from .plots import COLORS, INK, MARKERS, MUTED, PAGE, TRACK, new_figure
+from .rivals import counted, mean, percent
+
+
+SAME = "model dataset split split_files images".split()
+MEANS = (
+    "Top-1 in per cent, ± its deviation over seeds, at the mean cost that was met; the checkpoint has {dense:.2f}. *Untrained*: "
+    "amounts, thresholds and importance were found on {count} images without labels, the backbone is as it was. *Tuned*: "
+    "by the same recipe, from the same checkpoint, on as many images. Smaller images (*px*): resized inside the model. On {place}, "
+    "{images} images of {dataset}, commit {commit}, command {command}:"
+)
+
+
+def joined(boards):
+    """Boards of the same checkpoint and images as one, their cells in the order they come."""
+    found = {}
+    for board in boards:
+        key = tuple(str(getattr(board, name)) for name in SAME)
+        before = found.get(key)
+        found[key] = board if before is None else replace(before, cells=[*before.cells, *board.cells])
+    return list(found.values())
+
+
+def sections(boards):
+    """Markdown parts: a table for each checkpoint and images, and one of the speeds that were measured."""
+    parts = []
+    for board in joined(boards):
+        commands = Commands()
+        introduction = MEANS.format(
+            dense=100 * board.dense.accuracy,
+            count=board.settings["board"]["images"],
+            place=processor(board),
+            images=reported_on(board),
+            dataset=board.dataset,
+            commit=board.commit,
+            command=commands.refer(board.command),
+        )
+        parts += [f"### All methods, {short(board.model)}", introduction, table(accuracy_rows(board))]
+        speeds = speed_rows(board)
+        parts += [table(speeds)] if speeds else []
+        parts += [commands.listing()]
+    return parts
+
+
+def by_cell(board):
+    """(method, tuned) -> budget -> cells that differ by seed alone."""
+    found = {}
+    for cell in sorted(board.cells, key=lambda cell: (cell.tuned, -cell.budget)):
+        found.setdefault((cell.method, cell.tuned), {}).setdefault(cell.budget, []).append(cell)
+    return found
+
+
+def accuracy_rows(board):
+    """A row for each method, untrained and tuned, a column for each budget; the best of a column in bold."""
+    budgets = sorted({cell.budget for cell in board.cells}, reverse=True)
+    grouped, rows = by_cell(board), []
+    best = {}
+    for (_, tuned), cells in grouped.items():
+        for budget, runs in cells.items():
+            best[tuned, budget] = max(best.get((tuned, budget), 0.0), mean(runs, "accuracy"))
+    for (method, tuned), cells in grouped.items():
+        row = {"method": method, "": "tuned" if tuned else "untrained"}
+        for budget in budgets:
+            runs = cells.get(budget)
+            row[str(budget)] = _shown(runs, best[tuned, budget]) if runs else ABSENT
+        rows.append(row)
+    return rows
+
+
+def _shown(runs, best):
+    text = percent(runs)
+    text = f"**{text}**" if mean(runs, "accuracy") == best else text
+    pixels = f", {runs[0].resolution} px" if runs[0].resolution else ""
+    return f"{text} at {mean(runs, 'cost'):.3f}{pixels}{counted(runs)}"
+
+
+def speed_rows(board):
+    """A row for each cell that was timed: its speed-up over the fastest dense model, by batch size."""
+    rows = []
+    for cell in board.cells:
+        if cell.throughput:
+            kind = "tuned" if cell.tuned else "untrained"
+            row = {"method": cell.method, "": kind, "budget": cell.budget, "top-1": f"{100 * cell.accuracy:.2f}"}
+            for speed in cell.throughput:
+                row[f"batch {speed.batch_size}"] = f"{speed.speedup:.2f}× ({speed.realised:.2f} of the promise)"
+            rows.append(row)
+    return rows
+
+
+def plot(board, path):
+    """Top-1 against cost, and against the measured time of an image where that was measured; untrained and tuned apart."""
+    timed = any(cell.throughput for cell in board.cells)
+    kinds = sorted({cell.tuned for cell in board.cells})
+    panels = [(tuned, False) for tuned in kinds] + [(tuned, True) for tuned in kinds if timed]
+    figure = new_figure(1.8 + 4.2 * len(panels), 4.2, layout="constrained")
+    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    methods = list(dict.fromkeys(cell.method for cell in board.cells))
+    for axis, (tuned, by_time) in zip(axes, panels, strict=True):
+        for (method, kind), cells in by_cell(board).items():
+            if kind != tuned:
+                continue
+            points = [point for runs in cells.values() if (point := _point(runs, by_time))]
+            if points:
+                at = methods.index(method)
+                style = {
+                    "color": COLORS[at % 10],
+                    "marker": MARKERS[at % len(MARKERS)],
+                    "markersize": 5,
+                    "linewidth": 1.4,
+                }
+                axis.plot(*zip(*sorted(points), strict=True), label=method, **style)
+        dense = _dense_point(board, by_time)
+        if dense:
+            axis.plot(*dense, marker="*", markersize=11, color=INK, linestyle="none", label="dense, as given")
+        axis.set_title("tuned" if tuned else "untrained", loc="left", fontsize=10, color=INK)
+        axis.set_xlabel(_time_label(board) if by_time else "mean cost (MACs / MACs of the dense model)")
+        axis.grid(color=TRACK, linewidth=0.8)
+        axis.tick_params(labelsize=8.5, colors=MUTED)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].set_ylabel("top-1, %")
+    handles = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles.keys(), loc="outside right center", fontsize="small", frameon=False)
+    figure.savefig(path, dpi=150, facecolor=PAGE)
+
+
+def _point(runs, by_time):
+    """(cost or milliseconds, top-1) of cells that differ by seed alone; None where no time was measured."""
+    if by_time and not runs[0].throughput:
+        return None
+    last = runs[0].throughput[-1] if by_time else None
+    return (last.packed_ms / last.batch_size if by_time else mean(runs, "cost"), 100 * mean(runs, "accuracy"))
+
+
+def _dense_point(board, by_time):
+    if not by_time:
+        return 1.0, 100 * board.dense.accuracy
+    speeds = [cell.throughput[-1] for cell in board.cells if cell.throughput]
+    return min(speed.dense_ms[speed.fastest] / speed.batch_size for speed in speeds), 100 * board.dense.accuracy
+
+
+def _time_label(board):
+    batch = next(cell.throughput[-1].batch_size for cell in board.cells if cell.throughput)
+    return f"measured ms per image, batch {batch}"
+
+
+def publish(boards, folder):
+    """Write leaderboard.md and leaderboard.png of the first of joined boards into a folder."""
+    (board, *_) = joined(boards)
+    write_text(Path(folder) / "leaderboard.md", "\n\n".join(sections([board])) + "\n")
+    plot(board, Path(folder) / "leaderboard.png")

@@ -1,0 +1,39 @@
+"""The kind of results that recipes/leaderboard.py writes: methods at budgets, all of one checkpoint on the same images."""
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from ..measure.speed import Speed
+from .results import Scores
+from .schema import Results
+
+
+@dataclass(kw_only=True)
+class Cell(Scores):
+    """A method at one budget, untrained or tuned with one seed, as recipes/leaderboard.py measures it."""
+
+    method: str
+    budget: float
+    tuned: bool
+    seed: int
+    resolution: int | list | None
+    gates: list | None
+    throughput: list[Speed] = field(default_factory=list)
+
+
+@dataclass(kw_only=True)
+class Leaderboard(Results):
+    """leaderboard.json of recipes/leaderboard.py; `dense` is the checkpoint as given."""
+
+    kind: ClassVar[str] = "leaderboard"
+    model: str
+    dataset: str
+    split: str
+    split_files: list
+    images: int
+    dense: Scores
+    settings: dict
+    cells: list[Cell] = field(default_factory=list)
+
+    def speeds(self):
+        return [speed for cell in self.cells for speed in cell.throughput]

@@ -1,0 +1,70 @@
+"""The recipe leaderboard.py: every method at the same budgets, untrained and tuned, in one table and one plot."""
+
+import json
+
+import pytest
+from models import images
+from recipe_place import leaderboard, report
+
+from hf_dynvit.report import read
+from hf_dynvit.training.calibration import mean_cost
+from hf_dynvit.training.methods import METHODS, check_methods, prepare
+
+
+WORDS = ["--gates", "none", "--images", "12", "--save_strategy", "no", "--max_steps", "1"]
+
+
+def run(place, name, *words):
+    given = [str(place.recipe), "--model_name_or_path", place.deep_vit, "--output_dir", str(place.folder / name)]
+    return leaderboard.main([*given, *WORDS, *words])
+
+
+def test_methods_meet_budgets_untrained_and_tuned_and_go_on_where_they_were(place, capsys):
+    words = ["--methods", "merge-resized", "evit", "tome", "resized", "--budgets", "0.7"]
+    found = run(place, "board", *words)
+    assert [cell["method"] for cell in found["cells"]] == ["merge-resized", "evit", "tome", "resized"]
+    for cell in found["cells"]:
+        assert not cell["tuned"] and cell["cost"] == pytest.approx(0.7, abs=0.15), cell
+    assert found["cells"][3]["gates"] is None and found["cells"][3]["resolution"] in (24, [24])
+    again = run(place, "board", *words[:5], "--budgets", "0.7", "--tune", "true", "--seeds", "3")
+    assert again["cells"][:4] == found["cells"]
+    assert [(cell["method"], cell["tuned"], cell["seed"]) for cell in again["cells"][4:]] == [
+        (method, True, 3) for method in ("merge-resized", "evit", "tome", "resized")
+    ]
+    folder = place.folder / "board"
+    board = read(folder / "leaderboard.json", published=True)
+    assert (folder / "leaderboard.png").stat().st_size > 5000
+    table = (folder / "leaderboard.md").read_text()
+    for cell in board.cells:
+        assert f"{100 * cell.accuracy:.2f}" in table and f"{cell.cost:.3f}" in table
+    assert "| evit | tuned |" in report.main([str(folder / "leaderboard.json")])
+    capsys.readouterr()
+
+
+def test_cells_of_another_checkpoint_are_refused(place):
+    run(place, "first", "--methods", "resized", "--budgets", "0.7")
+    file = place.folder / "first" / "leaderboard.json"
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps(content | {"model": "another"}))
+    with pytest.raises(ValueError, match="holds cells of another model, 'another'"):
+        run(place, "first", "--methods", "tome", "--budgets", "0.7")
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if not METHODS[name].learns])
+def test_every_method_meets_a_budget(tiny_vit, method):
+    batches = [images(6)]
+    model = prepare(method, tiny_vit(12), 0.75, batches)
+    assert mean_cost(model, batches) == pytest.approx(0.75, abs=0.2)
+
+
+def test_what_cannot_be_compared_is_refused():
+    with pytest.raises(ValueError, match=r"methods must be 'all' or of .*, got \['x'\]"):
+        check_methods(["x"], tuned=False)
+    with pytest.raises(ValueError, match="decide nothing before they are trained"):
+        check_methods(["dynamicvit"], tuned=False)
+    assert "dynamicvit" in check_methods(["all"], tuned=True) and "dynamicvit" not in check_methods(["all"], False)
+
+
+def test_a_budget_out_of_reach_is_named(tiny_vit):
+    with pytest.raises(ValueError, match="a budget of 0.01 is out of reach of evit: its costs are"):
+        prepare("evit", tiny_vit(12), 0.01, [images(2)])
