@@ -96,7 +96,7 @@ def test_thresholds_follow_each_tuning_budget_in_its_turn(make_trainer, tmp_path
     )
     ends = []
     original = trainer.calibrate
-    trainer.calibrate = lambda: ends.append(weights(trainer.model.gates)) or original()
+    trainer.calibrate = lambda *of: ends.append(weights(trainer.model.gates)) or original(*of)
     trainer.train()
     costs = [entry["cost"] for entry in trainer.state.log_history if "loss" in entry]
     for turn, budget in enumerate(budgets):
