@@ -1,5 +1,6 @@
 """How far an exported model agrees with the packed one in PyTorch, image by image."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -28,12 +29,13 @@ class Agreement(NamedTuple):
 
     def text(self, model, format, quantize):
         """A paragraph for people."""
-        kind = "float32" if quantize is None else f"{quantize} (linear layers of the blocks)"
-        return (
-            f"{model} for {format}, {kind}, beside PyTorch in float32 on {self.images} images: the same prediction for "
-            f"{self.top1:.1%}, the same decisions for {self.same:.1%}, where the largest difference of logits is "
-            f"{self.largest:.2g}; mean cost {self.cost:.3f}."
-        )
+        text = f"{model} for {format}, {quantize or 'float32'}, beside PyTorch in float32 on {self.images} images: "
+        text += f"the same prediction for {self.top1:.1%}, mean cost {self.cost:.3f}."
+        if quantize is None:
+            text += (
+                f" The same decisions for {self.same:.1%}; their largest difference of logits is {self.largest:.2g}."
+            )
+        return text
 
 
 @torch.no_grad()
@@ -50,7 +52,7 @@ def agreement(model, runtime, pixel_values):
     same = (torch.from_numpy(found.cost) - cost).abs() < 1e-6
     return Agreement(
         images=len(logits),
-        largest=off[same].max().item() if same.any() else 0.0,
+        largest=off[same].max().item() if same.any() else math.nan,
         same=same.float().mean().item(),
         top1=(torch.from_numpy(found.logits).argmax(1) == logits.argmax(1)).float().mean().item(),
         cost=float(found.cost.mean()),

@@ -29,7 +29,10 @@ def _is_small(node, shapes):
     """Whether a node of OpenVINO's is a product with the weights of a linear layer of `shapes`, or what such a one needs."""
     if node.get_type_name() in ("Constant", "Parameter", "Result", "Convolution"):
         return True
-    return node.get_type_name() == "MatMul" and tuple(node.input_value(1).get_partial_shape().to_shape()) in shapes
+    if node.get_type_name() != "MatMul":
+        return False
+    shape = node.input_value(1).get_partial_shape()
+    return shape.is_static and tuple(shape.to_shape()) in shapes
 
 
 def quantize_onnx(file, model):

@@ -111,10 +111,10 @@ def test_a_folder_predicts_like_a_pipeline_and_without_torch(tiny_vit, tmp_path,
 def test_eight_bits_hold_the_blocks_and_leave_the_gates(tiny_vit, tmp_path, runtime):
     if runtime == "openvino":
         pytest.importorskip("nncf")
-    model, pixel_values = varied(tiny_vit(1), [{"gate": "merge"}])
+    model, pixel_values = varied(tiny_vit(1), [{"gate": "patch", "drop": True, "merge": True, "novelty": 8.0}])
     folder = export(model, tmp_path / "out", runtime, quantize="int8", calibration=images(16).numpy())
     found = agreement(model, DynViTRuntime.from_pretrained(folder, threads=1), pixel_values)
-    assert 1e-5 < found.largest < 1.0 and 0 < found.same
+    assert found.top1 >= 0.5 and not found.largest < 1e-5 and "decisions" not in found.text("a", runtime, "int8")
     if runtime == "onnx":
         import onnx
 

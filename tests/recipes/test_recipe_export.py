@@ -17,7 +17,10 @@ def test_a_plain_vit_is_exported_and_compared(place):
     words = ["--model", place.vit, "--format", "onnx", "--output", str(output)]
     found = deploy.main([*words, "--data_files", *place.files, "--check_images", "3"])
     assert found.images == 3 and found.same == found.top1 == 1.0 and found.largest < 1e-4 and found.cost == 1.0
-    assert f"{found.largest:.2g}; mean cost 1.000" in (output / "README.md").read_text()
+    assert (
+        f"mean cost 1.000. The same decisions for 100.0%; their largest difference of logits is {found.largest:.2g}."
+        in (output / "README.md").read_text()
+    )
     with pytest.raises(ValueError, match="is not empty"):
         deploy.main(words)
 
