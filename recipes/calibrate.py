@@ -27,8 +27,9 @@ from hf_dynvit.model import PRESET_GATES, can_prepack
 from hf_dynvit.model.budgets import check_budget
 from hf_dynvit.settings import parse_settings
 from hf_dynvit.training.bypass import check_bypass, fit_bypass
-from hf_dynvit.training.calibration import calibrate, check_budgets, mean_cost
+from hf_dynvit.training.calibration import calibrate, check_budgets, mean_cost, steady_range
 from hf_dynvit.training.importance import fit_importance, token_gates
+from hf_dynvit.training.resolution import choose_resolution, sizes_for
 
 
 AT_ONCE = 64  # images of a forward, where the batch that is to be served says another number
@@ -43,9 +44,12 @@ class CalibrateArguments:
         default=None,
         metadata={"help": "what to put on a plain ViT first: a preset (merge) or a list of gates as YAML"},
     )
-    resolution: int | None = field(
+    resolution: str | None = field(
         default=None,
-        metadata={"help": "side that images are resized to inside the model, with --gates; None: as they come"},
+        metadata={
+            "help": "side that images are resized to inside the model, with --gates; auto: the one nearest to the dense "
+            "model's predictions at this budget; None: as they come"
+        },
     )
     importance: bool | None = field(
         default=None,
@@ -89,6 +93,12 @@ class CalibrateArguments:
             )
         if self.resolution is not None and self.gates is None:
             raise ValueError(f"resolution {self.resolution} is for new gates on a plain ViT: give --gates too")
+        if self.resolution not in (None, "auto"):
+            if not self.resolution.isdecimal():
+                raise ValueError(f"resolution must be a number or auto, got {self.resolution!r}")
+            self.resolution = int(self.resolution)
+        if self.resolution == "auto" and (self.budget is None or self.bypass_images):
+            raise ValueError("resolution auto is for one --budget, without bypass_images")
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype must be one of {list(DTYPES)}, got {self.dtype!r}")
         if Path(self.output).exists() and any(Path(self.output).iterdir()):
@@ -104,10 +114,11 @@ def main(argv=None):
     args, data_args = parse_settings(sys.argv[1:] if argv is None else argv, CalibrateArguments, DataArguments)
     data_args.validation_split = data_args.train_split
     (entrant,) = open_models([args.model], data_args, "cpu", DTYPES[args.dtype])
-    model = with_gates(entrant.model, args)
+    model = with_gates(entrant.model, args, None if args.resolution == "auto" else args.resolution)
     if (args.budgets or args.milliseconds) and not model.learned_gates():
         raise ValueError("--budgets and --milliseconds need gates that learn: others keep the cost that they have")
-    check_budgets(model, args.wanted())
+    if args.resolution != "auto":
+        check_budgets(model, args.wanted())
     if args.bypass_images:
         check_bypass(model)
     order = torch.randperm(len(entrant.images), generator=torch.Generator().manual_seed(args.seed))
@@ -119,17 +130,10 @@ def main(argv=None):
         shares = fit_bypass(model, of_bypass)
         print(f"bypasses explain {min(shares.values()):.0%} to {max(shares.values()):.0%} of what is skipped")
     batches = [batch["pixel_values"] for batch in loader]
-    if args.importance or (args.importance is None and args.gates and token_gates(model)):
-        shares = fit_importance(model, batches)
-        print(f"scores explain {min(shares.values()):.0%} to {max(shares.values()):.0%} of the importance of tokens")
-    if args.milliseconds is not None:
-        shift, cost = to_milliseconds(model, batches, args)
-    elif args.budgets:
-        shift, cost = calibrate(model, batches, budgets=args.budgets)
+    if args.resolution == "auto":
+        model, shift, cost = at_best_size(entrant.model, batches, args)
     else:
-        learned = model.learned_gates()
-        shift, cost = calibrate(model, batches, args.budget) if learned else (0.0, mean_cost(model, batches))
-        model.set_budget(args.budget)
+        shift, cost = meet(model, batches, args)
     model.float().save_pretrained(args.output)
     AutoImageProcessor.from_pretrained(args.model).save_pretrained(args.output)
     if model.config.budget_shifts is not None:
@@ -137,6 +141,47 @@ def main(argv=None):
         print(f"one model for the budgets {shown}; it decides at {model.config.budget} until model.set_budget")
     print(f"all gates shifted by {shift:+.3f}: mean cost {cost:.3f} on {len(loader.dataset)} training images")
     return shift, cost
+
+
+def meet(model, batches, args):
+    """Fit importance where it is asked for, and bring the thresholds to what is wanted; returns shift and cost."""
+    if args.importance or (args.importance is None and args.gates and token_gates(model)):
+        shares = fit_importance(model, batches)
+        print(f"scores explain {min(shares.values()):.0%} to {max(shares.values()):.0%} of the importance of tokens")
+    if args.milliseconds is not None:
+        return to_milliseconds(model, batches, args)
+    if args.budgets:
+        return calibrate(model, batches, budgets=args.budgets)
+    learned = model.learned_gates()
+    found = calibrate(model, batches, args.budget) if learned else (0.0, mean_cost(model, batches))
+    model.set_budget(args.budget)
+    return found
+
+
+def at_best_size(vit, batches, args):
+    """The model at the size of images that leaves its predictions nearest to the dense model's; with shift and cost."""
+    found = {}
+
+    def build(size):
+        model = with_gates(vit, args, size)
+        found[size] = meet(model, batches, args)
+        return model
+
+    sizes = [size for size in sizes_for(vit.config, args.budget) if reaches(with_gates(vit, args, size), args.budget)]
+    if not sizes:
+        raise ValueError(f"a budget of {args.budget} is out of reach of these gates at every size of images")
+    dense = DynViTForImageClassification.from_vit(dense_vit(vit)).to(vit.dtype)
+    best, trials = choose_resolution(dense, build, sizes, batches)
+    for trial in trials:
+        size = f"{trial.resolution} px" if trial.resolution else "images as they come"
+        print(f"{size}: {trial.distance:.3f} nats from the dense model at cost {trial.cost:.3f}")
+    return best.model, *found[best.resolution]
+
+
+def reaches(model, budget):
+    """Whether thresholds can bring the model to a budget."""
+    least, most = steady_range(model)
+    return least <= budget <= most
 
 
 def to_milliseconds(model, batches, args):
@@ -154,18 +199,15 @@ def to_milliseconds(model, batches, args):
     return found.shift, found.cost
 
 
-def with_gates(model, args):
+def with_gates(model, args, resolution):
     """The model itself, or one with the weights of a plain ViT and fresh gates."""
     if args.gates is None:
         return model
     if model.config.gates:
         raise ValueError(f"{args.model} has gates already: --gates is for a plain ViT, got {args.gates!r}")
     gates = args.gates if args.gates in PRESET_GATES else yaml.safe_load(args.gates)
-    return (
-        DynViTForImageClassification.from_vit(dense_vit(model), gates=gates, resolution=args.resolution)
-        .to(model.dtype)
-        .eval()
-    )
+    made = DynViTForImageClassification.from_vit(dense_vit(model), gates=gates, resolution=resolution)
+    return made.to(model.dtype).eval()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The recipes evaluate.py, calibrate.py and report.py: what a model does is measured, and tables are written from that."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -154,10 +155,16 @@ def test_the_unlearned_twin_and_gates_that_learn_nothing_keep_what_they_are(plac
     assert shift == 0.0 and 0.3 < cost < 1.0
 
 
-def test_a_plain_vit_that_resizes_meets_a_budget_of_the_dense_model(place, tmp_path):
+def test_a_plain_vit_that_resizes_meets_a_budget_of_the_dense_model(place, tmp_path, capsys):
     words = ["--model", place.vit, "--data_files", *place.files, "--resolution", "24", "--budget", "0.5"]
     _, cost = dial.main([*words, "--gates", "merge", "--output", str(tmp_path / "small")])
     assert cost == pytest.approx(0.5, abs=0.06)
+    capsys.readouterr()
+    deep = ["--model", place.deep_vit, *words[2:-3], "auto", "--budget", "0.45"]
+    dial.main([*deep, "--gates", "merge", "--output", str(tmp_path / "auto")])
+    tried = dict(re.findall(r"(images as they come|24 px): ([0-9.]+) nats", capsys.readouterr().out))
+    chosen = DynViTForImageClassification.from_pretrained(tmp_path / "auto").config.resolution
+    assert {float(tried["24 px"]) < float(tried["images as they come"]): 24}.get(True) == chosen
     with pytest.raises(ValueError, match="resolution 24 is for new gates on a plain ViT"):
         dial.main([*words, "--output", str(tmp_path / "none")])
 
