@@ -103,6 +103,15 @@ METHODS = {
 }
 
 
+def register_method(name, method):
+    """Put a method of your own beside the others; ValueError for a name that another one has, or what is no `Method`."""
+    if not isinstance(method, Method) or METHODS.get(name, method) is not method:
+        raise ValueError(
+            f"{name!r} must be a Method under a name of its own, got {method!r}; there are {sorted(METHODS)}"
+        )
+    METHODS[name] = method
+
+
 def check_methods(names, tuned):
     """The names to compare: those given, or all that need no training for "all".
 

@@ -40,6 +40,15 @@ def test_the_notebook_on_agents_runs_with_an_agent_of_its_own(tmp_path, monkeypa
     assert (tmp_path / "kept.png").stat().st_size and (tmp_path / "keep_map.png").stat().st_size
 
 
+@pytest.mark.slow
+def test_the_notebook_on_methods_compares_a_scorer_of_its_own(tmp_path, monkeypatch):
+    shown = executed("methods", tmp_path, monkeypatch)
+    found = literal_eval(next(text(outputs) for line, outputs in shown.items() if line.startswith("[(cell.method")))
+    assert [method for method, *_ in found[:5]] == ["edges", "random-merge", "evit", "tome", "merge"]
+    assert all(0 <= accuracy <= 1 and abs(cost - budget) < 0.15 for _, budget, accuracy, cost in found)
+    assert (tmp_path / "board.png").stat().st_size
+
+
 def executed(name, folder, monkeypatch):
     """Last line of each code cell -> its outputs, of a notebook that ran in `folder` with few steps."""
     notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
