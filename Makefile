@@ -34,7 +34,7 @@ demo: $(DEMO)
 	$(BIN)/python recipes/demo.py
 
 test: $(DEV)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 quality: $(DEV)
 	$(BIN)/ruff format --check .

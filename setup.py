@@ -34,7 +34,15 @@ RUNTIMES = [
     "openvino>=2026.4",
     "nncf>=3.4",
 ]  # to compare with, and to deploy in
-DEV = ["ipykernel>=7", "nbclient>=0.10", "nbformat>=5.10", "peft>=0.21", "pytest>=9", "ruff>=0.17,<0.18"]
+DEV = [
+    "ipykernel>=7",
+    "nbclient>=0.10",
+    "nbformat>=5.10",
+    "peft>=0.21",
+    "pytest>=9",
+    "pytest-xdist>=3.8",
+    "ruff>=0.17,<0.18",
+]
 
 
 class BuildWithTemplate(build_py):
