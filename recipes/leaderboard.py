@@ -27,8 +27,18 @@ from hf_dynvit.settings import parse_settings
 from hf_dynvit.training.arguments import DynViTTrainingArguments
 from hf_dynvit.training.calibration import mean_cost
 from hf_dynvit.training.methods import METHODS, check_methods, prepare
+from hf_dynvit.training.presets import preset_arguments
 from hf_dynvit.training.starting_model import ModelArguments, load_base, load_model, load_teacher
 from hf_dynvit.training.trainer import DynViTTrainer
+
+
+# Settings that may change between the starts of one board, by part.
+FREE = {
+    "board": ("methods", "budgets", "tune", "seeds", "batch_sizes", "seconds"),
+    "model": ("gates", "budget", "resolution"),  # which the methods say
+    "data": (),
+    "training": ("output_dir", "run_name", "logging_dir"),
+}
 
 
 @dataclass
@@ -87,11 +97,12 @@ class Place:
         self.board, self.model_args, self.data_args, self.args = board, model_args, data_args, args
         self.processor, self.config = load_base(model_args)
         self.data = load_image_data(data_args, self.processor, self.config, False, args.seed)
-        self.dense = load_model(replace(model_args, gates="none", budget=1.0), self.config, self.data).eval()
+        plain = replace(model_args, gates="none", budget=1.0, resolution=None)
+        self.dense = load_model(plain, self.config, self.data).eval().to(args.device)
         self.vit = dense_vit(self.dense)
         order = torch.randperm(len(self.data.calibration), generator=torch.Generator().manual_seed(args.seed))
         chosen = Subset(self.data.calibration, order[: board.images].tolist())
-        self.batches = [batch["pixel_values"] for batch in self._loader(chosen)]
+        self.batches = [batch["pixel_values"].to(args.device) for batch in self._loader(chosen)]
 
     def _loader(self, images):
         return DataLoader(images, self.args.per_device_eval_batch_size)
@@ -117,11 +128,12 @@ class Place:
         aim = min(1.0, mean_cost(start, self.batches)) if fixed else budget
         model_args = replace(self.model_args, gates=gates, budget=aim, resolution=start.config.resolution)
         thresholds = bool(start.learned_gates()) and not fixed
+        recipe = as_taught(self.args, method) if METHODS[method].learns else self.args
         args = replace(
-            self.args,
+            recipe,
             seed=seed,
             output_dir=str(Path(self.args.output_dir) / f"{method}_{budget}_{seed}"),
-            tuning_budgets=[budget] if thresholds and self.args.freeze_gates_at < 1 else [],
+            tuning_budgets=[budget] if thresholds and recipe.freeze_gates_at < 1 else [],
             importance_images=self.board.images if METHODS[method].importance else 0,
             calibrate_first=thresholds,
             save_strategy="no",
@@ -161,6 +173,17 @@ class Place:
         )
 
 
+def as_taught(args, method):
+    """The arguments of a recipe for a method whose gates learn: by its preset, and to the end unless that says otherwise.
+
+    A recipe for rules freezes gates before the first step, and would leave these as they begin: knowing nothing.
+    """
+    taught = {"freeze_gates_at": 1.0, "tuning_budgets": [], **preset_arguments(method)}
+    if taught["objective"] != args.objective:
+        taught["objective_options"] = None
+    return replace(args, **taught)
+
+
 def go_on(results, file):
     """`results` with the cells that `file` holds of an earlier, interrupted start, if there is one.
 
@@ -176,6 +199,12 @@ def go_on(results, file):
                 f"{file} holds cells of another {name}, {getattr(earlier, name)!r} and not {getattr(results, name)!r}: give "
                 "another output_dir"
             )
+    given = json.loads(json.dumps(results.settings))
+    for part, free in FREE.items():
+        before, now = earlier.settings[part], given[part]
+        changed = sorted(key for key in now if key not in free and before.get(key) != now[key])
+        if changed and (part != "training" or any(cell.tuned for cell in earlier.cells)):
+            raise ValueError(f"{file} holds cells of another recipe, {changed} differ: give another output_dir")
     return replace(results, cells=earlier.cells)
 
 

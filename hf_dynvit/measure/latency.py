@@ -87,7 +87,7 @@ class LatencyTable:
             model: the model that was measured. outputs: of a forward on all tokens.
         """
         groups = {layer: group for group in self.gates for layer in group["layers"]}
-        alive, found = torch.full((len(outputs.cost),), float(model.num_tokens)), []
+        alive, found = torch.full((len(outputs.cost),), float(model.tokens_run)), []
         for layer, (gates, decision) in enumerate(zip(model.gates, outputs.decisions, strict=True)):
             ms, mask = self.of_decision(decision, alive), model.config.layer_mask
             if layer in groups and (mask is None or any(mask[layer])):

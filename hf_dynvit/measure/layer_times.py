@@ -18,6 +18,7 @@ from ..model.encoder import can_compact
 from ..model.gate import Exploration
 from ..model.layer import Seen, run_layer
 from ..model.prepack import is_prepacked
+from ..model.resolution import resized
 from .latency import LatencyTable
 from .provenance import device_name
 from .timing import interleaved_medians
@@ -103,7 +104,9 @@ class _Layers:
     def __init__(self, model, pixel_values):
         self.model, self.host = model, model.host
         self.layers = self.host.layers(model.base_model)
-        self.x, self.side = self.host.embed(model.base_model, pixel_values, False)
+        resolution = model.config.resolution
+        pixel_values = pixel_values if resolution is None else resized(pixel_values, resolution)
+        self.x, self.side = self.host.embed(model.base_model, pixel_values, resolution is not None)
         self.merges = any(gate.merge for gates in model.gates for gate in gates.values())
 
     def counts(self):

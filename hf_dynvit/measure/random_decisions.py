@@ -43,7 +43,7 @@ def draw_decisions(model, batch, target, generator):
         ValueError: a target that these gates cannot reach.
     """
     config = model.config
-    num_layers, num_tokens = config.num_hidden_layers, model.num_tokens
+    num_layers, num_tokens = config.num_hidden_layers, model.tokens_run
     whole = [any(gate.whole for gate in gates.values()) for gates in model.gates]
     slots = [{slot for gate in gates.values() for slot in gate.slots} for gates in model.gates]
     gate_macs = sum(gate.macs(num_tokens) for gates in model.gates for gate in gates.values())
@@ -67,7 +67,7 @@ def draw_decisions(model, batch, target, generator):
             for layer in range(num_layers)
         ]
         given = config, decisions, batch, num_tokens, model.num_labels, gate_macs, "cpu"
-        return cost(*given, gates=model.gates).mean().item(), decisions
+        return cost(*given, model.num_tokens, model.gates, num_tokens).mean().item(), decisions
 
     low, high = -1.0, 2.0  # everything shut, everything open, whatever the offsets
     best = least, _ = at(low)

@@ -36,7 +36,7 @@ def check_table(table):
         if type(shift) is bool or not isinstance(shift, (int, float)) or not abs(shift) <= WIDEST_SHIFT:
             raise ValueError(f"shifts of budget_shifts must be in [-{WIDEST_SHIFT}, {WIDEST_SHIFT}], got {shift!r}")
     for before, after in zip(table, table[1:], strict=False):
-        if not (before[0] < after[0] and before[1] < after[1]):
+        if not (before[0] + ROUNDING < after[0] and before[1] < after[1]):  # in 32 bit, too
             raise ValueError(f"budgets and shifts of budget_shifts must both rise, got {after!r} after {before!r}")
 
 
@@ -87,7 +87,9 @@ def _shifts_of(table, batch, budget):
         raise ValueError(
             f"budget of a batch of {batch} must be a number or {batch} floats, got {budget.dtype} {tuple(budget.shape)}"
         )
-    if not torch.compiler.is_compiling():  # there it would break the graph; what is out of reach takes the nearest
+    if (
+        batch and not torch.compiler.is_compiling()
+    ):  # there it would break the graph; what is out of reach takes the nearest
         for one in (budget.min().item(), budget.max().item()):
             check_reach(table, one)
     places, values = (

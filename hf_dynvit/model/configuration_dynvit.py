@@ -49,7 +49,8 @@ class DynViTConfig(ViTConfig):
             masks has chosen. None: all may.
         resolution (`int` or pair, *optional*):
             Height and width that images are resized to inside the model, multiples of the patches' that do not exceed
-            the images'. None: as they come.
+            the images'. None: as they come. Positions are interpolated from a square of them: image_size must be square,
+            patch_size one number.
 
     Raises:
         ValueError: sizes that are not positive or beyond any ViT's, a budget outside (0, 1] or the reach of
@@ -121,6 +122,11 @@ class DynViTConfig(ViTConfig):
             raise ValueError(
                 f"resolution must be one number or two, multiples of patch_size {self.patch_size} up to image_size "
                 f"{self.image_size}, got {self.resolution!r}"
+            )
+        if len(set(sides[2])) > 1 or not isinstance(self.patch_size, int):  # transformers would mix up the positions
+            raise ValueError(
+                f"resolution {self.resolution} needs a square image_size and one number as patch_size, to interpolate positions, "
+                f"got {self.image_size} and {self.patch_size}"
             )
 
     def _check_mask(self):

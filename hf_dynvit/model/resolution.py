@@ -16,8 +16,8 @@ def resized(pixel_values, resolution):
     """pixel_values (B, channels, height, width) -> (B, channels, *resolution); images of that size are left alone."""
     if tuple(pixel_values.shape[2:]) == pair(resolution):
         return pixel_values
-    size = pair(resolution)
-    return F.interpolate(pixel_values.float(), size, mode="bicubic", antialias=True).to(pixel_values.dtype)
+    found = F.interpolate(pixel_values.float(), pair(resolution), mode="bicubic", antialias=True)
+    return found.to(pixel_values.dtype) if pixel_values.is_floating_point() else found  # bytes would wrap around
 
 
 def tokens_of(config, size):

@@ -140,6 +140,7 @@ def unnormalise(pixel_values, mean=0.5, std=0.5):
 
 def used_patches(decision, image, config, size):
     """What the two sub-layers of a layer transform of one image: two bool maps of patches, each (rows, columns)."""
+    size = size if config.resolution is None else pair(config.resolution)
     grid = tuple(side // patch for side, patch in zip(size, pair(config.patch_size), strict=True))
     maps = []
     for index, tokens in enumerate((decision.attention_tokens, decision.mlp_tokens)):

@@ -69,7 +69,8 @@ class DynViTTrainingArguments(TrainingArguments):
     importance_images: int = HfArg(
         default=0,
         help="images on which gates of tokens learn, before training, which tokens the prediction depends on "
-        "(fit_importance; no labels are used), and again after it if gates are frozen from the start; 0: off",
+        "(fit_importance; no labels are used), and again after it, before the calibration, if gates are frozen from the "
+        "start; 0: off",
     )
     bypass_images: int = HfArg(
         default=0,

@@ -22,10 +22,14 @@ def prepare(trainer):
 
 
 def finish(trainer):
-    """After the last step: the importance of tokens for the body as it is now, where nothing else taught it."""
-    if trainer.args.freeze_gates_at == 0.0:
-        _fit(trainer, fit_importance, trainer.args.importance_images, "importance_explained")
-    trainer.calibrate(trainer.args.tuning_budgets)
+    """After the last step: the importance of tokens for the body as it is now, where nothing else taught it.
+
+    Not without a calibration: other scores at the same thresholds cost something else.
+    """
+    args = trainer.args
+    if args.freeze_gates_at == 0.0 and args.calibration_images and args.follows_budget():
+        _fit(trainer, fit_importance, args.importance_images, "importance_explained")
+    trainer.calibrate(args.tuning_budgets)
 
 
 def _fit(trainer, fit, count, name):

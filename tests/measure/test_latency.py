@@ -52,7 +52,7 @@ def fake_clock(model):
         for name, call in calls.items():
             found = call(0)
             decisions = found.decisions if hasattr(found, "decisions") else found
-            count = model.num_tokens if name == "whole" else name[1]
+            count = model.tokens_run if name == "whole" else name[1]
             seconds[name] = sum(map(lambda decision: macs(model, decision, count), decisions)) / 1e9
         return seconds
 
@@ -85,6 +85,16 @@ def test_what_is_measured_predicts_forwards(tiny_vit, gates, batch):
         torch.tensor([macs(model, decision, model.num_tokens) for decision in [LayerDecisions()] * 4]) / 1e6 / batch
     )
     assert 0.1 < shares.mean() < 1.0 and shares.std() > 0
+
+
+def test_a_model_that_resizes_images_is_measured_on_the_tokens_that_run(tiny_vit):
+    model = gated(tiny_vit(3), [{"gate": "patch", "drop": True, "layers": [1]}], resolution=24)
+    table = measure_latencies(model, images(1), medians=fake_clock(model))
+    assert table.tokens[-1] == model.tokens_run < model.num_tokens and table.rest == pytest.approx(0.0, abs=1e-6)
+    out = run(model, "packed", images(4))
+    first = table.of_layers(model, out)[0]
+    torch.testing.assert_close(first, torch.full((4,), table.attention[-1] + table.mlp[-1]))
+    measure_latencies(model, images(1, size=40), rounds=1)  # of any size
 
 
 def test_alike_gates_are_measured_together(tiny_vit):

@@ -151,6 +151,11 @@ def test_dropping_the_table_changes_no_decision(tiny_vit):
     assert all(torch.equal(weight, weights[name]) for name, weight in model.state_dict().items())
 
 
+def test_no_images_need_no_budgets(tiny_vit):
+    model = dialled(tiny_vit(), GATE_SETS["patch for good"])
+    assert model(images(0), budget=torch.zeros(0)).cost.shape == (0,)
+
+
 def test_what_the_table_cannot_say_is_refused(tiny_vit):
     model, pixel_values = dialled(tiny_vit(), GATE_SETS["patch for good"]), images(2)
     for budget in (0.2, 0.81, torch.tensor([0.5, 0.2]), torch.tensor([0.81, 0.5])):
@@ -185,6 +190,7 @@ def test_what_the_table_cannot_say_is_refused(tiny_vit):
         ([[1.5, 0.0]], r"budget must be in \(0, 1\], got 1.5"),
         ([[float("nan"), 0.0]], r"budget must be in \(0, 1\], got nan"),
         ([[0.5, 0.0], [0.4, 1.0]], r"must both rise, got \[0.4, 1.0\] after \[0.5, 0.0\]"),
+        ([[0.5, 0.0], [0.5 + 1e-9, 1.0]], r"must both rise, got \[0.500000001, 1.0\]"),  # the same in 32 bit
         ([[0.4, 0.0], [0.5, 0.0]], r"must both rise, got \[0.5, 0.0\] after \[0.4, 0.0\]"),
         ([[0.6, 0.0]], "a budget of 0.5 is out of reach: .* from 0.6 to 0.6"),
     ],

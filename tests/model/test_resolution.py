@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForImageClassification
 
 from hf_dynvit import DynViTConfig, DynViTForImageClassification, calibrate
+from hf_dynvit.measure.random_decisions import draw_decisions
 from hf_dynvit.model.cost import dense_macs
 
 
@@ -70,3 +71,22 @@ def test_patches_are_not_chosen_of_resized_images(tiny_vit):
     model = DynViTForImageClassification.from_vit(tiny_vit(), resolution=24)
     with pytest.raises(ValueError, match="patches cannot be chosen of images that are resized, resolution 24"):
         model(images(1), patches=torch.tensor([0, 1]))
+
+
+@pytest.mark.parametrize("fields", [{"image_size": [16, 64]}, {"image_size": [32, 64]}, {"patch_size": [8, 8]}])
+def test_positions_that_are_no_square_are_not_interpolated(fields):
+    with pytest.raises(Exception, match="needs a square image_size and one number as patch_size"):
+        DynViTConfig(**{"image_size": 32, "patch_size": 8, **fields}, resolution=16)
+
+
+def test_bytes_do_not_wrap_around(tiny_vit):
+    model = DynViTForImageClassification.from_vit(tiny_vit(), resolution=24)
+    x = torch.zeros(2, 3, 32, 32)
+    x[:, :, 10:20, 10:20] = 255  # which the filter goes beyond
+    assert_close(model(x.byte()).logits, model(x).logits)
+
+
+def test_random_decisions_of_a_cost_are_for_the_tokens_that_run(tiny_vit):
+    model = gated(tiny_vit(), [{"gate": "patch"}], resolution=24)
+    drawn = draw_decisions(model, 64, 0.4, torch.Generator().manual_seed(0))
+    assert model(images(64), decisions=drawn).cost.mean().item() == pytest.approx(0.4, abs=0.01)

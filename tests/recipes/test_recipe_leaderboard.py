@@ -3,9 +3,11 @@
 import json
 
 import pytest
+import torch
 from models import images
 from recipe_place import leaderboard, report
 
+from hf_dynvit import DynViTForImageClassification
 from hf_dynvit.report import read
 from hf_dynvit.training.calibration import mean_cost
 from hf_dynvit.training.methods import METHODS, check_methods, prepare
@@ -48,6 +50,25 @@ def test_cells_of_another_checkpoint_are_refused(place):
     file.write_text(json.dumps(content | {"model": "another"}))
     with pytest.raises(ValueError, match="holds cells of another model, 'another'"):
         run(place, "first", "--methods", "tome", "--budgets", "0.7")
+
+
+def test_cells_of_another_recipe_are_refused(place):
+    words = ["--methods", "resized", "--budgets", "0.7", "--tune", "true"]
+    run(place, "recipes", *words)
+    assert len(run(place, "recipes", *words, "--seeds", "0", "1")["cells"]) == 3
+    with pytest.raises(ValueError, match=r"holds cells of another recipe, \['learning_rate'\] differ"):
+        run(place, "recipes", *words, "--learning_rate", "0.5")
+    with pytest.raises(ValueError, match=r"holds cells of another recipe, \['images'\] differ"):
+        run(place, "recipes", *words, "--images", "6")
+
+
+def test_gates_that_are_nothing_untrained_are_taught_though_the_recipe_freezes_gates(place):
+    words = ["--methods", "dynamicvit", "adavit", "--budgets", "0.8", "--tune", "true"]
+    run(place, "taught", *words, "--freeze_gates_at", "0", "--tuning_budgets", "0.7", "--max_steps", "2")
+    for method in ("dynamicvit", "adavit"):
+        model = DynViTForImageClassification.from_pretrained(place.folder / "taught" / f"{method}_0.8_0")
+        gates = [gate for gate in model.learned_gates() if not torch.equal(gate.score.weight, gate.score.weight * 0)]
+        assert gates, method  # scores begin at 0
 
 
 @pytest.mark.parametrize("method", [name for name in METHODS if not METHODS[name].learns])

@@ -72,6 +72,13 @@ def test_the_maps_are_the_decisions_on_the_grid_of_patches(model):
     assert used_patches(LayerDecisions(), 0, model.config, (32, 16))[0].tolist() == [[1.0] * 2] * 4
 
 
+def test_the_patches_of_a_model_that_resizes_images_are_larger(tiny_vit, tmp_path):
+    model = DynViTForImageClassification.from_vit(tiny_vit(), gates=[{"gate": "patch"}], resolution=24)
+    assert show_decisions(model, torch.randn(2, 3, 32, 32), tmp_path / "shown.png").shape == (2,)
+    tokens = torch.ones(1, 10, dtype=torch.bool)
+    assert used_patches(LayerDecisions(tokens), 0, model.config, (32, 32))[0].shape == (3, 3)
+
+
 def test_used_patches_keep_their_pixels_and_unused_ones_nearly_vanish():
     image = torch.rand(8, 8, 3)
     shown = fade(image, torch.tensor([[1.0, 0.0], [0.5, 1.0]]))

@@ -130,6 +130,16 @@ def test_importance_is_fitted_to_the_tuned_body_unless_gates_were_taught(tiny_vi
     assert same == (frozen_at == 0.0)
 
 
+def test_scores_stay_where_no_calibration_follows(tiny_vit, tmp_path):
+    options = {"importance_images": 32, "calibration_images": 0, "freeze_gates_at": 0.0, "tuning_gain": 0.0}
+    trainer = build_trainer(tiny_vit, tmp_path, gates=MERGE, budget=0.8, max_steps=2, **options)
+    prepare(trainer)
+    before = [gate.score.weight.clone() for gate in trainer.model.learned_gates()]
+    trainer.train()
+    for gate, weight in zip(trainer.model.learned_gates(), before, strict=True):
+        torch.testing.assert_close(gate.score.weight, weight)
+
+
 def test_a_trainer_refuses_images_of_importance_without_gates_of_tokens(tiny_vit, tmp_path):
     with pytest.raises(ValueError, match="importance_images 8 are for learned gates of tokens"):
         build_trainer(tiny_vit, tmp_path, gates=[{"gate": "head"}], importance_images=8)
