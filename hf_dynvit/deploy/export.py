@@ -18,6 +18,9 @@ from .stream import Stream
 
 
 OPSET = 23  # the first with an Attention of its own
+STEP = (
+    16  # OpenVINO compiles a kernel for each number of tokens, so few numbers: with 32 it took as long, and pads more
+)
 
 
 def export(model, folder, format="openvino", batch="one", quantize=None, calibration=None, processor=None):
@@ -110,7 +113,7 @@ def resized_by(preprocessor, size):
 def _write_openvino(model, example, file, quantize, calibration):
     import openvino
 
-    graph = openvino.convert_model(torch.export.export(Stream(model).eval(), (example,)))
+    graph = openvino.convert_model(torch.export.export(Stream(model, step=STEP).eval(), (example,)))
     graph.reshape(list(example.shape))
     graph.input(0).get_tensor().set_names({"pixel_values"})
     for index, name in enumerate(("logits", "cost")):

@@ -1,6 +1,6 @@
 """The forward that is exported: one image, of whose tokens and sub-layers the runtime computes what the gates keep.
 
-Of one image all tokens of the stream are alive and in order, so nothing is padded or masked; where sub-layers are decided
+Of one image all tokens of the stream are alive and in order, so nothing is masked but what rounds their number up; where sub-layers are decided
 the graph branches (`torch.cond`, ONNX If).
 
 Letters: N tokens of the stream, D channels, H heads, d channels of a head, C classes, L layers.
@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from ..model.bypass import bypass_of
 from ..model.cost import cost
 from ..model.decisions import LayerDecisions
+from ..model.gate_merge import MergeGate
 from ..model.gates import GATES
 from ..model.layer_packed import spread_heads
 from .leaving import Tokens, leave, word_places
@@ -28,13 +29,16 @@ class Stream(nn.Module):
     Args:
         model: a `DynViTForImageClassification` that `check_model` lets pass.
         square: whether the attention's mask is written out (N, N), as ONNX Runtime's kernel wants it.
+        step: where merge gates alone drop, N is rounded up to a multiple of it, by tokens of size 0 that no other sees.
     """
 
-    def __init__(self, model, square=False):
+    def __init__(self, model, square=False, step=1):
         super().__init__()
+        drops = [gate for gates in model.gates for gate in gates.values() if gate.drop]
         self.model, self.square = model, square
+        self.step = step if all(isinstance(gate, MergeGate) for gate in drops) else 1
         self.first = len(model.host.protected)
-        self.register_buffer("words", word_places(model.tokens_run, self.first), persistent=False)
+        self.register_buffer("words", word_places(model.tokens_run + self.step, self.first), persistent=False)
 
     def forward(self, pixel_values):
         model, host = self.model, self.model.host
@@ -63,7 +67,7 @@ class Stream(nn.Module):
                 sublayers = gate(entry if gate.upfront else tokens.x[None], "threshold")
             if "attention_tokens" in gates:
                 normed = parts.attention_norm(tokens.x)
-                tokens, searched = leave(gates["attention_tokens"], normed, tokens, self.words)
+                tokens, searched = leave(gates["attention_tokens"], normed, tokens, self.words, self.step)
         hide = heads if "heads" in gates and gates["heads"].hides_channels else None
         steps = (
             lambda x: x + self._attention(parts, x, tokens, heads),

@@ -1,5 +1,6 @@
 """An exported model computes what the packed one does, image by image, in each runtime."""
 
+import copy
 import importlib.util
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from conftest import build_tiny_vit
 from image_files import save_checkpoint
 from models import gated, images
 from PIL import Image
@@ -15,20 +17,25 @@ from transformers import AutoImageProcessor, pipeline
 from hf_dynvit.deploy import DynViTRuntime, export
 from hf_dynvit.deploy.agreement import agreement
 from hf_dynvit.deploy.checks import FORMATS
+from hf_dynvit.deploy.leaving import Tokens, leave, word_places
+from hf_dynvit.deploy.stream import Stream
 from hf_dynvit.model.resolution import resized
 
 
-MERGE_THEN_SKIP = [
-    {"gate": "merge", "distance": 4.0, "layers": [0]},
-    {"gate": "sublayer", "bypass": "low_rank", "rank": 4, "layers": [1]},
-    {"gate": "head", "deactivation": "official", "layers": [1]},
-]
 SETS = {
-    "merge, then skip": MERGE_THEN_SKIP,
-    "tome, then patch by novelty": [
-        {"gate": "tome", "merged": 3, "layers": [0]},
-        {"gate": "patch", "drop": True, "merge": True, "novelty": 8.0, "layers": [1, 2]},
+    "merge, then skip": [
+        {"gate": "merge", "distance": 4.0},
+        {"gate": "sublayer", "bypass": "low_rank", "rank": 4, "layers": [1]},
+        {"gate": "head", "deactivation": "official", "layers": [1]},
     ],
+    "tome, then block, then patch by novelty": [
+        {"gate": "tome", "merged": 3, "layers": [0]},
+        {"gate": "block", "upfront": True, "bypass": "mean", "layers": [1]},
+        {"gate": "patch", "drop": True, "merge": True, "novelty": 8.0, "layers": [2]},
+    ],
+}
+EAGER = SETS | {
+    "merge": [{"gate": "merge"}],
     "block upfront, then drop": [
         {"gate": "block", "upfront": True, "bypass": "mean", "layers": [0, 1]},
         {"gate": "patch", "drop": True, "layers": [2]},
@@ -49,7 +56,7 @@ def needs(format):
             pytest.skip(f"needs {package}")
 
 
-@pytest.fixture(params=list(FORMATS))
+@pytest.fixture(params=list(FORMATS), scope="module")
 def runtime(request):
     needs(request.param)
     return request.param
@@ -66,26 +73,66 @@ def varied(vit, gates):
     raise AssertionError("all images cost the same")
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the runtimes' own modules
-@pytest.mark.parametrize("name", SETS)
-def test_an_exported_model_gives_the_logits_and_the_cost_of_the_packed_one(tiny_vit, tmp_path, name, runtime):
-    model, pixel_values = varied(tiny_vit(3 if "tome" in name or "block" in name else 2), SETS[name])
-    folder = export(model, tmp_path / "out", runtime)
+@pytest.fixture(scope="module")
+def merging(runtime, tmp_path_factory):
+    """A model that merges and skips, images, its processor, and the folder that it was exported to."""
+    place = tmp_path_factory.mktemp(runtime)
+    model, pixel_values = varied(build_tiny_vit(2, num_labels=3), SETS["merge, then skip"])
+    processor = AutoImageProcessor.from_pretrained(save_checkpoint(place / "model", model))
+    return model, pixel_values, processor, export(model, place / "out", runtime, processor=processor)
+
+
+def check_agreement(model, folder, pixel_values):
     found = agreement(model, DynViTRuntime.from_pretrained(folder, threads=1), pixel_values)
     found.check()
     assert found.same == 1.0 and found.top1 == 1.0 and found.largest < 1e-5
+
+
+@pytest.mark.parametrize("step", [1, 4, 16])
+@pytest.mark.parametrize("name", EAGER)
+def test_the_forward_that_is_exported_computes_what_the_packed_one_does(name, step):
+    model, pixel_values = varied(build_tiny_vit(3), EAGER[name])
+    stream = Stream(model, step=step).eval()
     with torch.no_grad():
-        model.classifier.bias.add_(1.0)
+        for image in torch.from_numpy(pixel_values).unsqueeze(1):
+            expected, (logits, cost) = model(image), stream(image)
+            torch.testing.assert_close(logits, expected.logits, atol=1e-5, rtol=0)
+            torch.testing.assert_close(cost, expected.cost)
+    assert stream.step == (step if "merge" in name else 1)
+
+
+@pytest.mark.parametrize("step", [4, 16])
+def test_tokens_that_round_their_number_up_come_last_and_weigh_nothing(step):
+    model, _ = varied(build_tiny_vit(1), [{"gate": "merge"}])
+    words, tokens = word_places(17 + step, 1), Tokens(torch.randn(17, 32), torch.tensor([17.0]))
+    gate = model.gates[0]["attention_tokens"]
+    for _ in range(3):
+        tokens, _ = leave(gate, tokens.x, tokens, words, step)
+        alive = int(tokens.count)
+        assert len(tokens.x) % step == 0 and len(tokens.x) - alive < step and tokens.size.sum() == 17
+        assert (tokens.size[:alive] >= 1).all() and (tokens.size[alive:] == 0).all()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the runtimes' own modules
+def test_an_exported_model_that_merges_gives_the_logits_and_the_cost_of_the_packed_one(merging):
+    model, pixel_values, _, folder = merging
+    check_agreement(model, folder, pixel_values)
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        other.classifier.bias.add_(1.0)
     with pytest.raises(RuntimeError, match="logits are off by"):
-        agreement(model, DynViTRuntime.from_pretrained(folder, threads=1), pixel_values)._replace(same=1.0).check()
+        agreement(other, DynViTRuntime.from_pretrained(folder, threads=1), pixel_values)._replace(same=1.0).check()
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_a_folder_predicts_like_a_pipeline_and_without_torch(tiny_vit, tmp_path, runtime):
-    model, _ = varied(tiny_vit(1, num_labels=3), [{"gate": "merge"}])
-    source = save_checkpoint(tmp_path / "model", model)
-    processor = AutoImageProcessor.from_pretrained(source)
-    folder = export(model, tmp_path / "out", runtime, processor=processor)
+def test_an_exported_model_with_other_gates_does_so_too(tmp_path, runtime):
+    model, pixel_values = varied(build_tiny_vit(3), SETS["tome, then block, then patch by novelty"])
+    check_agreement(model, export(model, tmp_path / "out", runtime), pixel_values)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_folder_predicts_like_a_pipeline_and_without_torch(merging, tmp_path):
+    model, _, processor, folder = merging
     photos = [
         Image.fromarray(np.random.default_rng(n).integers(0, 255, (40, 50, 3), dtype=np.uint8)) for n in range(3)
     ]
@@ -130,10 +177,11 @@ def test_eight_bits_hold_the_blocks_and_leave_the_gates(tiny_vit, tmp_path, runt
         assert len(small) == 6 < len(products)
 
 
-def test_a_model_that_resizes_is_exported_for_the_smaller_size_at_its_budget(runtime, tiny_vit, tmp_path):
+def test_a_model_that_resizes_is_exported_for_the_smaller_size_at_its_budget(tiny_vit, tmp_path):
+    needs("onnx")
     model = small(tiny_vit(), [{"gate": "merge", "distance": 4.0, "layers": [1]}])
     processor = AutoImageProcessor.from_pretrained(save_checkpoint(tmp_path / "vit", tiny_vit()))
-    loaded = DynViTRuntime.from_pretrained(export(model, tmp_path / "out", runtime, processor=processor))
+    loaded = DynViTRuntime.from_pretrained(export(model, tmp_path / "out", "onnx", processor=processor))
     agreement(model, loaded, resized(images(4), 24).numpy()).check()
     photo = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 30, 3), dtype=np.uint8))
     assert loaded.preprocess([photo]).shape == (1, 3, 24, 24)
