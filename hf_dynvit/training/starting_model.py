@@ -128,6 +128,9 @@ def load_model(model_args, base_config, data):
     if gates == "keep":
         model = DynViTForImageClassification.from_pretrained(path, **options)
         model_args.budget = model.config.budget if model_args.budget is None else model_args.budget
+        table = model.config.budget_shifts
+        if table is not None and not table[0][0] <= model_args.budget <= table[-1][0]:  # training reaches others
+            model.drop_budgets()
         model.set_budget(model_args.budget)
         return model
     budget = model_args.budget if gates else 1.0

@@ -9,6 +9,7 @@ from hf_dynvit import DynViTForImageClassification, calibrate, fit_bypass, fit_i
 from hf_dynvit.search import burn_in
 from hf_dynvit.training import calibration
 from hf_dynvit.training import trainer as training
+from hf_dynvit.training.starting_model import ModelArguments, load_model
 
 
 NOVELTY = [{"gate": "patch", "drop": True, "novelty": 8.0}]
@@ -131,3 +132,12 @@ def test_a_training_without_images_to_calibrate_on_makes_no_table(tiny_vit, tmp_
     trainer = build_trainer(tiny_vit, tmp_path, gates=NOVELTY, budget=0.6, **options)
     trainer.train()
     assert trainer.model.config.budget_shifts is None
+
+
+@pytest.mark.parametrize(("budget", "kept"), [(0.55, True), (0.3, False)])
+def test_training_goes_on_to_a_budget_beyond_the_table(model, tmp_path, budget, kept):
+    model.config.budget_shifts, model.config.budget = [[0.5, -1.0], [0.7, 1.0]], 0.6
+    model.save_pretrained(tmp_path)
+    model_args = ModelArguments(model_name_or_path=str(tmp_path), gates="keep", budget=budget)
+    loaded = load_model(model_args, model.config, None)
+    assert loaded.config.budget == budget and (loaded.config.budget_shifts is not None) == kept
