@@ -47,12 +47,12 @@ def export(model, folder, format="openvino", batch="one", quantize=None, calibra
     """
     check_export(model, format, batch, quantize, calibration)
     preprocessor, folder = check_preprocessing(processor), Path(folder)
+    size = pair(model.config.resolution or model.config.image_size)
+    preprocessor = resized_by(preprocessor, size) if model.config.resolution else preprocessor
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{str(folder)!r} is not empty: give a new folder")
     folder.mkdir(parents=True, exist_ok=True)
     model = copy.deepcopy(model).float().cpu().eval().drop_budgets()  # as it decides at its budget
-    size = pair(model.config.resolution or model.config.image_size)
-    preprocessor = resized_by(preprocessor, size) if model.config.resolution else preprocessor
     shape = (model.config.num_channels, *size)
     file = folder / FILES[format]
     loggers = [logging.getLogger(f"torch.onnx._internal.exporter.{name}") for name in ("_registration", "_core")]
