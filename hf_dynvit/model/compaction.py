@@ -31,13 +31,14 @@ class Taken(NamedTuple):
         return rows.view(*self.shape, rows.shape[1])
 
 
-def take_out(x, keep, into, state, rounded):
+def take_out(x, keep, into, state, rounded, weighs=True):
     """Take tokens out of the stream, and merge them into others on the way.
 
     Args:
         x: (B, N, D). state: its `TokenState`. keep: bool (B, N), those alive that stay.
         into: int64 (B, N) where each token goes if it leaves; itself: nowhere. None: none merges.
         rounded: pad to a rounded number of rows.
+        weighs: whether tokens that take on others stand for as many patches more.
 
     Returns:
         `Taken`, None if all stay; the `TokenState` of the new stream; and `into` of those that leave alone. The order of
@@ -53,16 +54,18 @@ def take_out(x, keep, into, state, rounded):
     shape, padding = (batch, max(lengths)), padding_of(total) if rounded else 0
     rows = x.flatten(0, 1).index_select(0, F.pad(kept, (0, padding)) if padding else kept)
     gone = () if into is None else (into != itself(into)).flatten().nonzero().squeeze(1)
-    size = state.size
+    before = size = None if state.size is None else state.size.flatten()
     if len(gone):
-        size = (torch.ones(keep.shape, device=x.device) if size is None else size).flatten()
+        size = torch.ones(keep.numel(), device=x.device) if size is None else size
         place = into.flatten().index_select(0, gone)
         if batch > 1:
             place = place + gone - gone % num_tokens
         source, amount = x.flatten(0, 1).index_select(0, gone), size.index_select(0, gone)
         rows, size = move(source, torch.searchsorted(kept, place), amount, rows, size.index_select(0, kept))
-    elif size is not None:
-        size = size.flatten().index_select(0, kept)
+    if before is not None and not (len(gone) and weighs):
+        size = before.index_select(0, kept)
+    elif not weighs:
+        size = None
     left, slots = None, None
     if min(lengths) < shape[1]:
         left = torch.arange(shape[1], device=x.device) < torch.tensor(lengths, device=x.device).unsqueeze(1)

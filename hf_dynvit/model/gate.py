@@ -105,6 +105,7 @@ class Gate(nn.Module):
     slots: tuple[str, ...] = ()  # fields of `LayerDecisions` that it fills
     drop = False  # whether tokens that are not kept are gone for later layers too
     merge = False  # and leave their content to the kept token most like them
+    weighs = True  # and who takes on others counts in attention as often as it has patches
     pairs = False  # or to another kept token, which its `Action` names
     upfront = False  # whether it reads the tokens that entered the first gate of its kind
     reads_all = False  # whether a decision depends on tokens that are gone, or on how many there are

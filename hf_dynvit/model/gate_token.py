@@ -2,7 +2,7 @@
 
 The rival methods of the literature are points on these three axes (presets in gates.py). What differs from all of them:
 tokens leave before the attention of a layer, not between its attention and its MLP; where attention is read, it is that of
-the layer before; and tokens that stand for several patches count as many in attention.
+the layer before; and kept tokens that others merge into count in attention as often as they have patches.
 
 Letters: B images, N tokens, D channels, F numbers per token.
 """
@@ -67,6 +67,7 @@ class TokenGate(Gate):
             )
         self.protected = self.scorer.protected = host_of(config).index()
         self.drop, self.merge, self.pairs = rest != "pass", rest in ("merge", "fuse"), rest == "fuse"
+        self.weighs = rest == "merge"  # the token of the rest counts once (EViT)
         self.reads_all = self.scorer.reads_all
         self.reads_attention, self.reads_values = self.scorer.reads_attention, self.scorer.reads_values
 

@@ -133,10 +133,11 @@ def run_layer(host, layer, gates, x, seen):
         into = actions["attention_tokens"].into
         if into is None:
             into = nearest(normed, attention_tokens, state, packed, host.index())
+    weighs = gate is None or gate.weighs
     tokens, taken = attention_tokens, None  # of the stream as it is from here on
     if decides and gate.drop and compacts:
         keep = tokens if tokens.dtype == torch.bool else tokens > 0.5
-        taken, state, into = take_out(x, keep, into, state, rounds(parts, x))
+        taken, state, into = take_out(x, keep, into, state, rounds(parts, x), weighs)
         tokens = state.alive
         if taken is not None:
             normed = None
@@ -147,6 +148,7 @@ def run_layer(host, layer, gates, x, seen):
             x, size, into = merge(x, tokens, into, state, packed)
         else:
             x, size = absorb(x, state.size, into, packed)
+        size = size if weighs else state.size
         state, normed = state._replace(size=size), None if packed else parts.attention_norm(x)
     hide = heads if "heads" in gates and gates["heads"].hides_channels else None
     weights, together = None, _one_decision(gates, replay)

@@ -112,7 +112,7 @@ def plot(board, path):
                 at = methods.index(method)
                 style = {
                     "color": COLORS[at % 10],
-                    "marker": MARKERS[at % len(MARKERS)],
+                    "marker": MARKERS[(at + at // 10) % len(MARKERS)],
                     "markersize": 5,
                     "linewidth": 1.4,
                 }

@@ -7,6 +7,7 @@ from torch.testing import assert_close
 from transformers import ViTConfig, ViTForImageClassification
 
 from hf_dynvit import DynViTForImageClassification, calibrate
+from hf_dynvit.model import encoder
 from hf_dynvit.model.cost import layer_macs, stem_macs
 from hf_dynvit.model.decisions import UNTOUCHED, TokenState
 from hf_dynvit.model.gates import build_gate
@@ -179,3 +180,22 @@ def test_it_is_saved_and_loaded(tiny_vit, tmp_path, name):
 def test_options_that_say_nothing_are_refused_by_name(options, message):
     with pytest.raises(ValueError, match=message):
         token_gate(**options)
+
+
+@pytest.mark.parametrize("layout", ["packed", "masked"])
+def test_the_token_of_the_rest_counts_once_in_attention(tiny_vit, layout):
+    model = gated(tiny_vit(), [{"gate": "token", "score": "norm", "keep": 0.4, "rest": "fuse", "layers": [0, 1]}])
+    model.layout, sizes = layout, []
+    run_layer = encoder.run_layer
+
+    def noting(*given):
+        result = run_layer(*given)
+        sizes.append(result[2].size)
+        return result
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encoder, "run_layer", noting)
+        with torch.no_grad():
+            out = model(images(3))
+    assert sizes and sizes == [None] * len(sizes)
+    assert out.decisions[0].into is not None
