@@ -234,7 +234,7 @@ def summed_cross_entropy(outputs, labels, num_items_in_batch=None):
         ({}, {"include_num_input_tokens_seen": "all"}),
         ({}, {"bf16": True, "max_steps": 2, "eval_steps": 2}),
     ],
-    ids=str,
+    ids=lambda options: ", ".join(options) or "none",
 )
 def test_without_gates_losses_and_weights_are_the_stock_trainers(tiny_vit, tmp_path, given, options):
     (losses, stock), (own, ours) = both(tiny_vit, tmp_path, given, **options)
@@ -372,7 +372,7 @@ def test_batches_that_are_not_joined_give_the_same_metrics(tiny_vit, tmp_path):
         assert apart[name] == pytest.approx(joined[name])
 
 
-@pytest.mark.parametrize("options", [{"bf16_full_eval": True}, {"prediction_loss_only": True}], ids=str)
+@pytest.mark.parametrize("options", [{"bf16_full_eval": True}, {"prediction_loss_only": True}], ids=lambda options: ", ".join(options) or "none")
 def test_evaluation_in_16_bit_or_of_the_loss_alone(tiny_vit, tmp_path, options):
     trainer = build_trainer(tiny_vit, tmp_path, max_steps=1, **options)
     trainer.train()
