@@ -372,7 +372,11 @@ def test_batches_that_are_not_joined_give_the_same_metrics(tiny_vit, tmp_path):
         assert apart[name] == pytest.approx(joined[name])
 
 
-@pytest.mark.parametrize("options", [{"bf16_full_eval": True}, {"prediction_loss_only": True}], ids=lambda options: ", ".join(options) or "none")
+@pytest.mark.parametrize(
+    "options",
+    [{"bf16_full_eval": True}, {"prediction_loss_only": True}],
+    ids=lambda options: ", ".join(options) or "none",
+)
 def test_evaluation_in_16_bit_or_of_the_loss_alone(tiny_vit, tmp_path, options):
     trainer = build_trainer(tiny_vit, tmp_path, max_steps=1, **options)
     trainer.train()
