@@ -61,7 +61,7 @@ def main(argv=None):
     """Measure; returns what it wrote to the JSON file."""
     (args,) = parse_settings(sys.argv[1:] if argv is None else argv, StepArguments)
     torch.manual_seed(args.seed)
-    vit = ViTForImageClassification.from_pretrained(args.model).to(args.device).train()
+    vit = ViTForImageClassification.from_pretrained(args.model, dtype=torch.float32).to(args.device).train()
     config = vit.config
     images = torch.randn(args.batch_size, config.num_channels, *pair(config.image_size), device=args.device)
     labels = torch.arange(args.batch_size, device=args.device) % config.num_labels
