@@ -83,7 +83,8 @@ def main(argv=None):
             start = prepare(method, place.vit, budget, place.batches) if missing else None
             for tuned, seed in missing:
                 model = place.tuned(start, method, budget, seed) if tuned else start
-                results.cells.append(place.cell(model, method, budget, tuned, seed))
+                cell = place.cell(model, method, budget, tuned, seed)
+                results.cells.append(replace(cell, commit=results.commit, command=results.command))
                 folder.mkdir(parents=True, exist_ok=True)
                 write(folder / "leaderboard.json", results)
     publish([results], folder)

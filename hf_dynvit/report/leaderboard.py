@@ -13,9 +13,10 @@ from .rivals import counted, mean, percent
 SAME = "model dataset split split_files images".split()
 MEANS = (
     "Top-1 in per cent, ± its deviation over seeds, at the mean cost that was met; the checkpoint has {dense:.2f}. *Untrained*: "
-    "amounts, thresholds and importance were found on {count} images without labels, the backbone is as it was. *Tuned*: "
+    "thresholds and importance were found on {count} images without labels, amounts on the first batch of them; the backbone is "
+    "as it was. *Tuned*: "
     "by the same recipe, from the same checkpoint, on as many images. Smaller images (*px*): resized inside the model. On {place}, "
-    "{images} images of {dataset}, commit {commit}, command {command}:"
+    "{images} images of {dataset}, commit {commit}, {command}:"
 )
 
 
@@ -25,7 +26,11 @@ def joined(boards):
     for board in boards:
         key = tuple(str(getattr(board, name)) for name in SAME)
         before = found.get(key)
-        found[key] = board if before is None else replace(before, cells=[*before.cells, *board.cells])
+        own = [
+            replace(one, commit=one.commit or board.commit, command=one.command or board.command)
+            for one in board.cells
+        ]
+        found[key] = replace(board if before is None else before, cells=[*(before.cells if before else []), *own])
     return list(found.values())
 
 
@@ -40,8 +45,8 @@ def sections(boards):
             place=processor(board),
             images=reported_on(board),
             dataset=board.dataset,
-            commit=board.commit,
-            command=commands.refer(board.command),
+            commit=" and ".join(dict.fromkeys(cell.commit for cell in board.cells if cell.commit)),
+            command=commands.refer([cell.command for cell in board.cells]),
         )
         parts += [f"### All methods, {short(board.model)}", introduction, table(accuracy_rows(board))]
         speeds = speed_rows(board)

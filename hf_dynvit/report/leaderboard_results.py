@@ -10,7 +10,11 @@ from .schema import Results
 
 @dataclass(kw_only=True)
 class Cell(Scores):
-    """A method at one budget, untrained or tuned with one seed, as recipes/leaderboard.py measures it."""
+    """A method at one budget, untrained or tuned with one seed, as recipes/leaderboard.py measures it.
+
+    Attributes:
+        commit, command: it was measured at and by, which differ where a board was gone on with; None: those of the board.
+    """
 
     method: str
     budget: float
@@ -19,6 +23,8 @@ class Cell(Scores):
     resolution: int | list | None
     gates: list | None
     throughput: list[Speed] = field(default_factory=list)
+    commit: str | None = None
+    command: str | None = None
 
 
 @dataclass(kw_only=True)

@@ -5,8 +5,10 @@ import os
 import re
 
 import pytest
+import torch
 from places import RECIPES
 from recipe_place import END, START, compare, merge, report, step_time
+from transformers import ViTForImageClassification
 
 from hf_dynvit.training.arguments import DynViTTrainingArguments
 
@@ -18,6 +20,13 @@ def published_rows(folder, file):
     report.main(["--readme", str(readme), str(file)])
     assert "### Training steps" in readme.read_text()
     return [line for line in readme.read_text().splitlines() if line.startswith("| ")][2:]
+
+
+def test_a_checkpoint_in_16_bit_is_timed_as_it_would_be_trained(place, tmp_path):
+    half = ViTForImageClassification.from_pretrained(place.deep_vit, dtype=torch.float16)
+    half.save_pretrained(tmp_path / "half")
+    words = ["--model", str(tmp_path / "half"), "--batch_size", "2", "--draws", "1", "--seconds", "0.1"]
+    assert step_time.main([*words, "--device", "cpu", "--json", str(tmp_path / "step.json")])["steps"]
 
 
 def test_steps_are_timed_and_reported(place, tmp_path):

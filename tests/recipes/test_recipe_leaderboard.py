@@ -28,6 +28,10 @@ def test_methods_meet_budgets_untrained_and_tuned_and_go_on_where_they_were(plac
     for cell in found["cells"]:
         assert not cell["tuned"] and cell["cost"] == pytest.approx(0.7, abs=0.15), cell
     assert found["cells"][3]["gates"] is None and found["cells"][3]["resolution"] in (24, [24])
+    file = place.folder / "board" / "leaderboard.json"
+    for cell in found["cells"]:
+        cell["commit"] = "0ldc0de"  # an earlier start, which its cells go on naming
+    file.write_text(json.dumps(found))
     again = run(place, "board", *words[:5], "--budgets", "0.7", "--tune", "true", "--seeds", "3")
     assert again["cells"][:4] == found["cells"]
     assert [(cell["method"], cell["tuned"], cell["seed"]) for cell in again["cells"][4:]] == [
@@ -37,6 +41,7 @@ def test_methods_meet_budgets_untrained_and_tuned_and_go_on_where_they_were(plac
     board = read(folder / "leaderboard.json", published=True)
     assert (folder / "leaderboard.png").stat().st_size > 5000
     table = (folder / "leaderboard.md").read_text()
+    assert f"commit 0ldc0de and {board.commit}, [1]:" in table
     for cell in board.cells:
         assert f"{100 * cell.accuracy:.2f}" in table and f"{cell.cost:.3f}" in table
     assert "| evit | tuned |" in report.main([str(folder / "leaderboard.json")])
