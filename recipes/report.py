@@ -18,8 +18,7 @@ from hf_dynvit.report.claims import claims_section
 from hf_dynvit.report.comparison import comparison_section
 from hf_dynvit.report.front import COMPARED, INTRODUCTION, front_comparison_rows, front_rows
 from hf_dynvit.report.leaderboard import sections as leaderboard_sections
-from hf_dynvit.report.markdown import Commands, numbered, rows, table
-from hf_dynvit.report.names import processor
+from hf_dynvit.report.markdown import numbered, rows, table
 from hf_dynvit.report.per_image import MEANING, PER_IMAGE, per_image_items
 from hf_dynvit.report.rivals import by_seed
 from hf_dynvit.report.stored import by_name, keep, stored, take
@@ -140,16 +139,14 @@ def render(results):
     parts += claims_section(trainings, evaluations, of(Search), steps)
     parts += comparison_section(of(Comparison))
     parts += leaderboard_sections(of(Leaderboard))
-    for benchmark in of(Benchmark):
-        commands = Commands()
-        parts += [
-            "### Speed at a given cost, random decisions",
-            f"On {processor(benchmark)}, {benchmark.threads} threads, seed {benchmark.seed}, commit {benchmark.commit}, "
-            f"command {commands.refer(benchmark.command)}:",
-            table(rows(BENCHMARKED, [(speed,) for speed in benchmark.rows])),
-            commands.listing(),
-            *beyond_promise(benchmark.rows),
-        ]
+    benchmarks = of(Benchmark)
+    drawn = [(one, speed) for one in benchmarks for speed in one.rows]
+    parts += section(
+        "Speed at a given cost, random decisions",
+        BENCHMARKED,
+        drawn,
+        *beyond_promise(*(one.rows for one in benchmarks)),
+    )
     return "\n\n".join(parts)
 
 

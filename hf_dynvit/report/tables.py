@@ -134,16 +134,19 @@ STEPS = {  # of a step_time measurement and one `Step`
     "of the least dense working memory": lambda results, step: f"{step.memory_ratio:.2f}",
     **of(MEASURED),
 }
-BENCHMARKED = {  # of a `RandomSpeed`
-    "size": lambda speed: speed.size,
-    "dtype": lambda speed: speed.dtype,
-    "batch": lambda speed: speed.batch_size,
-    "gates": lambda speed: speed.gates,
-    "cost": lambda speed: f"{speed.timed_cost:.3f}",
-    "dense ms": lambda speed: f"{speed.dense_ms[speed.fastest]:.1f} ({speed.fastest})",
-    "packed ms": lambda speed: f"{speed.packed_ms:.1f}",
-    **GAIN,
-    "rounds": lambda speed: speed.rounds,
+BENCHMARKED = {  # of a benchmark and one `RandomSpeed`
+    "size": lambda results, speed: speed.size,
+    "dtype": lambda results, speed: speed.dtype,
+    "batch": lambda results, speed: speed.batch_size,
+    "gates": lambda results, speed: speed.gates,
+    "cost": lambda results, speed: f"{speed.timed_cost:.3f}",
+    "dense ms": lambda results, speed: f"{speed.dense_ms[speed.fastest]:.1f} ({speed.fastest})",
+    "packed ms": lambda results, speed: f"{speed.packed_ms:.1f}",
+    **of(GAIN, lambda results, speed: speed),
+    "rounds": lambda results, speed: speed.rounds,
+    "threads": lambda results, speed: results.threads,
+    "device": lambda results, speed: processor(results),
+    **of({name: MEASURED[name] for name in ("seed", "commit", "command")}),
 }
 RUNTIMES = {  # of an evaluation, the name of a way to run the dense model, and its `Runtime`
     "model": lambda results, name, found: short(results.model),
