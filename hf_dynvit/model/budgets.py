@@ -2,7 +2,7 @@
 
 Calibration measures the table (training/calibration.py), the configuration holds it as [[budget, shift], ...]. A forward
 adds the shift of its budget to the logits of every learned gate, and changes no weight for it: images and threads can
-have budgets of their own.
+have budgets of their own. A cascade (cascade.py) has a table of confidences in place of shifts.
 
 Letters: B images, K entries of the table.
 """
@@ -23,21 +23,25 @@ def check_budget(budget):
         raise ValueError(f"budget must be in (0, 1], got {budget!r}")
 
 
-def check_table(table):
-    """Raise ValueError for what is no table: at least one pair, budgets and shifts both strictly rising."""
+def check_table(table, name="budget_shifts", value="shift", least=-WIDEST_SHIFT, most=WIDEST_SHIFT):
+    """Raise ValueError for what is no table: at least one pair, budgets and values both strictly rising.
+
+    Args:
+        name, value: how the configuration calls it, and what it has for each budget, in [least, most].
+    """
     if not isinstance(table, (list, tuple)) or not 1 <= len(table) <= MOST_BUDGETS:
         given = f"{len(table)} of them" if isinstance(table, (list, tuple)) else repr(table)
-        raise ValueError(f"budget_shifts must be a list of 1 to {MOST_BUDGETS} pairs (budget, shift), got {given}")
+        raise ValueError(f"{name} must be a list of 1 to {MOST_BUDGETS} pairs (budget, {value}), got {given}")
     for entry in table:
         if not isinstance(entry, (list, tuple)) or len(entry) != 2:
-            raise ValueError(f"budget_shifts must hold pairs (budget, shift), got {entry!r}")
+            raise ValueError(f"{name} must hold pairs (budget, {value}), got {entry!r}")
         check_budget(entry[0])
-        shift = entry[1]
-        if type(shift) is bool or not isinstance(shift, (int, float)) or not abs(shift) <= WIDEST_SHIFT:
-            raise ValueError(f"shifts of budget_shifts must be in [-{WIDEST_SHIFT}, {WIDEST_SHIFT}], got {shift!r}")
+        found = entry[1]
+        if type(found) is bool or not isinstance(found, (int, float)) or not least <= found <= most:
+            raise ValueError(f"{value}s of {name} must be in [{least}, {most}], got {found!r}")
     for before, after in zip(table, table[1:], strict=False):
         if not (before[0] + ROUNDING < after[0] and before[1] < after[1]):  # in 32 bit, too
-            raise ValueError(f"budgets and shifts of budget_shifts must both rise, got {after!r} after {before!r}")
+            raise ValueError(f"budgets and {value}s of {name} must both rise, got {after!r} after {before!r}")
 
 
 def check_reach(table, budget):
@@ -60,7 +64,11 @@ def shift_of(config, batch, budget=None):
     Raises:
         ValueError: a budget out of the table's reach, of another shape, or for a model without a table.
     """
-    table = config.budget_shifts
+    return looked_up(config.budget_shifts, config.budget, batch, budget)
+
+
+def looked_up(table, own, batch, budget=None):
+    """What a table has for a budget, the model's own where None is given; arguments and result as in `shift_of`."""
     if table is None and budget is not None:
         raise ValueError(
             f"budget={budget!r} needs a model that has thresholds for several budgets, and this one has none: "
@@ -69,8 +77,8 @@ def shift_of(config, batch, budget=None):
     if table is None:
         return None
     if torch.is_tensor(budget):
-        return _shifts_of(table, batch, budget)
-    budget = config.budget if budget is None else budget
+        return _each_looked_up(table, batch, budget)
+    budget = own if budget is None else budget
     check_reach(table, budget)
     budget = min(max(budget, table[0][0]), table[-1][0])
     low, shift = table[0]
@@ -81,8 +89,8 @@ def shift_of(config, batch, budget=None):
     return float(last if budget == high else shift + (last - shift) * (budget - low) / (high - low))
 
 
-def _shifts_of(table, batch, budget):
-    """The shifts (B,) of budgets (B,)."""
+def _each_looked_up(table, batch, budget):
+    """What a table has for budgets (B,): (B,)."""
     if budget.shape != (batch,) or not budget.is_floating_point():
         raise ValueError(
             f"budget of a batch of {batch} must be a number or {batch} floats, got {budget.dtype} {tuple(budget.shape)}"
@@ -129,8 +137,9 @@ class Dial:
             ValueError: what is no budget, or one out of the table's reach.
         """
         check_budget(budget)
-        if self.config.budget_shifts is not None:
-            check_reach(self.config.budget_shifts, budget)
+        table = self.config.budget_table()
+        if table is not None:
+            check_reach(table, budget)
         self.config.budget = budget
         return self
 
@@ -138,8 +147,10 @@ class Dial:
         """Forget the table of budgets; the gates keep deciding as they do at `config.budget`. Returns the model.
 
         What changes gates, backbone or mask begins with it, for the table would no longer be true: `DynViTTrainer.train`,
-        `calibrate`, `fit_importance`, `fit_bypass`. A training loop of one's own has to call it.
+        `calibrate`, `fit_importance`, `fit_bypass`. A training loop of one's own has to call it. A cascade then takes all
+        of its looks.
         """
+        self.config.budget_confidences = None
         if self.config.budget_shifts is not None:
             shift_gates(self.learned_gates(), shift_of(self.config, None))
             self.config.budget_shifts = None

@@ -4,6 +4,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import ViTConfig
 
 from .budgets import check_budget, check_reach, check_table
+from .cascade import check_looks
 
 
 # Where the Auto classes find the code that travels with a saved model, whichever class was saved.
@@ -51,6 +52,13 @@ class DynViTConfig(ViTConfig):
             Height and width that images are resized to inside the model, multiples of the patches' that do not exceed
             the images'. None: as they come. Positions are interpolated from a square of them: image_size must be square,
             patch_size one number.
+        cascade (`list[dict]`, *optional*):
+            Two or more looks at an image, the cheapest first (cascade.py): `{"budget": 0.2, "resolution": 160, "shift": 0.0}`,
+            each with its mean cost, the size of images and what is added to the gates' logits. The last two may be missing;
+            `resolution` and `budget_shifts` are not for a cascade. None: one look.
+        budget_confidences (`list[list[float]]`, *optional*):
+            Of a cascade, in place of `budget_shifts`: pairs (budget, confidence from which an image needs no further look).
+            None: all images take all looks.
 
     Raises:
         ValueError: sizes that are not positive or beyond any ViT's, a budget outside (0, 1] or the reach of
@@ -61,13 +69,15 @@ class DynViTConfig(ViTConfig):
     model_type = "dynvit"
     host = "vit"  # which adapter knows the backbone; as `model_type`, no field
     # A Trainer that knows nothing of gates sees the logits alone.
-    keys_to_ignore_at_inference = ["cost", "decisions", "hidden_states", "attentions"]
+    keys_to_ignore_at_inference = ["cost", "decisions", "hidden_states", "attentions", "looks"]
 
     gates: list[dict] | None = None
     budget: float | int = 1.0
     budget_shifts: list | None = None
     layer_mask: list[list[bool]] | None = None
     resolution: int | list[int] | tuple[int, ...] | None = None
+    cascade: list[dict] | None = None
+    budget_confidences: list | None = None
 
     def __post_init__(self, **kwargs):
         self._check_sizes(kwargs.get("num_labels"))
@@ -87,13 +97,22 @@ class DynViTConfig(ViTConfig):
         if self.layer_mask is not None:
             self._check_mask()
         if self.resolution is not None:
-            self._check_resolution()
+            self._check_resolution(self.resolution)
+        if self.cascade is not None or self.budget_confidences is not None:
+            check_looks(self)
+            for look in self.cascade:
+                if look.get("resolution") is not None:
+                    self._check_resolution(look["resolution"])
 
     def to_dict(self):
         """As in transformers; what earlier versions did not know is named where there is any: files stay what they were."""
-        later = ("budget_shifts", "resolution")
+        later = ("budget_shifts", "resolution", "cascade", "budget_confidences")
         fields = super().to_dict()
         return {name: value for name, value in fields.items() if name not in later or value is not None}
+
+    def budget_table(self):
+        """The table of budgets that the model has, of shifts or of confidences; None without one."""
+        return self.budget_shifts if self.cascade is None else self.budget_confidences
 
     def _check_sizes(self, num_labels):
         for name, most in MOST.items():
@@ -114,18 +133,18 @@ class DynViTConfig(ViTConfig):
                 f"they give {patches}"
             )
 
-    def _check_resolution(self):
-        sides = [pair(size) for size in (self.resolution, self.patch_size, self.image_size)]
+    def _check_resolution(self, resolution):
+        sides = [pair(size) for size in (resolution, self.patch_size, self.image_size)]
         fits = len(sides[0]) == 2 and all(type(side) is int for side in sides[0])
         each = zip(*sides, strict=True) if fits else ()
         if not fits or not all(patch <= side <= most and not side % patch for side, patch, most in each):
             raise ValueError(
                 f"resolution must be one number or two, multiples of patch_size {self.patch_size} up to image_size "
-                f"{self.image_size}, got {self.resolution!r}"
+                f"{self.image_size}, got {resolution!r}"
             )
         if len(set(sides[2])) > 1 or not isinstance(self.patch_size, int):  # transformers would mix up the positions
             raise ValueError(
-                f"resolution {self.resolution} needs a square image_size and one number as patch_size, to interpolate positions, "
+                f"resolution {resolution} needs a square image_size and one number as patch_size, to interpolate positions, "
                 f"got {self.image_size} and {self.patch_size}"
             )
 

@@ -40,13 +40,13 @@ def load_vit(source, kind=DynViTConfig, **kwargs):
     return model
 
 
-def dynvit_config(config, gates, budget, kind=DynViTConfig, resolution=None):
-    """A native configuration, the gates, the budget and the size of images to run on -> one of class `kind`."""
+def dynvit_config(config, gates, budget, kind=DynViTConfig, resolution=None, cascade=None):
+    """A native configuration, the gates, the budget, the size of images to run on, the looks -> one of class `kind`."""
     fields = config.to_dict()
     for name in ("model_type", "architectures", "transformers_version", "auto_map", "_name_or_path"):
         fields.pop(name, None)
     if isinstance(gates, str):
         gates = preset_gates(gates, config)
-    built = kind(**fields, gates=gates, budget=budget, resolution=resolution)
+    built = kind(**fields, gates=gates, budget=budget, resolution=resolution, cascade=cascade)
     built._name_or_path = config._name_or_path  # the base model, for the card
     return built

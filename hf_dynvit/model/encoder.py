@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from .budgets import shift_of
+from .cascade import view
 from .cls_attention import NOTES
 from .compaction import in_full
 from .cost import cost, merging_macs, noting_macs
@@ -40,6 +40,7 @@ def encode(
     gating=None,
     exploration=NO_EXPLORATION,
     budget=None,
+    look=None,
     interpolate_pos_encoding=None,
     output_attentions=None,
     output_hidden_states=None,
@@ -54,6 +55,7 @@ def encode(
         exploration: how stochastic decisions are drawn; a shift in it counts in place of any budget.
         budget: mean cost to decide for, of a model with a table of budgets and within its reach: a number, or floats (B,),
             one for each image. None: `config.budget`.
+        look: which look of a cascade (cascade.py), counted from 0; None: the last.
         interpolate_pos_encoding: accept another image size than the configured one.
         output_attentions: needs eager attention, and runs the masked layout.
         output_hidden_states: collect the token stream before and after each layer; a list of indices collects those
@@ -65,7 +67,7 @@ def encode(
             has patches (eager or sdpa attention in the masked layout); without patches it says nothing.
 
     Raises:
-        ValueError: a budget without a table or out of its reach; patches that are not int64 indices for this batch, of
+        ValueError: a budget without a table or out of its reach; a look that there is not; patches that are not int64 indices for this batch, of
             images that are resized, or, on CPU, the same patch twice.
         IndexError: on CPU, indices of patches that do not exist.
     """
@@ -82,14 +84,15 @@ def encode(
             f'{config._attn_implementation!r}: call model.set_attn_implementation("eager")'
         )
     full_tokens = None
-    if config.resolution is not None:
+    resolution, shift = view(config, pixel_values.shape[0], look, budget)
+    if resolution is not None:
         if patches is not None:
-            raise ValueError(f"patches cannot be chosen of images that are resized, resolution {config.resolution}")
-        full_tokens, interpolate_pos_encoding = tokens_dense(config, pixel_values.shape[2:]), True
-        pixel_values = resized(pixel_values, config.resolution)
+            raise ValueError(f"patches cannot be chosen of images that are resized, resolution {resolution}")
+        full_tokens, interpolate_pos_encoding = tokens_dense(config, pixel_values.shape[2:], resolution), True
+        pixel_values = resized(pixel_values, resolution)
     x, side = host.embed(backbone, pixel_values, bool(interpolate_pos_encoding))
     if exploration.shift is None:
-        exploration = exploration._replace(shift=shift_of(config, x.shape[0], budget))
+        exploration = exploration._replace(shift=shift)
     embedded, state, entry, ahead = x.shape[1], TokenState(side=side), None, None
     if patches is not None:
         x, state = _choose(host, x, side, patches, merge_patches)

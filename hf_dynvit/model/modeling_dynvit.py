@@ -3,18 +3,15 @@
 Letters: B images, N tokens ([CLS] first), D channels, H heads, L layers, C classes.
 """
 
-from collections import OrderedDict
-from dataclasses import dataclass
-
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.modeling_outputs import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from .budgets import Dial
 from .bypass import Bypass
+from .cascade import in_looks
 from .configuration_dynvit import DynViTConfig
 from .convert import dynvit_config, load_vit
 from .encoder import encode
@@ -23,62 +20,9 @@ from .gates import build_gates
 from .host import host_of
 from .host_vit import ViTHost
 from .layer import LAYOUTS
+from .outputs import DynViTClassifierOutput, DynViTModelOutput
 from .prepack import prepack
 from .resolution import tokens_run
-
-
-class OutputWithDecisions(ModelOutput):
-    """An output one of whose fields, `decisions`, has an entry per layer, where the others have one per image.
-
-    transformers' pipelines take a batch apart: they walk over `items()` and index each value by image, but leave out
-    an output within an output that holds no tensors of its own. So `items()` has the decisions in such a one, as
-    `ModelOutput(layers=decisions)`. The attribute, the key, the position in the tuple and `values()` give the
-    decisions as they are, and so does an output rebuilt from items (accelerate, copies, pickle).
-    """
-
-    def items(self):
-        items = OrderedDict(super().items())
-        if items.get("decisions") is not None:
-            items["decisions"] = ModelOutput(layers=items["decisions"])
-        return items.items()
-
-    def __getitem__(self, key):
-        return OrderedDict.__getitem__(self, key) if isinstance(key, str) else super().__getitem__(key)
-
-    def __setitem__(self, key, value):
-        super().__setitem__(key, value["layers"] if isinstance(value, ModelOutput) else value)
-
-
-@dataclass
-class DynViTModelOutput(OutputWithDecisions):
-    """Features of a `DynViTModel`.
-
-    Attributes:
-        last_hidden_state: (B, N, D), after the final norm.
-        cost: (B,) multiply-accumulates spent / those of the dense model.
-        decisions: L `LayerDecisions`, what each layer ran.
-        hidden_states: L + 1 tensors (B, N, D), on request.
-        attentions: L tensors (B, H, N, N), on request.
-    """
-
-    last_hidden_state: torch.FloatTensor | None = None
-    cost: torch.FloatTensor | None = None
-    decisions: tuple | None = None
-    hidden_states: tuple | None = None
-    attentions: tuple | None = None
-
-
-@dataclass
-class DynViTClassifierOutput(OutputWithDecisions):
-    """Logits (B, C) of a `DynViTForImageClassification`, the loss if labels were given, and the rest as in
-    `DynViTModelOutput`."""
-
-    loss: torch.FloatTensor | None = None
-    logits: torch.FloatTensor | None = None
-    cost: torch.FloatTensor | None = None
-    decisions: tuple | None = None
-    hidden_states: tuple | None = None
-    attentions: tuple | None = None
 
 
 class DynViTPreTrainedModel(PreTrainedModel):
@@ -187,7 +131,7 @@ class DynViTModel(Dial, DynViTPreTrainedModel):
         """A `DynViTModelOutput` of images (B, channels, height, width), or a tuple with `return_dict=False`.
 
         Args:
-            options: those of `encode` (encoder.py): decisions, gating, exploration, budget, interpolate_pos_encoding,
+            options: those of `encode` (encoder.py): decisions, gating, exploration, budget, look, interpolate_pos_encoding,
                 output_attentions, output_hidden_states, patches, merge_patches.
         """
         x, *rest, _ = encode(self, pixel_values, **options)
@@ -204,7 +148,7 @@ class DynViTForImageClassification(DynViTModel):
         self.post_init()
 
     @classmethod
-    def from_vit(cls, source, gates=None, budget=1.0, resolution=None, **kwargs):
+    def from_vit(cls, source, gates=None, budget=1.0, resolution=None, cascade=None, **kwargs):
         """Put gates on a trained ViT; fresh learned gates are open, so the logits stay the ViT's.
 
         Args:
@@ -212,6 +156,7 @@ class DynViTForImageClassification(DynViTModel):
             gates: the name of a preset, a list of gate dicts as in `DynViTConfig`, or None for none.
             budget: mean cost to aim at, in (0, 1].
             resolution: height and width that images are resized to inside the model, as in `DynViTConfig`.
+            cascade: several looks in place of one, as in `DynViTConfig`.
             kwargs: those of `ViTForImageClassification.from_pretrained` (num_labels, dtype, revision, ...). The model is
                 where the ViT is; if its `device_map` names several devices, on the first.
 
@@ -219,7 +164,9 @@ class DynViTForImageClassification(DynViTModel):
             ValueError: a source that is not a ViT, lacks weights or has some on disk, an unknown preset, gate or option.
         """
         vit = load_vit(source, cls.config_class, **kwargs)
-        model = cls(dynvit_config(vit.config, gates, budget, cls.config_class, resolution)).to(vit.device, vit.dtype)
+        model = cls(dynvit_config(vit.config, gates, budget, cls.config_class, resolution, cascade)).to(
+            vit.device, vit.dtype
+        )
         model.load_state_dict({**model.state_dict(), **vit.state_dict()})
         model.set_attn_implementation(vit.config._attn_implementation)
         return model.eval()
@@ -230,9 +177,15 @@ class DynViTForImageClassification(DynViTModel):
 
         Args:
             labels: (B,) class indices, or (B, C) floats for multi-label problems; adds the loss.
+            options: without a `look`, a model with a cascade takes as many as each image needs, and in training the last.
         """
-        x, *rest, state = encode(self, pixel_values, **options)
-        logits = self.classifier(self.host.head(self.base_model, x, state.alive, state.size))  # (B, C)
+        several = self.config.cascade is not None and options.get("look") is None and not self.training
+        if several and pixel_values is not None:
+            logits, cost, looks = in_looks(self, pixel_values, **options)
+            rest = cost, None, None, None, looks
+        else:
+            x, *rest, state = encode(self, pixel_values, **options)
+            logits = self.classifier(self.host.head(self.base_model, x, state.alive, state.size))  # (B, C)
         loss = None if labels is None else self.loss_function(labels, logits, self.config)
         return DynViTClassifierOutput(loss, logits, *rest)
 

@@ -26,9 +26,9 @@ def tokens_of(config, size):
     return (height // patch_height) * (width // patch_width) + sizes_of(config).protected
 
 
-def tokens_dense(config, size):
+def tokens_dense(config, size, resolution):
     """Tokens that the dense model has of images given in that size; those resized beforehand stand for the configured size."""
-    return sizes_of(config).tokens if tuple(size) == pair(config.resolution) else tokens_of(config, size)
+    return sizes_of(config).tokens if tuple(size) == pair(resolution) else tokens_of(config, size)
 
 
 def tokens_run(config):

@@ -1,0 +1,129 @@
+"""A cascade: every image gets a cheap look, and only those that it leaves unsure get another one, of more pixels or tokens.
+
+Whether an image needs another look is said by the probability of its most likely class, the mean over the looks so far
+(IDK cascades, Wang et al., 2017; DVT, Wang et al., 2021, gives its second model more tokens). All looks are of the same
+weights; each has a size of images and thresholds of its own. From which confidence an image is done follows from the
+budget, by a table that calibration measures (training/cascade_calibration.py), so that a forward can be asked for any
+mean cost between the first look's and all looks'.
+
+Letters: B images, C classes.
+"""
+
+from typing import NamedTuple
+
+import torch
+
+from .budgets import WIDEST_SHIFT, check_budget, check_reach, check_table, looked_up, shift_of
+
+
+MOST_LOOKS = 8
+SURE = 1.001  # a confidence that no image has, whatever the rounding
+REFUSED = (
+    "decisions",
+    "output_attentions",
+    "output_hidden_states",
+    "patches",
+)  # of one look each: they mean nothing of several
+
+
+def check_looks(config):
+    """Raise ValueError for a configuration whose cascade is none: entries, order, and what does not go with it."""
+    looks = config.cascade
+    if not isinstance(looks, (list, tuple)) or not 2 <= len(looks) <= MOST_LOOKS:
+        raise ValueError(f"cascade must be a list of 2 to {MOST_LOOKS} looks, got {looks!r}")
+    for look in looks:
+        if not isinstance(look, dict) or not {"budget"} <= set(look) <= {"budget", "resolution", "shift"}:
+            raise ValueError(
+                f'looks of a cascade are dicts of "budget", and maybe "resolution" and "shift", got {look!r}'
+            )
+        check_budget(look["budget"])
+        shift = look.get("shift", 0.0)
+        if type(shift) is bool or not isinstance(shift, (int, float)) or not abs(shift) <= WIDEST_SHIFT:
+            raise ValueError(f"shifts of a cascade must be in [-{WIDEST_SHIFT}, {WIDEST_SHIFT}], got {shift!r}")
+    budgets = [look["budget"] for look in looks]
+    if sorted(budgets) != budgets:
+        raise ValueError(f"the looks of a cascade must begin with the cheapest, got budgets {budgets}")
+    given = [name for name in ("resolution", "budget_shifts", "layer_mask") if getattr(config, name) is not None]
+    if given:
+        raise ValueError(f"a cascade has sizes and thresholds for each look: {given} cannot be given beside it")
+    if config.problem_type == "multi_label_classification" or config.num_labels < 2:
+        raise ValueError(
+            "a cascade needs one label of several for each image, by whose probability it is sure: got problem_type "
+            f"{config.problem_type!r} and {config.num_labels} labels"
+        )
+    if config.budget_confidences is not None:
+        check_table(config.budget_confidences, "budget_confidences", "confidence", 0.0, SURE)
+        check_reach(config.budget_confidences, config.budget)
+
+
+def view(config, batch, look=None, budget=None):
+    """(resolution, shift) at which a forward of `batch` images runs: of a look, or the model's own.
+
+    Args:
+        look: counted from 0, of a model with a cascade; None: the last. budget: as in `encode`.
+
+    Raises:
+        ValueError: a look that there is not, or a budget of one look.
+    """
+    looks = config.cascade
+    if looks is None:
+        if look is not None:
+            raise ValueError(f"look={look!r} needs a model with a cascade, and this one has none")
+        return config.resolution, shift_of(config, batch, budget)
+    if look is not None and not (type(look) is int and 0 <= look < len(looks)):
+        raise ValueError(f"look must be in 0..{len(looks) - 1}, got {look!r}")
+    if budget is not None:
+        raise ValueError(f"a budget is for all looks of a cascade together, not for one: got {budget!r}")
+    chosen = looks[-1 if look is None else look]
+    return chosen.get("resolution"), chosen.get("shift", 0.0)
+
+
+class Seen(NamedTuple):
+    """What all looks together give.
+
+    Attributes:
+        logits: (B, C), the logarithm of the mean probability over the looks that an image has taken.
+        cost: (B,), of all of them. looks: (B,) int64, their number.
+    """
+
+    logits: torch.Tensor
+    cost: torch.Tensor
+    looks: torch.Tensor
+
+
+def in_looks(model, pixel_values, budget=None, **options):
+    """`Seen` of images (B, channels, height, width): in the packed layout, only unsure images are looked at again.
+
+    Args:
+        model: a classifier with a cascade. budget: a number or (B,), as in `encode`. options: of `encode`.
+
+    Raises:
+        ValueError: a budget out of reach, or an option that is for one look.
+    """
+    wrong = [name for name in REFUSED if options.get(name) is not None]
+    if wrong:
+        raise ValueError(
+            f"{wrong} are for one look of a cascade: say which, look=0 to {len(model.config.cascade) - 1}"
+        )
+    batch = pixel_values.shape[0]
+    confidence = looked_up(model.config.budget_confidences, model.config.budget, batch, budget)
+    confidence = torch.as_tensor(SURE if confidence is None else confidence, device=pixel_values.device).expand(batch)
+    packed = model.layout == "packed"
+    unsure = torch.ones(batch, dtype=torch.bool, device=pixel_values.device)
+    total, cost, looks = None, 0.0, 0
+    for index in range(len(model.config.cascade)):
+        there = unsure.nonzero().squeeze(1) if packed and index else None
+        if there is not None and len(there) == 0:
+            break
+        out = model(pixel_values if there is None else pixel_values[there], look=index, **options)
+        found, spent = out.logits.float().log_softmax(-1), out.cost
+        if there is not None:
+            found = found.new_full((batch, found.shape[1]), -torch.inf).index_copy(0, there, found)
+            spent = spent.new_zeros(batch).index_copy(0, there, spent)
+        elif index:
+            found, spent = found.masked_fill(~unsure.unsqueeze(1), -torch.inf), spent * unsure
+        total = found if total is None else torch.logaddexp(total, found)
+        cost, looks = cost + spent, looks + unsure.long()
+        # What is not a number is unsure: it shows in the logits of all looks.
+        unsure = unsure & ~((total.amax(-1) - looks.log()).exp() >= confidence)
+    return Seen((total - looks.log().unsqueeze(1)).to(out.logits.dtype), cost, looks)
