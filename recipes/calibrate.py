@@ -2,7 +2,8 @@
 
 Shifts all gates by one number until the mean cost on training images is the new budget, and saves the result as a model
 of its own; gates that learn nothing keep the cost that they have. With `--budgets 0.8 0.65 0.5` the one result has
-thresholds for all of them, and decides at any budget between (`model.set_budget`, evaluate.py --budget); with
+thresholds for all of them, and decides at any budget between (`model.set_budget`, evaluate.py --budget), as a cascade
+(`--cascade 160@0.2 224@0.5`) does between the cost of its first look and that of all; with
 `--milliseconds 8 --batch_size 1` an image takes so long on this device (latency.json has its latencies). The backbone is
 not trained and no labels are used; a model trained for that budget is more accurate. With `--gates merge` a plain ViT
 becomes a model that merges a little in every layer; on the same images its gates learn which tokens the prediction
@@ -28,6 +29,7 @@ from hf_dynvit.model.budgets import check_budget
 from hf_dynvit.settings import parse_settings
 from hf_dynvit.training.bypass import check_bypass, fit_bypass
 from hf_dynvit.training.calibration import calibrate, check_budgets, mean_cost, steady_range
+from hf_dynvit.training.cascade_calibration import read_looks
 from hf_dynvit.training.importance import fit_importance, token_gates
 from hf_dynvit.training.resolution import choose_resolution, sizes_for
 
@@ -49,6 +51,13 @@ class CalibrateArguments:
         metadata={
             "help": "side that images are resized to inside the model, with --gates; auto: the one nearest to the dense "
             "model's predictions at this budget; None: as they come"
+        },
+    )
+    cascade: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "several looks at an image, the cheapest first, each as side of images @ mean cost: 160@0.2 224@0.5; only "
+            "images that are not sure get the next, so that the mean cost is the budget"
         },
     )
     importance: bool | None = field(
@@ -91,6 +100,9 @@ class CalibrateArguments:
             raise ValueError(
                 f"images must be at least 1 and bypass_images 0, got {self.images} and {self.bypass_images}"
             )
+        read_looks(self.cascade)
+        if self.cascade and (self.budget is None or self.resolution is not None or self.bypass_images):
+            raise ValueError("a cascade is for one --budget, has sizes of its own and no bypass_images to fit")
         if self.resolution is not None and self.gates is None:
             raise ValueError(f"resolution {self.resolution} is for new gates on a plain ViT: give --gates too")
         if self.resolution not in (None, "auto"):
@@ -139,7 +151,10 @@ def main(argv=None):
     if model.config.budget_shifts is not None:
         shown = ", ".join(f"{budget} ({added:+.3f})" for budget, added in model.config.budget_shifts)
         print(f"one model for the budgets {shown}; it decides at {model.config.budget} until model.set_budget")
-    print(f"all gates shifted by {shift:+.3f}: mean cost {cost:.3f} on {len(loader.dataset)} training images")
+    how = (
+        f"images are done from a probability of {shift:.3f}" if args.cascade else f"all gates shifted by {shift:+.3f}"
+    )
+    print(f"{how}: mean cost {cost:.3f} on {len(loader.dataset)} training images")
     return shift, cost
 
 
@@ -153,7 +168,8 @@ def meet(model, batches, args):
     if args.budgets:
         return calibrate(model, batches, budgets=args.budgets)
     learned = model.learned_gates()
-    found = calibrate(model, batches, args.budget) if learned else (0.0, mean_cost(model, batches))
+    calibrates = learned or args.cascade
+    found = calibrate(model, batches, args.budget) if calibrates else (0.0, mean_cost(model, batches))
     model.set_budget(args.budget)
     return found
 
@@ -200,13 +216,15 @@ def to_milliseconds(model, batches, args):
 
 
 def with_gates(model, args, resolution):
-    """The model itself, or one with the weights of a plain ViT and fresh gates."""
+    """The model itself, or one with the weights of a plain ViT and fresh gates; with a cascade, if one is asked for."""
     if args.gates is None:
-        return model
+        return model.set_cascade(read_looks(args.cascade)) if args.cascade else model
     if model.config.gates:
         raise ValueError(f"{args.model} has gates already: --gates is for a plain ViT, got {args.gates!r}")
     gates = args.gates if args.gates in PRESET_GATES else yaml.safe_load(args.gates)
-    made = DynViTForImageClassification.from_vit(dense_vit(model), gates=gates, resolution=resolution)
+    made = DynViTForImageClassification.from_vit(
+        dense_vit(model), gates=gates, resolution=resolution, cascade=read_looks(args.cascade)
+    )
     return made.to(model.dtype).eval()
 
 

@@ -87,7 +87,7 @@ def main(argv=None):
     paths = [args.model] + ([args.dense] if args.dense else [])
     entrants = open_models(paths, data_args, args.device, DTYPES[args.dtype])
     entrant, images = entrants[0], entrants[0].images
-    table = entrant.model.config.budget_shifts
+    table = entrant.model.config.budget_table()
     if args.budget is not None and table is None:
         raise ValueError(
             f"--budget {args.budget} is for a model with a table of budgets (recipes/calibrate.py --budgets), and "

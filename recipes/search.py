@@ -43,6 +43,10 @@ def main(argv=None):
     check_weights(args.model)
     config = AutoConfig.from_pretrained(args.model)
     gated = config.model_type == "dynvit"
+    if gated and config.cascade is not None:
+        raise ValueError(
+            f"masks are searched for one look at an image, and {args.model} is a cascade of {config.cascade}"
+        )
     if args.objectives.startswith("reward") and (args.policy != "act" or not (gated and config.gates)):
         raise ValueError(
             f"objectives {args.objectives!r} need a model with gates that act; {args.model} has none that do"

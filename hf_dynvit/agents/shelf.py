@@ -79,10 +79,10 @@ def build_agent(model, args):
             f"agent {name!r} removes patches in training alone, while the budget and the cost penalty of gates "
             "are for all patches: train gates without an agent, and an agent without gates"
         )
-    if model.config.resolution is not None:
+    if model.config.resolution is not None or model.config.cascade is not None:
         raise ValueError(
             f"agent {name!r} chooses patches of the images as they come, and the model resizes them to "
-            f"{model.config.resolution}: train without an agent, or without a resolution"
+            f"{model.config.resolution or model.config.cascade}: train without an agent, or without a resolution"
         )
     patches = model.num_tokens - 1
     desired = max(1, patches // 2) if args.n_patch_desired is None else args.n_patch_desired

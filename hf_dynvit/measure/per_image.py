@@ -89,6 +89,8 @@ class ImageCosts(NamedTuple):
 def check_decides(model):
     """Refuse a model that has no thresholds to compare, or decides anew each time, with a ValueError that says so."""
     found = [entry["gate"] for entry in model.config.gates or []]
+    if model.config.cascade is not None:
+        raise ValueError("cost per image is measured of one look: a cascade has several, look at its table of budgets")
     if not model.learned_gates() or any(isinstance(module, RandomGate) for module in model.modules()):
         raise ValueError(
             f"cost per image is measured of models with learned gates and no random ones, the gates here are {found}"

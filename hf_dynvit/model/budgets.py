@@ -143,6 +143,22 @@ class Dial:
         self.config.budget = budget
         return self
 
+    def set_cascade(self, looks):
+        """Have several looks at an image in place of one, as in `DynViTConfig`, or None for one. Returns the model.
+
+        The table of budgets is dropped: `calibrate(model, batches, budget)` sets the thresholds of the looks, and from which
+        confidence an image needs no further one.
+
+        Raises:
+            ValueError: what is no cascade, or does not go with the model.
+        """
+        resolution = None if looks else self.config.resolution
+        changed = {"cascade": looks, "resolution": resolution, "budget_shifts": None, "budget_confidences": None}
+        type(self.config)(**{**self.config.to_dict(), **changed})  # refuses what is wrong
+        self.drop_budgets()
+        self.config.cascade, self.config.resolution = looks, resolution
+        return self
+
     def drop_budgets(self):
         """Forget the table of budgets; the gates keep deciding as they do at `config.budget`. Returns the model.
 

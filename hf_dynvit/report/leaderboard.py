@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ..measure.files import write_text
 from .markdown import ABSENT, Commands, table
-from .names import processor, reported_on, short
+from .names import looks_text, processor, reported_on, short
 from .plots import COLORS, INK, MARKERS, MUTED, PAGE, TRACK, new_figure
 from .rivals import counted, mean, percent
 
@@ -84,6 +84,7 @@ def _shown(runs, best):
     text = percent(runs)
     text = f"**{text}**" if mean(runs, "accuracy") == best else text
     pixels = f", {runs[0].resolution} px" if runs[0].resolution else ""
+    pixels = f", {looks_text(runs[0].cascade)}" if runs[0].cascade else pixels
     return f"{text} at {mean(runs, 'cost'):.3f}{pixels}{counted(runs)}"
 
 

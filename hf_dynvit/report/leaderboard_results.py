@@ -22,6 +22,7 @@ class Cell(Scores):
     seed: int
     resolution: int | list | None
     gates: list | None
+    cascade: list | None = None
     throughput: list[Speed] = field(default_factory=list)
     commit: str | None = None
     command: str | None = None

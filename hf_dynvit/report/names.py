@@ -75,8 +75,20 @@ def _token_kind(entry):
 
 def model_name(results):
     """What a model decides, the mask it acts in, and the agent that its training had."""
-    resized = f" at {results.resolution} px" if results.resolution else ""
-    return decides(vars(results)) + resized + masked(results) + agent_name(getattr(results, "agent", None))
+    return decides(vars(results)) + seen(results) + masked(results) + agent_name(getattr(results, "agent", None))
+
+
+def seen(results):
+    """The size that images are resized to, or the looks of a cascade, as an addition to a name."""
+    if results.cascade:
+        return f", cascade of {looks_text(results.cascade)}"
+    return f" at {results.resolution} px" if results.resolution else ""
+
+
+def looks_text(cascade):
+    """ "160 px at 0.2, all at 0.5": the size of images and the cost of each look."""
+    sizes = [f"{look['resolution']} px" if look.get("resolution") else "all pixels" for look in cascade]
+    return ", ".join(f"{size} at {look['budget']:g}" for size, look in zip(sizes, cascade, strict=True))
 
 
 def masked(results):

@@ -8,6 +8,7 @@ from textwrap import shorten
 
 import torch
 
+from ..model.cascade import view
 from ..model.configuration_dynvit import pair
 from .plots import ATTENTION, INK, MLP, MUTED, PAGE, TRACK, keep_map_plot, new_figure
 
@@ -140,7 +141,8 @@ def unnormalise(pixel_values, mean=0.5, std=0.5):
 
 def used_patches(decision, image, config, size):
     """What the two sub-layers of a layer transform of one image: two bool maps of patches, each (rows, columns)."""
-    size = size if config.resolution is None else pair(config.resolution)
+    resolution = view(config, 1, None if config.cascade is None else 0)[0]
+    size = size if resolution is None else pair(resolution)
     grid = tuple(side // patch for side, patch in zip(size, pair(config.patch_size), strict=True))
     maps = []
     for index, tokens in enumerate((decision.attention_tokens, decision.mlp_tokens)):
@@ -161,13 +163,15 @@ def fade(image, strength):
 
 @torch.no_grad()
 def _decide(model, pixel_values):
+    """What each layer decides, of a cascade in its first look, and what an image costs."""
     was_training = model.training
     model.eval()
     try:
         out = model(pixel_values.to(model.device))
+        first = out if out.decisions is not None else model(pixel_values.to(model.device), look=0)
     finally:
         model.train(was_training)
-    return out.decisions, out.cost.cpu()
+    return first.decisions, out.cost.cpu()
 
 
 def _percent(used):

@@ -32,7 +32,7 @@ class ModelResults(Scores, Results):
 
     Attributes:
         gates, preset, learned: of `gate_facts`. usage: of `UsageMeter.per_layer`.
-        resolution: what images are resized to inside the model; None: nothing.
+        resolution: what images are resized to inside the model; None: nothing. cascade: the looks of one; None: no cascade.
         images: how many were reported on. dense: the dense model on the same ones.
     """
 
@@ -50,10 +50,11 @@ class ModelResults(Scores, Results):
     batch_size: int
     dense: Scores | None = None
     resolution: int | list | None = None
+    cascade: list | None = None
 
     def is_dense(self):
         """Whether it runs all of the dense model, on images as they come."""
-        return not (self.gates or self.layer_mask or self.resolution)
+        return not (self.gates or self.layer_mask or self.resolution or self.cascade)
 
 
 @dataclass(kw_only=True)

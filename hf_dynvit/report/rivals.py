@@ -140,6 +140,7 @@ def trained_alike(runs, trainings):
         for others in alike
         if has_gates(others[0], "random") and ("patch" in units(others[0])) == ("patch" in units(first))
         if budget(others[0]) == budget(first) and others[0].resolution == first.resolution
+        if others[0].cascade == first.cascade
     ]
     return dense, random
 

@@ -54,7 +54,7 @@ def collect(model_args, data_args, trainer, data, metrics, seconds):
 def model_facts(model):
     """The fields of `ModelResults` that the model itself says."""
     config = model.config
-    facts = {name: getattr(config, name) for name in ("layer_mask", "resolution")}
+    facts = {name: getattr(config, name) for name in ("layer_mask", "resolution", "cascade")}
     facts["num_layers"] = config.num_hidden_layers
     return gate_facts(model) | facts | {"gmacs_dense": gmacs_dense(model)}
 
@@ -81,7 +81,7 @@ def evaluate(model, loader, name="model"):
         logits.append(out.logits.float().cpu())
         costs.append(out.cost.float().cpu())
         labels.append(batch["labels"])
-        usage.update(out.decisions)
+        usage.update(out.decisions or ())
     predictions = torch.cat(logits).numpy(), torch.cat(costs).numpy()
     metrics = compute_metrics(EvalPrediction(predictions, torch.cat(labels).numpy()))
     return scores(metrics, model), usage.per_layer()

@@ -9,6 +9,7 @@ from ..model.budgets import MOST_BUDGETS, check_budget, shift_gates, shift_of
 from ..model.configuration_dynvit import pair
 from ..model.encoder import encode
 from ..model.gate_random import RandomGate
+from .cascade_calibration import calibrate_cascade
 from .shifts import Shifts
 from .timed_calibration import calibrate_milliseconds
 
@@ -36,7 +37,8 @@ def calibrate(model, batches, budget=None, budgets=None, milliseconds=None, **ti
     Args:
         model: a model with gates. A table of budgets that it has is dropped first (`model.drop_budgets`).
         batches: list of `pixel_values` (B, channels, height, width), the same for every step. No labels are used.
-        budget: mean cost to meet; the gates' biases are shifted.
+        budget: mean cost to meet; the gates' biases are shifted. Of a cascade each look is brought to its own budget, and a
+            table says from which confidence images are done, at this budget and all others in reach.
         budgets: several in place of one: biases stay, and the configuration gets the table of (budget, shift), for
             `model.set_budget(0.55)`, `model(pixel_values, budget=0.5)` and `budget=` a tensor (B,). Budgets that the gates
             do not meet on these images are left out, and said. The model's own budget becomes the nearest in reach.
@@ -44,19 +46,24 @@ def calibrate(model, batches, budget=None, budgets=None, milliseconds=None, **ti
             `calibrate_milliseconds` (timed_calibration.py), which says what is returned.
 
     Returns:
-        The shift at the model's budget, and the mean cost that it gives on the batches.
+        The shift (of a cascade the confidence) at the model's budget, and the mean cost that it gives on the batches.
 
     Raises:
-        ValueError: no learned gates or no images, not one of the three aims, or what is no budget.
+        ValueError: no learned gates and no cascade, no images, not one of the three aims, a cascade with another than one
+            budget, or what is no budget.
     """
     aims = {"budget": budget, "budgets": budgets, "milliseconds": milliseconds}
     given = {name: aim for name, aim in aims.items() if aim is not None}
     if len(given) != 1 or (timing and milliseconds is None):
         raise ValueError(f"calibrate takes one of {list(aims)}, got {given | timing}")
-    gates = model.learned_gates()
-    if not gates or not batches:
+    gates, cascade = model.learned_gates(), model.config.cascade is not None
+    if not (gates or cascade) or not batches:
         raise ValueError(
             f"calibrate needs learned gates and images, got {len(gates)} gates and {len(batches)} batches"
+        )
+    if cascade and budget is None:
+        raise ValueError(
+            f"a cascade is calibrated for one budget, and has a table of all others in reach: got {given}"
         )
     if budgets is not None:
         _check_several(budgets)
@@ -66,6 +73,8 @@ def calibrate(model, batches, budget=None, budgets=None, milliseconds=None, **ti
         if milliseconds is not None:
             return calibrate_milliseconds(model, batches, milliseconds, **timing)
         model.drop_budgets()
+        if cascade:
+            return calibrate_cascade(model, batches, lambda *look: _to_look(model, batches, *look), budget)
         shifts = Shifts(model, batches)
         found = None if budgets is None else _to_several(model, shifts, budgets)
         return _to_one(model, shifts, model.config.budget if budget is None else budget) if found is None else found
@@ -74,8 +83,18 @@ def calibrate(model, batches, budget=None, budgets=None, milliseconds=None, **ti
 
 
 def _to_one(model, shifts, budget):
-    shift, cost = shifts.nearest(budget, TOLERANCE)
+    shift, cost = _nearest(shifts, budget)
     shift_gates(model.learned_gates(), shift)
+    return shift, cost
+
+
+def _to_look(model, batches, look, budget):
+    """The shift of a look of a cascade; 0 without gates that could be shifted."""
+    return _nearest(Shifts(model, batches, look=look), budget)[0] if model.learned_gates() else 0.0
+
+
+def _nearest(shifts, budget):
+    shift, cost = shifts.nearest(budget, TOLERANCE)
     if abs(cost - budget) > WORTH_A_WARNING:
         logger.warning(
             f"the budget is {budget}, and the nearest mean cost that the gates' thresholds give is {cost:.3f}: they "
@@ -125,7 +144,7 @@ def check_budgets(model, budgets):
 
     Args:
         model: a model with gates; without learned gates, or with random ones beside them, nothing is refused.
-        budgets: mean costs to aim at.
+        budgets: mean costs to aim at; of a cascade for all looks together, whose own are looked at, too.
 
     Returns:
         The greatest mean cost to start from, at most 1.
@@ -135,7 +154,20 @@ def check_budgets(model, budgets):
     """
     if not model.learned_gates() or _draws(model):
         return 1.0
-    least, most = cost_range(model)
+    looks = model.config.cascade
+    if looks is None:
+        return _check_within(model, budgets)
+    least, most = looks[0]["budget"], sum(look["budget"] for look in looks)
+    for budget in budgets:
+        if not least <= budget <= most:
+            raise ValueError(
+                f"a budget of {budget} is out of reach of a cascade of {looks}: {least:.3f} to {most:.3f}"
+            )
+    return min(_check_within(model, [one["budget"]], look) for look, one in enumerate(looks))
+
+
+def _check_within(model, budgets, look=None):
+    least, most = cost_range(model, look)
     for budget in budgets:
         if not least - TOLERANCE <= budget <= most + TOLERANCE:
             where = "its gates" if model.config.layer_mask is None else "its gates under its layer_mask"
@@ -147,21 +179,25 @@ def check_budgets(model, budgets):
 
 
 @torch.no_grad()
-def cost_range(model):
-    """(least, most): the cost of an image with all learned gates closed, and with all open, the gates' own included."""
+def cost_range(model, look=None):
+    """(least, most): the cost of an image with all learned gates closed, and with all open, the gates' own included.
+
+    Args:
+        look: of a cascade; None: the last.
+    """
     size, parameter = pair(model.config.image_size), next(model.parameters())
     image = torch.zeros(1, model.config.num_channels, *size, device=parameter.device, dtype=parameter.dtype)
     costs = []
     with shiftable(model) as shift:
         for amount in (-SHUT, SHUT):
             shift(amount)
-            costs.append(encode(model, image, gating="threshold")[1].item())
+            costs.append(encode(model, image, gating="threshold", look=look)[1].item())
     return tuple(costs)
 
 
-def steady_range(model):
+def steady_range(model, look=None):
     """`cost_range`, without limits where gates draw at random, which would be drawn from for it."""
-    return (-float("inf"), float("inf")) if _draws(model) else cost_range(model)
+    return (-float("inf"), float("inf")) if _draws(model) else cost_range(model, look)
 
 
 def _draws(model):

@@ -71,6 +71,8 @@ def check_trainer(trainer):
             f"this is a regression (num_labels {config.num_labels}, problem_type {config.problem_type!r}): rewards and "
             'metrics are those of classes; for one label that is there or not: problem_type "multi_label_classification"'
         )
+    if config.cascade is not None:
+        _check_cascade(args)
     if not args.train_body and not learns(trainer.model):
         raise ValueError("train_body is false, which needs gates that learn: the model has none")
     if (
@@ -91,6 +93,17 @@ def check_trainer(trainer):
         _check_gates(args, trainer.optimizer_cls_and_kwargs)
         if trainer.train_dataset is not None:
             _warn_of_another_objective(args, config)
+
+
+def _check_cascade(args):
+    if args.tuning_budgets:
+        raise ValueError(
+            f"the looks of a cascade have a budget each, and steps take them in turn: no tuning_budgets, got {args.tuning_budgets}"
+        )
+    if args.objective == "reinforce":
+        raise ValueError("objective 'reinforce' rewards one look, and a cascade has several: take 'cost'")
+    if not args.follows_budget():
+        raise ValueError(f"a cascade is calibrated to its budget, which objective {args.objective!r} does not follow")
 
 
 def _check_fitted(args, model):

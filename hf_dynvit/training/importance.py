@@ -26,7 +26,7 @@ def fit_importance(model, batches, strength=1.0, ridge=1e-3):
 
     Args:
         model: a model with gates of tokens that read the layer's entrance (`patch`, `merge`); it is run with all open. A
-            table of budgets is dropped (`model.drop_budgets`).
+            table of budgets is dropped (`model.drop_budgets`). Of a cascade all looks count.
         batches: `pixel_values` (B, channels, height, width) of a few hundred images, any iterable.
         strength: what one unit of log-saliency (a factor e in gradient norm) adds to the logit.
         ridge: penalty on squared weights, relative to the mean variance of a feature.
@@ -44,13 +44,15 @@ def fit_importance(model, batches, strength=1.0, ridge=1e-3):
         if not 0 <= value < float("inf"):
             raise ValueError(f"{name} must be finite and at least 0, got {value!r}")
     sums = {layer: Moments() for layer in gates}
+    looks = [None] if model.config.cascade is None else range(len(model.config.cascade))
     model.drop_budgets()
     was_training = model.training
     model.eval()
     try:
         for pixel_values in tqdm(batches, desc="learning importance", leave=False):
-            for layer, (tokens, target) in _saliency(model, pixel_values, list(gates)).items():
-                sums[layer].add(tokens, target)
+            for look in looks:
+                for layer, (tokens, target) in _saliency(model, pixel_values, list(gates), look).items():
+                    sums[layer].add(tokens, target)
     finally:
         model.train(was_training)
     if not all(found.count for found in sums.values()):
@@ -80,12 +82,13 @@ def token_gates(model):
     }
 
 
-def _saliency(model, pixel_values, layers):
+def _saliency(model, pixel_values, layers, look):
     """Layer -> normed tokens (T, D) and log-saliency (T, 1), centred within each image, of all unprotected tokens."""
     host = model.host
     with torch.enable_grad():
         # Where the backbone is frozen, the pixels carry the graph.
-        outputs = model(pixel_values.clone().requires_grad_(), gating="open", output_hidden_states=layers)
+        given = pixel_values.clone().requires_grad_()
+        outputs = model(given, gating="open", look=look, output_hidden_states=layers)
         entering = [outputs.hidden_states[layer] for layer in layers]
         predicted = outputs.logits.float().log_softmax(-1).amax(-1).sum()
         gradients = torch.autograd.grad(predicted, entering)

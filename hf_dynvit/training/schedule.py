@@ -36,9 +36,16 @@ class GateSchedule:
 
     def budget(self):
         """The mean cost to aim at now."""
-        budget, ramp = self.trainer.model.config.budget, 0.0 if self.args.calibrate_first else self.args.budget_ramp
+        config, look = self.trainer.model.config, self.look()
+        budget = config.budget if look is None else config.cascade[look]["budget"]
+        ramp = 0.0 if self.args.calibrate_first else self.args.budget_ramp
         done = 1.0 if ramp == 0 else min(1.0, self.progress() / ramp)
         return self.full_cost - (self.full_cost - budget) * done
+
+    def look(self):
+        """Which look of a cascade the next step trains: the steps take them in turn. None: there is no cascade."""
+        looks = self.trainer.model.config.cascade
+        return None if looks is None else self.trainer.state.global_step % len(looks)
 
     def frozen(self):
         """Whether the packed tuning has begun."""
@@ -50,7 +57,8 @@ class PackedTuning(ResumedCallback):
 
     As the body changes, fixed gates drift to another cost than the one the model is to be used at. After each step
     the gates' common shift moves by `tuning_gain * (budget - mean cost)`; no forward is added. With several
-    `tuning_budgets` the steps take them in turn, each with a shift of its own: one training then serves them all.
+    `tuning_budgets` the steps take them in turn, each with a shift of its own: one training then serves them all. So do the
+    looks of a cascade, each at its own budget.
 
     A shift does not move where that changes no cost: towards closing gates that are all closed, or opening ones that are
     all open, nor further than the calibration goes; it would only have to come back later (anti-windup). Under an
@@ -82,7 +90,8 @@ class PackedTuning(ResumedCallback):
             self.trainer.calibrate()
             self.shifts = [0.0] * len(self._budgets())
         if self.reach is None:
-            self.reach = steady_range(model)
+            looks = [None] if model.config.cascade is None else range(len(model.config.cascade))
+            self.reach = [steady_range(model, look) for look in looks]
         for gate in gates:
             for parameter in gate.deciding_parameters():
                 parameter.requires_grad_(False)
@@ -97,18 +106,22 @@ class PackedTuning(ResumedCallback):
         turn = self._turn(state.global_step - 1)
         cost = accelerator.reduce(torch.stack(self.trainer.step_costs).mean(), "mean").item()
         before, first = self.shifts[turn], self.shifts[0]
-        self.shifts[turn] = self._moved(before, self._budgets()[turn] - cost, cost)
+        self.shifts[turn] = self._moved(turn, self._budgets()[turn] - cost, cost)
         shift_gates(gates, (self.shifts[0] - first) - (before - first))
 
-    def _moved(self, shift, distance, cost):
-        """The shift after a step of that mean cost, which is `distance` below its budget."""
-        least, most = self.reach
+    def _moved(self, turn, distance, cost):
+        """The shift of a turn after a step of that mean cost, which is `distance` below its budget."""
+        shift = self.shifts[turn]
+        least, most = self.reach[turn % len(self.reach)]
         if (distance < 0 and cost <= least + TOLERANCE) or (distance > 0 and cost >= most - TOLERANCE):
             return shift
         return min(WIDEST, max(-WIDEST, shift + self.trainer.args.tuning_gain * distance))
 
     def _budgets(self):
-        return self.trainer.args.tuning_budgets or [self.trainer.model.config.budget]
+        config = self.trainer.model.config
+        if config.cascade is not None:
+            return [look["budget"] for look in config.cascade]
+        return self.trainer.args.tuning_budgets or [config.budget]
 
     def _turn(self, step):
         return step % len(self._budgets())

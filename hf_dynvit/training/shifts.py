@@ -17,18 +17,20 @@ class Shifts:
         model: a model with learned gates, in evaluation mode; no weight of it changes.
         batches: list of `pixel_values` (B, channels, height, width).
         measure: outputs of the model -> (B,), what rises with the shift; None: their cost.
+        look: which look of a cascade; None: of a model without one.
     """
 
-    def __init__(self, model, batches, measure=None):
+    def __init__(self, model, batches, measure=None, look=None):
         self.model, self.batches, self.measure = model, batches, measure or (lambda outputs: outputs.cost)
-        self.tried = {}
+        self.look, self.tried = look, {}
 
     @torch.no_grad()
     def mean(self, shift):
         """The mean over the images where the logits of all learned gates are shifted by a number, as they are: None."""
         found = []
         for pixel_values in self.batches:
-            outputs = self.model(pixel_values, gating="threshold", exploration=Exploration(shift=shift))
+            how = {"gating": "threshold", "exploration": Exploration(shift=shift), "look": self.look}
+            outputs = self.model(pixel_values, **how)
             found.append(self.measure(outputs).double().cpu())
         return torch.cat(found).mean().item()
 

@@ -18,6 +18,7 @@ from transformers.hf_argparser import HfArg
 from ..measure.files import check_weights
 from ..model.modeling_dynvit import DynViTForImageClassification
 from ..search.export import start_from_mask
+from .cascade_calibration import read_looks
 
 
 @dataclass
@@ -42,6 +43,11 @@ class ModelArguments:
         default=None,
         help="side that images are resized to inside the model, a multiple of the patches'; None: as they come. The "
         "teacher sees them as they come, and the cost stays relative to the dense model on them",
+    )
+    cascade: list[str] = HfArg(
+        default_factory=list,
+        help="several looks at an image, the cheapest first, each as side of images @ mean cost: 160@0.2 224@0.5; steps train "
+        "them in turn, and only images that are not sure get the next, so that the mean cost is the budget",
     )
     teacher: str = HfArg(
         default="base", help="to distil from: 'base' (the checkpoint itself), 'none', a folder or Hub id"
@@ -73,6 +79,11 @@ class ModelArguments:
             raise ValueError(
                 f"resolution {self.resolution} is for a dense checkpoint; a model with gates keeps its own, and new_vit has "
                 "image_size"
+            )
+        read_looks(self.cascade)
+        if self.cascade and (self.resolution is not None or self.new_vit is not None or self.gate_list() == "keep"):
+            raise ValueError(
+                f"cascade {self.cascade} is for a dense checkpoint, in place of resolution; a model with gates keeps its own"
             )
         if self.new_classifier and self.teacher == "base":
             raise ValueError(
@@ -128,14 +139,15 @@ def load_model(model_args, base_config, data):
     if gates == "keep":
         model = DynViTForImageClassification.from_pretrained(path, **options)
         model_args.budget = model.config.budget if model_args.budget is None else model_args.budget
-        table = model.config.budget_shifts
+        table = model.config.budget_table()
         if table is not None and not table[0][0] <= model_args.budget <= table[-1][0]:  # training reaches others
             model.drop_budgets()
         model.set_budget(model_args.budget)
         return model
-    budget = model_args.budget if gates else 1.0
+    looks = read_looks(model_args.cascade)
+    budget = model_args.budget if gates or looks else 1.0
     model = DynViTForImageClassification.from_vit(
-        path, gates=gates, budget=budget, resolution=model_args.resolution, **options
+        path, gates=gates, budget=budget, resolution=model_args.resolution, cascade=looks, **options
     )
     if model_args.start_mask:
         with naming("start_mask", model_args.start_mask):

@@ -88,11 +88,13 @@ class DynViTTrainer(CheckpointTrainer):
             chosen = self.agent is not None and self.agent.evaluates
             outputs = self.agent.forward(model, given) if chosen else model(**given)
             outputs.loss = self.task_loss(outputs, labels, num_items_in_batch)
-            self.eval_usage.update(outputs.decisions)
+            self.eval_usage.update(outputs.decisions or ())
             return (outputs.loss, outputs) if return_outputs else outputs.loss
         step = self.schedule.step()
         options = {"gating": "threshold" if self.schedule.frozen() else self.objective.gating}
         options["exploration"] = self.objective.exploration(step)
+        if (look := self.schedule.look()) is not None:
+            options["look"] = look
         if self.agent is not None:
             options |= {"patches": self.agent.choose(inputs["pixel_values"]), "merge_patches": self.agent.agent.merges}
         outputs = model(**given, **options)
@@ -131,10 +133,11 @@ class DynViTTrainer(CheckpointTrainer):
         """
         model = self.accelerator.unwrap_model(self.model)
         has_images = self.calibration_dataset is not None and self.args.calibration_images > 0
-        if not (has_images and self.args.follows_budget() and learns(model)):
+        cascade = model.config.cascade is not None
+        if not (has_images and self.args.follows_budget() and (learns(model) or cascade)):
             return None
         with pixels(self, self.args.calibration_images) as batches:
-            several = {model.config.budget, *budgets}
+            several = {model.config.budget} if cascade else {model.config.budget, *budgets}
             aim = {"budgets": several} if len(several) > 1 else {"budget": model.config.budget}
             shift, cost = calibrate(model, batches, **aim)
         self.log({"calibration_shift": round(shift, 4), "calibration_cost": round(cost, 4)})
@@ -159,7 +162,7 @@ class DynViTTrainer(CheckpointTrainer):
         if self.args.follows_budget():
             self.schedule.full_cost = check_budgets(self.model, [self.model.config.budget, *self.args.tuning_budgets])
         model, layout = self.model, self.model._layout
-        if model.config.budget_shifts is not None:
+        if model.config.budget_table() is not None:
             model.drop_budgets()
             logger.warning("the table of budgets is dropped: training changes what it was measured for")
         if self.objective.trains_packed:
