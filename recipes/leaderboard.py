@@ -26,6 +26,7 @@ from hf_dynvit.report.run_results import evaluate
 from hf_dynvit.settings import parse_settings
 from hf_dynvit.training.arguments import DynViTTrainingArguments
 from hf_dynvit.training.calibration import mean_cost
+from hf_dynvit.training.cascade_calibration import words_of
 from hf_dynvit.training.methods import METHODS, check_methods, prepare
 from hf_dynvit.training.presets import preset_arguments
 from hf_dynvit.training.starting_model import ModelArguments, load_base, load_model, load_teacher
@@ -35,7 +36,7 @@ from hf_dynvit.training.trainer import DynViTTrainer
 # Settings that may change between the starts of one board, by part.
 FREE = {
     "board": ("methods", "budgets", "tune", "seeds", "batch_sizes", "seconds"),
-    "model": ("gates", "budget", "resolution"),  # which the methods say
+    "model": ("gates", "budget", "resolution", "cascade"),  # which the methods say
     "data": (),
     "training": ("output_dir", "run_name", "logging_dir"),
 }
@@ -127,14 +128,17 @@ class Place:
         fixed = not start.learned_gates() or METHODS[method].least is not None
         gates = json.dumps(start.config.gates) if start.config.gates else "none"
         aim = min(1.0, mean_cost(start, self.batches)) if fixed else budget
-        model_args = replace(self.model_args, gates=gates, budget=aim, resolution=start.config.resolution)
+        looks = words_of(start.config.cascade)
+        model_args = replace(
+            self.model_args, gates=gates, budget=aim, resolution=start.config.resolution, cascade=looks
+        )
         thresholds = bool(start.learned_gates()) and not fixed
         recipe = as_taught(self.args, method) if METHODS[method].learns else self.args
         args = replace(
             recipe,
             seed=seed,
             output_dir=str(Path(self.args.output_dir) / f"{method}_{budget}_{seed}"),
-            tuning_budgets=[budget] if thresholds and recipe.freeze_gates_at < 1 else [],
+            tuning_budgets=[budget] if thresholds and not looks and recipe.freeze_gates_at < 1 else [],
             importance_images=self.board.images if METHODS[method].importance else 0,
             calibrate_first=thresholds,
             save_strategy="no",
@@ -170,6 +174,7 @@ class Place:
             seed=seed,
             resolution=model.config.resolution,
             gates=model.config.gates,
+            cascade=model.config.cascade,
             throughput=[time_batches(timed, size, self.board.seconds) for size in self.board.batch_sizes],
         )
 

@@ -91,11 +91,12 @@ class Seen(NamedTuple):
     looks: torch.Tensor
 
 
-def in_looks(model, pixel_values, budget=None, **options):
+def in_looks(model, pixel_values, budget=None, look=None, **options):
     """`Seen` of images (B, channels, height, width): in the packed layout, only unsure images are looked at again.
 
     Args:
-        model: a classifier with a cascade. budget: a number or (B,), as in `encode`. options: of `encode`.
+        model: a classifier with a cascade. budget: a number or (B,), as in `encode`. look: None, all of them are meant.
+        options: of `encode`.
 
     Raises:
         ValueError: a budget out of reach, or an option that is for one look.

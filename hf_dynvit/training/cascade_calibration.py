@@ -36,6 +36,11 @@ def read_looks(words):
     return looks or None
 
 
+def words_of(cascade):
+    """What `read_looks` reads as a cascade whose looks all have a resolution; none of None."""
+    return [f"{look['resolution']}@{look['budget']:.4f}" for look in cascade or []]
+
+
 def calibrate_cascade(model, batches, look_at, budget):
     """Set the shift of each look and the table of confidences, and the budget that the cascade is used at.
 

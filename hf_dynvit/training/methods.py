@@ -12,7 +12,7 @@ from ..model.gates import preset_gates
 from ..model.modeling_dynvit import DynViTForImageClassification
 from .calibration import calibrate, mean_cost
 from .importance import fit_importance
-from .resolution import choose_resolution, nearest_size, sizes_for
+from .resolution import choose_resolution, looks_for, nearest_size, sizes_for
 
 
 STEPS = 12  # of bisection
@@ -27,6 +27,7 @@ class Method(NamedTuple):
         learns: whether it is nothing without training.
         importance: whether its scores learn the importance of tokens in closed form first.
         resizes: whether images may be smaller: "chosen", as it is best, or "alone", in place of gates.
+        looks: whether it is a cascade of two looks, of gates if there are any and of sizes.
     """
 
     gates: Callable
@@ -34,6 +35,7 @@ class Method(NamedTuple):
     learns: bool = False
     importance: bool = False
     resizes: str = "never"
+    looks: bool = False
 
 
 def _patches(config):
@@ -79,6 +81,10 @@ def _twin(config, amount):
     return preset_gates("merge", config)
 
 
+def _nothing(config, amount):
+    """The plain ViT."""
+
+
 def _novelty(config, amount):
     """The patch gates of the preset `adavit` alone."""
     return [entry for entry in preset_gates("adavit", config) if entry["gate"] == "patch"]
@@ -87,7 +93,10 @@ def _novelty(config, amount):
 METHODS = {
     "merge": Method(_twin, importance=True),
     "merge-resized": Method(_twin, importance=True, resizes="chosen"),
-    "resized": Method(lambda config, amount: None, resizes="alone"),
+    "resized": Method(_nothing, resizes="alone"),
+    "cascade": Method(_twin, importance=True, looks=True),
+    "cascade-unlearned": Method(_twin, looks=True),
+    "cascade-resized": Method(_nothing, looks=True),
     "merge-unlearned": Method(_twin),
     "tome": Method(_merging("tome"), 0.0),
     "pitome": Method(_merging("pitome"), 0.0),
@@ -141,6 +150,14 @@ def prepare(name, vit, budget, batches):
     method = METHODS[name]
     if method.resizes == "alone":
         return DynViTForImageClassification.from_vit(vit, resolution=nearest_size(vit.config, budget))
+    if method.looks:
+        gates = method.gates(vit.config, None)
+        looks = looks_for(vit.config, budget, bool(gates))
+        model = DynViTForImageClassification.from_vit(vit, gates=gates, budget=budget, cascade=looks)
+        if method.importance:
+            fit_importance(model, batches)
+        calibrate(model, batches, budget)
+        return model
     amount = None if method.least is None else _amount(name, vit, budget, batches[:1])
 
     def build(resolution):

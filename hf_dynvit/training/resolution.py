@@ -15,6 +15,9 @@ from ..model.resolution import tokens_of
 
 
 LEFT_TO_GATES = (0.45, 0.85)  # relative costs, of a smaller image, that are worth a trial
+# Of a cascade's budget: with a second look for one image in five the two make the whole.
+FIRST_LOOK, SECOND_LOOK = 2 / 3, 5 / 3
+LEFT_IN_FIRST = 0.45  # what gates leave of the first look's size
 
 
 class Trial(NamedTuple):
@@ -53,6 +56,20 @@ def nearest_size(config, budget):
 
     best = min(range(side, 0, -patch), key=lambda size: abs(cost(size) / cost(side) - budget))
     return None if best == side else best
+
+
+def looks_for(config, budget, gated):
+    """Two looks of a cascade (`DynViTConfig`) for a mean cost: a first one for all images, a second one for one in five.
+
+    Args:
+        config: of a ViT with square images. budget: mean cost of the cascade.
+        gated: whether gates meet the budget of a look; else the size of images alone does.
+    """
+    side = pair(config.image_size)[0]
+    first, second = round(FIRST_LOOK * budget, 4), round(min(1.0, SECOND_LOOK * budget), 4)
+    sizes = (nearest_size(config, min(1.0, first / LEFT_IN_FIRST)), None) if gated else ()
+    sizes = sizes or (nearest_size(config, first), nearest_size(config, second))
+    return [{"resolution": size or side, "budget": cost} for size, cost in zip(sizes, (first, second), strict=True)]
 
 
 def choose_resolution(dense, build, sizes, batches):

@@ -48,6 +48,15 @@ def test_methods_meet_budgets_untrained_and_tuned_and_go_on_where_they_were(plac
     capsys.readouterr()
 
 
+def test_a_cascade_is_tuned_look_by_look(place):
+    words = ["--methods", "cascade", "--budgets", "0.7", "--tune", "true", "--seeds", "1"]
+    untrained, tuned = run(place, "cascade", *words)["cells"]
+    for cell in (untrained, tuned):
+        assert [look["budget"] for look in cell["cascade"]] == pytest.approx([0.4667, 1.0])
+        assert cell["cost"] == pytest.approx(0.7, abs=0.2) and cell["resolution"] is None
+    assert "at 0.4667" in (place.folder / "cascade" / "leaderboard.md").read_text()
+
+
 def test_cells_of_another_checkpoint_are_refused(place):
     run(place, "first", "--methods", "resized", "--budgets", "0.7")
     file = place.folder / "first" / "leaderboard.json"
