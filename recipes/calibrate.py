@@ -56,8 +56,8 @@ class CalibrateArguments:
     cascade: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "several looks at an image, the cheapest first, each as side of images @ mean cost: 160@0.2 224@0.5; only "
-            "images that are not sure get the next, so that the mean cost is the budget"
+            "help": "several looks at an image, the cheapest first, each as side of images @ mean cost: 160@0.2 224@0.5, "
+            "or auto; only images that are not sure get the next, so that the mean cost is the budget"
         },
     )
     importance: bool | None = field(
@@ -218,13 +218,13 @@ def to_milliseconds(model, batches, args):
 def with_gates(model, args, resolution):
     """The model itself, or one with the weights of a plain ViT and fresh gates; with a cascade, if one is asked for."""
     if args.gates is None:
-        return model.set_cascade(read_looks(args.cascade)) if args.cascade else model
+        looks = read_looks(args.cascade, model.config, args.budget, bool(model.config.gates))
+        return model.set_cascade(looks) if looks else model
     if model.config.gates:
         raise ValueError(f"{args.model} has gates already: --gates is for a plain ViT, got {args.gates!r}")
     gates = args.gates if args.gates in PRESET_GATES else yaml.safe_load(args.gates)
-    made = DynViTForImageClassification.from_vit(
-        dense_vit(model), gates=gates, resolution=resolution, cascade=read_looks(args.cascade)
-    )
+    looks = read_looks(args.cascade, model.config, args.budget, bool(gates))
+    made = DynViTForImageClassification.from_vit(dense_vit(model), gates=gates, resolution=resolution, cascade=looks)
     return made.to(model.dtype).eval()
 
 

@@ -10,7 +10,7 @@ from ..measure.provenance import PACKAGE
 from ..model.gates import GATES
 from ..training.presets import gate_facts
 from .markdown import command
-from .names import decides
+from .names import decides, seen
 
 
 TEMPLATE = "model_card_template.md"
@@ -84,7 +84,7 @@ def write_model_card(
         config=config,
         plain=plain,
         gates=[_gate(entry, config.num_hidden_layers) for entry in config.gates or []],
-        decides=decides(gate_facts(model)),
+        decides=decides(gate_facts(model)) + seen(config),
         results=results,
         dense=results.get("dense"),
         throughput=[{"name": row["batch_size"], **row} for row in results.get("throughput") or []],

@@ -38,7 +38,8 @@ def describe(model, dataset, results, folder, agent=None, **card):
     pictures = {}
     training = {name: results.option(name) for name in SETTINGS} | {name: getattr(results, name) for name in RUN}
     if model.config.gates:
-        pictures |= drawn(PICTURES, draw_pictures, model, dataset, results.usage, folder)
+        found = drawn(PICTURES, draw_pictures, model, dataset, results.usage, folder)
+        pictures |= {name: caption for name, caption in found.items() if results.usage or name != "usage.png"}
         if any(results.learned.values()):  # nothing has taught a rule
             own = {name: results.option(name) for name in GATE_SETTINGS}
             training |= {name: "the body's" if value is None else value for name, value in own.items()}
@@ -66,7 +67,8 @@ def draw_pictures(model, dataset, usage, folder):
     images, labels, shown = first_images(dataset)
     titles = [model.config.id2label[label] for label in labels]
     show_decisions(model, images, folder / "decisions.png", titles=titles, **shown)
-    plot_usage(usage, folder / "usage.png")
+    if usage:  # that of a cascade is not one of layers
+        plot_usage(usage, folder / "usage.png")
 
 
 def push(folder, model_id=None, private=None):

@@ -13,24 +13,30 @@ import torch
 
 from ..model.budgets import looked_up
 from ..model.cascade import SURE
+from .resolution import looks_for
 
 
 POINTS = 17  # budgets of a table, evenly spaced between the cost of the first look and that of all
 
 
-def read_looks(words):
+def read_looks(words, config=None, budget=None, gated=True):
     """["160@0.2", "224@0.5"], the side that images are resized to and the mean cost of each look -> looks as in
     `DynViTConfig`; None for no words.
+
+    Args:
+        config, budget, gated: of `looks_for` (resolution.py), which chooses them for ["auto"].
 
     Raises:
         ValueError: words of another form.
     """
+    if words == ["auto"]:
+        return None if config is None else looks_for(config, budget, gated)
     looks = []
     for word in words:
         found = re.fullmatch(r"(\d+)@(\d*\.?\d+)", word)
         if found is None:
             raise ValueError(
-                f"cascade must be looks such as 160@0.2 224@0.5, side of images @ mean cost, got {word!r}"
+                f"cascade must be auto or looks such as 160@0.2 224@0.5, side of images @ mean cost, got {word!r}"
             )
         looks.append({"resolution": int(found[1]), "budget": float(found[2])})
     return looks or None
@@ -90,7 +96,7 @@ def _table(sure, spent):
     unsure = (sure.unsqueeze(0) < candidates.view(-1, 1, 1)).long().cummin(1).values  # (K, L - 1, B)
     costs = (spent[0] + (unsure * spent[1:]).sum(1)).mean(1)  # (K,)
     table = []
-    for budget in torch.linspace(costs[0].item(), costs[-1].item(), POINTS).double():
+    for budget in torch.linspace(costs[0].item(), min(1.0, costs[-1].item()), POINTS).double():
         nearest = (costs - budget).abs().argmin()
         cost, confidence = min(1.0, costs[nearest].item()), candidates[nearest].item()
         if not table or (cost > table[-1][0] + 1e-4 and confidence > table[-1][1]):

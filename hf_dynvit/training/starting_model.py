@@ -46,8 +46,8 @@ class ModelArguments:
     )
     cascade: list[str] = HfArg(
         default_factory=list,
-        help="several looks at an image, the cheapest first, each as side of images @ mean cost: 160@0.2 224@0.5; steps train "
-        "them in turn, and only images that are not sure get the next, so that the mean cost is the budget",
+        help="several looks at an image, the cheapest first, each as side of images @ mean cost: 160@0.2 224@0.5, or auto; "
+        "steps train them in turn, and only images that are not sure get the next, so that the mean cost is the budget",
     )
     teacher: str = HfArg(
         default="base", help="to distil from: 'base' (the checkpoint itself), 'none', a folder or Hub id"
@@ -144,7 +144,7 @@ def load_model(model_args, base_config, data):
             model.drop_budgets()
         model.set_budget(model_args.budget)
         return model
-    looks = read_looks(model_args.cascade)
+    looks = read_looks(model_args.cascade, base_config, model_args.budget, bool(gates))
     budget = model_args.budget if gates or looks else 1.0
     model = DynViTForImageClassification.from_vit(
         path, gates=gates, budget=budget, resolution=model_args.resolution, cascade=looks, **options

@@ -6,7 +6,7 @@ from models import gated, images
 from torch.testing import assert_close
 from trainers import build_trainer
 
-from hf_dynvit import DynViTForImageClassification, calibrate, fit_importance
+from hf_dynvit import DynViTConfig, DynViTForImageClassification, calibrate, fit_importance
 from hf_dynvit.training.calibration import check_budgets
 from hf_dynvit.training.cascade_calibration import POINTS, read_looks
 
@@ -73,7 +73,10 @@ def test_other_aims_and_budgets_out_of_reach_are_refused(tiny_vit):
 def test_words_name_looks():
     assert read_looks(["160@0.2", "224@1"]) == [{"resolution": 160, "budget": 0.2}, {"resolution": 224, "budget": 1.0}]
     assert read_looks([]) is None
-    with pytest.raises(ValueError, match="such as 160@0.2 224@0.5"):
+    config = DynViTConfig(hidden_size=192, num_attention_heads=3, intermediate_size=768)
+    first, second = read_looks(["auto"], config, 0.3)
+    assert first == {"resolution": 160, "budget": 0.2} and second == {"resolution": 224, "budget": 0.5}
+    with pytest.raises(ValueError, match="auto or looks such as 160@0.2 224@0.5"):
         read_looks(["160"])
 
 

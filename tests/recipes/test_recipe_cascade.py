@@ -1,0 +1,57 @@
+"""Cascades by the recipes: put on a plain ViT or on a model that was trained without, trained, evaluated, shown."""
+
+import json
+
+import pytest
+from recipe_place import dial, evaluate, report, search
+
+from hf_dynvit import DynViTForImageClassification
+
+
+PATCH = "[{gate: patch, drop: true, novelty: 8}]"
+LOOKS = ["--cascade", "24@0.5", "32@0.8"]
+
+
+def test_a_plain_vit_becomes_a_cascade_and_is_evaluated_at_any_of_its_budgets(place, tmp_path, capsys):
+    words = ["--model", place.vit, "--data_files", *place.files, "--gates", PATCH, *LOOKS, "--budget", "0.7"]
+    _, cost = dial.main([*words, "--output", str(tmp_path / "looks")])
+    assert cost == pytest.approx(0.7, abs=0.1) and "images are done from a probability of" in capsys.readouterr().out
+    words = ["--model", str(tmp_path / "looks"), "--data_files", f"{place.folder}/validation.parquet"]
+    words += ["--json", str(tmp_path / "at.json")]
+    at = evaluate.main([*words, "--batch_sizes", "4", "--rounds", "2", "--no-compile"])
+    assert [look["budget"] for look in at["cascade"]] == [0.5, 0.8] and at["usage"] == {} and at["throughput"]
+    cheaper = evaluate.main([*words, "--batch_sizes", "0", "--budget", str(at["budgets"][0])])
+    assert cheaper["cost"] < at["cost"]
+    assert "cascade of 24 px at 0.5, 32 px at 0.8" in report.main([str(tmp_path / "at.json")])
+    with pytest.raises(ValueError, match="a cascade has several"):
+        evaluate.main([*words, "--per_image", "2"])
+    with pytest.raises(ValueError, match="searched for one look"):
+        options = ["--objectives", "error+cost", "--policy", "process", "--validation_fraction", "0.5"]
+        search.main([*words[:2], "--output", str(tmp_path / "search"), "--data_files", *place.files, *options])
+
+
+def test_a_training_takes_looks_in_turn_and_leaves_a_cascade(place):
+    gates = ["--gates", PATCH, *LOOKS, "--budget", "0.7", "--freeze_gates_at", "0", "--max_steps", "4"]
+    results = place.train("cascade", *gates, "--teacher", "none")
+    folder = place.folder / "cascade"
+    assert [look["resolution"] for look in results["cascade"]] == [24, 32]
+    model = DynViTForImageClassification.from_pretrained(folder)
+    assert model.config.budget_confidences is not None and model.config.budget == 0.7
+    assert "cascade of 24 px at 0.5" in (folder / "README.md").read_text()
+    assert json.loads((folder / "config.json").read_text())["cascade"] == model.config.cascade
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--cascade", "24"], "must be auto or looks"),
+        ([*LOOKS, "--resolution", "24"], "a cascade is for one --budget"),
+        ([*LOOKS, "--budget", "0.2"], "out of reach of a cascade"),
+        (["--cascade", "24@0.5", "32@0.2"], "begin with the cheapest"),
+    ],
+)
+def test_looks_that_are_none_are_refused_before_anything_runs(place, tmp_path, words, message):
+    given = ["--model", place.vit, "--data_files", *place.files, "--gates", PATCH, "--output", str(tmp_path / "out")]
+    with pytest.raises(ValueError, match=message):
+        dial.main([*given, *([] if "--budget" in words else ["--budget", "0.7"]), *words])
+    assert not (tmp_path / "out").exists()
