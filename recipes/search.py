@@ -1,9 +1,9 @@
 """Search for what a model can do without: python recipes/search.py --model DIR --output DIR2 --data_files train=FILE ...
 
 Masks over blocks or sub-layers, by NSGA-II or exhaustively, of a plain ViT or of a model with gates. Chooses on one half
-of a held-out part of train, or of --search_split, and reports on the other. Milliseconds are those of a table of latencies, measured on
-this device or given. Writes front.json, front.csv, front.png, scores.json and latency.json (with which an interrupted
-search goes on where it was, by the same command) and the picked mask as a model in picked/.
+of a held-out part of train, or of --search_split, and reports on the other. Milliseconds are those of a table of
+latencies, measured on this device or given. Writes front.json, front.csv, front.png, scores.json and latency.json (with
+which an interrupted search goes on where it was, by the same command) and the picked mask as a model in picked/.
 """
 
 import sys
