@@ -2,7 +2,8 @@
 
 For each method and budget: top-1, top-5 and cost on the split that is reported, of the recipe's checkpoint untrained, and
 with --tune true trained by the recipe with each of --seeds; with --batch_sizes also images per second against the fastest
-dense model. Amounts, thresholds and importance are found on a held-out part of train. Writes leaderboard.json after each
+dense model. With --smaller_dense PATH a plain ViT stands beside them, evaluated and timed on the same images: what one
+could run instead. Amounts, thresholds and importance are found on a held-out part of train. Writes leaderboard.json after each
 cell, and leaderboard.md and leaderboard.png at the end, to output_dir; the same command goes on where it was interrupted.
 Parts that were run apart, with an output_dir each, become one table in report.py.
 """
@@ -20,7 +21,7 @@ from hf_dynvit.data import DataArguments, load_image_data
 from hf_dynvit.measure import measured_on, time_batches
 from hf_dynvit.measure.trained_models import Entrant, dense_vit, shuffled
 from hf_dynvit.model.prepack import can_prepack
-from hf_dynvit.report import Cell, Leaderboard, read, write
+from hf_dynvit.report import Cell, Leaderboard, SmallerDense, read, write
 from hf_dynvit.report.leaderboard import publish
 from hf_dynvit.report.run_results import evaluate
 from hf_dynvit.settings import parse_settings
@@ -29,13 +30,13 @@ from hf_dynvit.training.calibration import mean_cost
 from hf_dynvit.training.cascade_calibration import words_of
 from hf_dynvit.training.methods import METHODS, check_methods, prepare
 from hf_dynvit.training.presets import preset_arguments
-from hf_dynvit.training.starting_model import ModelArguments, load_base, load_model, load_teacher
+from hf_dynvit.training.starting_model import ModelArguments, load_base, load_model, load_teacher, naming
 from hf_dynvit.training.trainer import DynViTTrainer
 
 
 # Settings that may change between the starts of one board, by part.
 FREE = {
-    "board": ("methods", "budgets", "tune", "seeds", "batch_sizes", "seconds"),
+    "board": ("methods", "budgets", "tune", "seeds", "batch_sizes", "seconds", "smaller_dense"),
     "model": ("gates", "budget", "resolution", "cascade"),  # which the methods say
     "data": (),
     "training": ("output_dir", "run_name", "logging_dir"),
@@ -53,6 +54,9 @@ class LeaderboardArguments:
     images: int = field(default=128, metadata={"help": "images of train for amounts, thresholds and importance"})
     batch_sizes: list[int] = field(default_factory=list, metadata={"help": "to time; none: no timing"})
     seconds: float = field(default=5.0, metadata={"help": "time for the rounds of one batch size"})
+    smaller_dense: str | None = field(
+        default=None, metadata={"help": "the next smaller plain ViT, trained on the same classes: folder or Hub id"}
+    )
 
     def __post_init__(self):
         self.methods = check_methods(self.methods, self.tune)
@@ -75,6 +79,14 @@ def main(argv=None):
     folder = Path(args.output_dir)
     place = Place(board, model_args, data_args, args)
     results = go_on(place.empty(), folder / "leaderboard.json")
+
+    def save():
+        folder.mkdir(parents=True, exist_ok=True)
+        write(folder / "leaderboard.json", results)
+
+    if place.smaller is not None:
+        results.smaller = place.smaller_dense(results.smaller)
+        save()
     finished = {(cell.method, cell.budget, cell.tuned, cell.seed) for cell in results.cells}
     for budget in board.budgets:
         for method in board.methods:
@@ -86,8 +98,7 @@ def main(argv=None):
                 model = place.tuned(start, method, budget, seed) if tuned else start
                 cell = place.cell(model, method, budget, tuned, seed)
                 results.cells.append(replace(cell, commit=results.commit, command=results.command))
-                folder.mkdir(parents=True, exist_ok=True)
-                write(folder / "leaderboard.json", results)
+                save()
     publish([results], folder)
     return results.to_json()
 
@@ -97,14 +108,23 @@ class Place:
 
     def __init__(self, board, model_args, data_args, args):
         self.board, self.model_args, self.data_args, self.args = board, model_args, data_args, args
-        self.processor, self.config = load_base(model_args)
-        self.data = load_image_data(data_args, self.processor, self.config, False, args.seed)
-        plain = replace(model_args, gates="none", budget=1.0, resolution=None)
-        self.dense = load_model(plain, self.config, self.data).eval().to(args.device)
+        self.processor, self.config, self.data, self.dense = self._open(model_args)
+        self.smaller = None
+        if board.smaller_dense is not None:
+            with naming("smaller_dense", board.smaller_dense):
+                given = {"model_name_or_path": board.smaller_dense, "new_classifier": False, "new_vit": None}
+                self.smaller = self._open(replace(model_args, **given))
         self.vit = dense_vit(self.dense)
         order = torch.randperm(len(self.data.calibration), generator=torch.Generator().manual_seed(args.seed))
         chosen = Subset(self.data.calibration, order[: board.images].tolist())
         self.batches = [batch["pixel_values"].to(args.device) for batch in self._loader(chosen)]
+
+    def _open(self, model_args):
+        """Image processor, configuration, data and model of a plain ViT."""
+        processor, config = load_base(model_args)
+        data = load_image_data(self.data_args, processor, config, False, self.args.seed)
+        plain = replace(model_args, gates="none", budget=1.0, resolution=None)
+        return processor, config, data, load_model(plain, config, data).eval().to(self.args.device)
 
     def _loader(self, images):
         return DataLoader(images, self.args.per_device_eval_batch_size)
@@ -160,14 +180,9 @@ class Place:
 
     def cell(self, model, method, budget, tuned, seed):
         """What a model reaches, as a `Cell`."""
-        model = model.eval()
-        if self.args.device.type == "cpu" and can_prepack():
-            model.prepack()
-        found, _ = evaluate(model, self._loader(self.data.validation), f"{method} at {budget}")
         entrant = Entrant(method, model, self.vit, self.data.validation, self.processor.to_json_string())
-        timed = shuffled(entrant, self.args.seed)
         return Cell(
-            **vars(found),
+            **self._measured(entrant, f"{method} at {budget}"),
             method=method,
             budget=budget,
             tuned=tuned,
@@ -175,8 +190,25 @@ class Place:
             resolution=model.config.resolution,
             gates=model.config.gates,
             cascade=model.config.cascade,
-            throughput=[time_batches(timed, size, self.board.seconds) for size in self.board.batch_sizes],
         )
+
+    def smaller_dense(self, earlier):
+        """The smaller dense model as a `SmallerDense`: as an earlier start has measured it if that is the same, or anew."""
+        path, sizes = self.board.smaller_dense, self.board.batch_sizes
+        if earlier and (earlier.model, [speed.batch_size for speed in earlier.throughput]) == (path, sizes):
+            return earlier
+        processor, _, data, model = self.smaller
+        entrant = Entrant(path, model, dense_vit(model), data.validation, processor.to_json_string())
+        return SmallerDense(model=path, **self._measured(entrant, "the smaller dense model"))
+
+    def _measured(self, entrant, name):
+        """The fields of `Scores` and the speeds of a model."""
+        model = entrant.model.eval()
+        if self.args.device.type == "cpu" and can_prepack():
+            model.prepack()
+        found, timed = evaluate(model, self._loader(entrant.images), name)[0], shuffled(entrant, self.args.seed)
+        speeds = [time_batches(timed, size, self.board.seconds) for size in self.board.batch_sizes]
+        return vars(found) | {"throughput": speeds}
 
 
 def as_taught(args, method):
@@ -211,7 +243,7 @@ def go_on(results, file):
         changed = sorted(key for key in now if key not in free and before.get(key) != now[key])
         if changed and (part != "training" or any(cell.tuned for cell in earlier.cells)):
             raise ValueError(f"{file} holds cells of another recipe, {changed} differ: give another output_dir")
-    return replace(results, cells=earlier.cells)
+    return replace(results, cells=earlier.cells, smaller=earlier.smaller)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
 """Search for what a model can do without: python recipes/search.py --model DIR --output DIR2 --data_files train=FILE ...
 
 Masks over blocks or sub-layers, by NSGA-II or exhaustively, of a plain ViT or of a model with gates. Chooses on one half
-of a held-out part of train, or of --search_split, and reports on the other. Writes front.json, front.csv, front.png, scores.json (with which an
-interrupted search goes on where it was, by the same command) and the picked mask as a model in picked/.
+of a held-out part of train, or of --search_split, and reports on the other. Milliseconds are those of a table of
+latencies, measured on this device or given. Writes front.json, front.csv, front.png, scores.json and latency.json (with
+which an interrupted search goes on where it was, by the same command) and the picked mask as a model in picked/.
 """
 
 import sys
 import time
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,12 +20,12 @@ from hf_dynvit.data import DataArguments, load_image_data, load_validation
 from hf_dynvit.measure.files import check_weights
 from hf_dynvit.measure.forwards import DTYPES
 from hf_dynvit.measure.provenance import measured_on
-from hf_dynvit.measure.timing import layer_latencies
 from hf_dynvit.model.bypass import bypass_of
 from hf_dynvit.report import Search
 from hf_dynvit.report.search_results import save_picked, write_front
 from hf_dynvit.search import MaskScores, MaskSpace, pick, search
 from hf_dynvit.search.arguments import NOT_OF_SCORES, SearchArguments, images_from, reward_of, split_of, training_of
+from hf_dynvit.search.latencies import LATENCY_FILE, latencies_of, needs_latencies
 from hf_dynvit.search.masks import fingerprint, model_fingerprint
 from hf_dynvit.search.pareto import chosen_method
 from hf_dynvit.settings import parse_settings
@@ -58,23 +58,30 @@ def main(argv=None):
     processor = AutoImageProcessor.from_pretrained(args.model)
     trained = training_of(args.model)
     reward = reward_of(args, trained if args.policy == "act" and gated and config.gates else None)
+    timed = needs_latencies(args, reward)
     split, origin = images_from(args, data_args, trained)
     choose, report = halves(load_images(args, data_args, processor, model.config), args)
+    latencies = latencies_of(model, args, choose) if timed else None
     identity = {
         **{name: value for name, value in asdict(args).items() if name not in NOT_OF_SCORES},
         "reward": reward._asdict() | {"source": None},  # the same values from elsewhere give the same scores
+        "latency": asdict(latencies) if timed else False,
         "data": asdict(data_args),
         "weights": model_fingerprint(model),
         "pixels": fingerprint(*(tensor for batch in choose for tensor in batch)),
     }
-    scores = make_scores(model, space, choose, args, reward, file=folder / "scores.json", identity=identity)
+    kept = {"file": folder / "scores.json", "identity": identity}
+    scores = make_scores(model, space, choose, args, reward, latencies, **kept)
+    if timed:
+        folder.mkdir(parents=True, exist_ok=True)
+        latencies.save(folder / LATENCY_FILE)
     start = [] if args.max_cost is None else [cheapest(scores, args.max_cost)]
 
     started = time.perf_counter()
     method = chosen_method(args.method, space)
     points = search(scores, args.objectives, method, args.population, args.generations, args.seed, start)
     seconds = time.perf_counter() - started
-    fresh = make_scores(model, space, report, args, reward, latencies=scores.latencies)
+    fresh = make_scores(model, space, report, args, reward, latencies)
     for point in points:
         point["reported"] = fresh([bit == "1" for bit in point["bits"]])
     picked = pick(points, args.objectives, args.min_accuracy, args.max_cost)
@@ -92,7 +99,7 @@ def main(argv=None):
         split=split,
         images_from=origin,
         reward=reward._asdict(),
-        latencies=None if scores.latencies is None else scores.latencies.tolist(),
+        latencies=asdict(latencies) if timed else None,
         unmasked=unmasked,
         picked=picked,
         front=points,
@@ -108,6 +115,11 @@ def main(argv=None):
         f"accuracy {picked['reported']['accuracy']:.4f} (unmasked {unmasked['accuracy']:.4f}) at cost "
         f"{picked['reported']['cost']:.3f} (unmasked {unmasked['cost']:.3f}), {picked['layers']:.0%} of layers left"
     )
+    if timed:
+        ms, dense = (scored["milliseconds"] for scored in (picked["reported"], unmasked))
+        print(
+            f"{ms:.3f} ms per image in batches of {latencies.batch_size} (unmasked {dense:.3f}), by the table of latencies"
+        )
     print(f"chosen on {results.images_to_choose_on} images, reported on {results.images_reported_on}: {origin}")
     return content
 
@@ -157,20 +169,17 @@ def cheapest(scores, max_cost):
     return bits
 
 
-def make_scores(model, space, batches, args, reward, latencies=None, file=None, identity=None):
-    """`MaskScores` as the arguments want them; latencies that are not given are measured where they are needed."""
-    if latencies is None and "latency" in (args.objectives.partition("+")[2], reward.cost_weights):
-        latencies = partial(layer_latencies, model, batches[0][0])
+def make_scores(model, space, batches, args, reward, latencies, **kept):
+    """`MaskScores` as the arguments want them; `kept`: its file and identity."""
     return MaskScores(
         model,
         space,
         batches,
         reward=reward,
         latencies=latencies,
-        file=file,
-        identity=None if identity is None else identity | {"latency": latencies is not None},
         dtype=None if args.dtype == "float32" else DTYPES[args.dtype],
         gating="threshold" if args.policy == "act" else "open",
+        **kept,
     )
 
 

@@ -43,6 +43,27 @@ def publish_in(folder, monkeypatch):
     monkeypatch.setattr(report, "STORED", folder / "stored")
 
 
+def find(place, folder, model, *words):
+    """Run search.py on a few images of a place; what it returns."""
+    return search.main(
+        [
+            "--model",
+            str(model),
+            "--output",
+            str(folder),
+            "--data_files",
+            f"train={place.folder}/train.parquet",
+            "--validation_fraction",
+            "0.5",
+            "--images",
+            "6",
+            "--always_keep",
+            "-1",
+            *words,
+        ]
+    )
+
+
 class Place:
     """A folder with made-up data, a tiny checkpoint and a recipe for them."""
 

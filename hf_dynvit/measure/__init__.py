@@ -6,7 +6,7 @@ from .latency import LatencyTable
 from .layer_times import clocked, measure_latencies
 from .provenance import measured_on
 from .speed import Speed
-from .timing import interleaved_medians, layer_latencies
+from .timing import interleaved_medians
 from .trained_models import open_models, time_batches
 from .usage import UsageMeter
 
@@ -19,7 +19,6 @@ __all__ = [
     "check_weights",
     "clocked",
     "interleaved_medians",
-    "layer_latencies",
     "measure",
     "measure_latencies",
     "measured_on",

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 import torch
 
 from ..model.budgets import interpolated
+from ..model.bypass import bypass_of
 from .files import read_json, write_json
 
 
@@ -75,35 +76,57 @@ class LatencyTable:
         parts = {"attention": times(self.attention), "mlp": times(self.mlp)}
         return replace(self, **parts, gates=gates, rest=factor * self.rest)
 
+    def check(self, model):
+        """Refuse the table of another model: ValueError where tokens or layers with gates are not those of `model`."""
+        own = model.tokens_run, [layer for layer, gates in enumerate(model.gates) if gates]
+        timed = self.tokens[-1], sorted(layer for group in self.gates for layer in group["layers"])
+        if timed != own:
+            raise ValueError(
+                f"the latency table is of a model that runs {timed[0]} tokens, with gates in layers {timed[1]}; this one "
+                f"runs {own[0]} tokens, with gates in layers {own[1]}"
+            )
+
+    def dense(self, model):
+        """Milliseconds of an image whose tokens all pass all layers, without gates."""
+        return len(model.gates) * (self.attention[-1] + self.mlp[-1]) + self.rest
+
     def of_decision(self, decision, alive):
         """What a layer takes without its gates under a `LayerDecisions`, of the tokens that are `alive` (B,): (B,)."""
         attention, mlp = computed(decision, alive)
         return self._at(self.attention, attention) * (attention > 0) + self._at(self.mlp, mlp) * (mlp > 0)
 
-    def of_layers(self, model, outputs):
-        """Milliseconds of each layer for each image, its gates included: (L, B), on CPU.
+    def of_layers(self, model, outputs, asked=True):
+        """Milliseconds of each layer for each image, its gates included: (L, B), on the device of the outputs.
 
         Args:
             model: the model that was measured. outputs: of a forward on all tokens.
+            asked: whether its gates decided; else it ran what its mask allows (`gating="open"`), and of gates only the
+                bypasses count.
         """
         groups = {layer: group for group in self.gates for layer in group["layers"]}
-        alive, found = torch.full((len(outputs.cost),), float(model.tokens_run)), []
+        alive, found = torch.full_like(outputs.cost, float(model.tokens_run), dtype=torch.float32), []
         for layer, (gates, decision) in enumerate(zip(model.gates, outputs.decisions, strict=True)):
             ms, mask = self.of_decision(decision, alive), model.config.layer_mask
-            if layer in groups and (mask is None or any(mask[layer])):
+            if layer in groups:
+                decides = asked and (mask is None or any(mask[layer]))
                 opened, closed = (self._at(groups[layer][how], alive) for how in ("open", "closed"))
+                if not decides:  # a bypass takes what closed gates take more than open ones
+                    opened, closed = 0 * opened, (closed - opened).clamp(min=0) * bool(bypass_of(gates))
                 ms = ms + torch.where(torch.stack(computed(decision, alive)).amin(0) < alive, closed, opened)
             found.append(ms)
             if any(gate.drop for gate in gates.values()):
                 alive = counted(decision.attention_tokens, alive)
         return torch.stack(found)
 
-    def milliseconds(self, model, outputs):
-        """Milliseconds of each image, in a forward of `batch_size` like it: (B,), on CPU; arguments as in `of_layers`."""
-        return self.of_layers(model, outputs).sum(0) + self.rest
+    def milliseconds(self, model, outputs, asked=True):
+        """Milliseconds of each image, in a forward of `batch_size` like it: (B,); arguments as in `of_layers`."""
+        return self.of_layers(model, outputs, asked).sum(0) + self.rest
 
     def _at(self, column, tokens):
-        return interpolated(torch.tensor(self.tokens).float(), torch.tensor(column).float(), tokens)
+        places, values = (
+            torch.tensor(numbers, dtype=torch.float32, device=tokens.device) for numbers in (self.tokens, column)
+        )
+        return interpolated(places, values, tokens)
 
 
 def computed(decision, alive):
@@ -111,10 +134,10 @@ def computed(decision, alive):
     attention, mlp = (counted(keep, alive) for keep in (decision.attention_tokens, decision.mlp_tokens))
     if decision.sublayers is None:
         return attention, mlp
-    on = (decision.sublayers > 0.5).cpu()
+    on = decision.sublayers > 0.5
     return attention * on[:, 0], mlp * on[:, 1]
 
 
 def counted(keep, alive):
     """Tokens (B,) that a decision (B, N) keeps; None: those `alive`."""
-    return alive if keep is None else (keep > 0.5).sum(1).float().cpu()
+    return alive if keep is None else (keep > 0.5).sum(1).float()

@@ -6,7 +6,9 @@ one number, by which a forward with open gates takes what it was measured to tak
 Letters: B images, N tokens, K token counts.
 """
 
+import copy
 import json
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 
@@ -17,7 +19,7 @@ from ..model.decisions import LayerDecisions, TokenState
 from ..model.encoder import can_compact
 from ..model.gate import Exploration
 from ..model.layer import Seen, run_layer
-from ..model.prepack import is_prepacked
+from ..model.prepack import can_prepack, is_prepacked
 from ..model.resolution import resized
 from .latency import LatencyTable
 from .provenance import device_name
@@ -31,15 +33,60 @@ HOW = {"open": Exploration(shift=WIDE), "closed": Exploration(shift=-WIDE)}
 ROUNDS = 10
 
 
+@contextmanager
+def served(model):
+    """The model in evaluation mode and packed, as long as the context lasts."""
+    training, layout, model.layout = model.training, model._layout, None
+    try:
+        yield model.eval()
+    finally:
+        model.layout = layout
+        if training:
+            model.train()
+
+
+def to_serve(model, dtype):
+    """A copy of a model as recipes/evaluate.py runs it: in a dtype, and on a CPU with prepacked weights if torch can."""
+    model = copy.deepcopy(model).to(dtype).eval()
+    if model.device.type == "cpu" and can_prepack():
+        model.prepack()
+    return model
+
+
+def circumstances(model, batch_size):
+    """Of a `LatencyTable` the fields that say what it is of, were it measured now."""
+    return {
+        "device": device_name(model.device),
+        "threads": torch.get_num_threads(),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "prepacked": is_prepacked(model),
+        "batch_size": batch_size,
+    }
+
+
 @torch.inference_mode()
 def measure_latencies(model, pixel_values, rounds=ROUNDS, medians=interleaved_medians):
     """The `LatencyTable` of a model on the device where it is.
 
     Args:
-        model: a `DynViTModel` in evaluation mode, in the packed layout.
+        model: a `DynViTModel`, in the dtype to serve it in, prepacked if it will be.
         pixel_values: (B, channels, height, width), a batch as it will be served.
         rounds: timed rounds. medians: what times calls, as `timing.interleaved_medians`.
     """
+    with served(model):
+        return _measured(model, pixel_values, rounds, medians)
+
+
+@torch.inference_mode()
+def clocked(model, batches, shift=None, rounds=ROUNDS, medians=interleaved_medians):
+    """Mean milliseconds of an image in forwards of `batches` of `pixel_values`, timed in turns, at a shift of thresholds."""
+    run = partial(model, gating="threshold", exploration=Exploration(shift=shift))
+    calls = {index: lambda _, batch=batch: run(batch) for index, batch in enumerate(batches)}
+    return 1e3 * sum(medians(calls, rounds).values()) / sum(map(len, batches))
+
+
+def _measured(model, pixel_values, rounds, medians):
+    """The table of a model in the state to measure it in; arguments as in `measure_latencies`."""
     layers, batch = _Layers(model, pixel_values), len(pixel_values)
     counts, everywhere = layers.counts(), list(range(len(model.gates)))
     chains = {}  # name, token count -> runs layers one after another and returns their decisions
@@ -60,11 +107,7 @@ def measure_latencies(model, pixel_values, rounds=ROUNDS, medians=interleaved_me
         return [1e3 * seconds[name, count] / (batch * len(members)) for count in counts if (name, count) in seconds]
 
     table = LatencyTable(
-        device=device_name(model.device),
-        threads=torch.get_num_threads(),
-        dtype=str(model.dtype).removeprefix("torch."),
-        prepacked=is_prepacked(model),
-        batch_size=batch,
+        **circumstances(model, batch),
         tokens=counts,
         attention=ms("attention"),
         mlp=[block - attention for block, attention in zip(ms("block"), ms("attention"), strict=True)],
@@ -75,7 +118,8 @@ def measure_latencies(model, pixel_values, rounds=ROUNDS, medians=interleaved_me
     for group, members in enumerate(layers.groups()):
         times = {"layers": members}
         for how in HOW:
-            beside = [_mean(table, chains[(group, how), count](), batch, count) for count in counts[1:]]
+            alive = {count: torch.full((batch,), float(count), device=model.device) for count in counts[1:]}
+            beside = [_mean(table, chains[(group, how), count](), there) for count, there in alive.items()]
             found = [taken - other for taken, other in zip(ms((group, how), members), beside, strict=True)]
             times[how] = [found[0], *found]  # protected tokens alone leave gates nothing to decide
         gates.append(times)
@@ -84,17 +128,8 @@ def measure_latencies(model, pixel_values, rounds=ROUNDS, medians=interleaved_me
     return replace(table, rest=1e3 * seconds["whole"] / batch - in_layers)
 
 
-@torch.inference_mode()
-def clocked(model, batches, shift=None, rounds=ROUNDS, medians=interleaved_medians):
-    """Mean milliseconds of an image in forwards of `batches` of `pixel_values`, timed in turns, at a shift of thresholds."""
-    run = partial(model, gating="threshold", exploration=Exploration(shift=shift))
-    calls = {index: lambda _, batch=batch: run(batch) for index, batch in enumerate(batches)}
-    return 1e3 * sum(medians(calls, rounds).values()) / sum(map(len, batches))
-
-
-def _mean(table, decisions, batch, count):
-    """Milliseconds that layers take without their gates under their decisions, the mean of images and layers."""
-    alive = torch.full((batch,), float(count))
+def _mean(table, decisions, alive):
+    """Milliseconds that layers take without their gates, all of tokens `alive` (B,): the mean of images and layers."""
     return torch.stack([table.of_decision(decision, alive) for decision in decisions]).mean().item()
 
 

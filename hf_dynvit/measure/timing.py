@@ -68,27 +68,6 @@ def with_progress(calls, rounds, warmup=1):
     return {name: counted(call) for name, call in calls.items()}
 
 
-@torch.no_grad()
-def layer_latencies(model, pixel_values, rounds=20):
-    """Share of the layers' time that each layer takes on this device, run densely.
-
-    Args:
-        model: a `DynViTModel`; its gates are not asked.
-        pixel_values: (B, channels, height, width), the batch to time.
-
-    Returns:
-        (L,) floats that sum to 1.
-    """
-    was_training = model.training
-    model.eval()
-    tokens = model.vit.embeddings(pixel_values)
-    calls = {str(index): lambda _, layer=layer: layer(tokens) for index, layer in enumerate(model.vit.layers)}
-    medians = interleaved_medians(calls, rounds)
-    model.train(was_training)
-    seconds = torch.tensor([medians[name] for name in calls])
-    return seconds / seconds.sum()
-
-
 def _run(calls, rounds):
     for call in rounds * list(calls.values()):
         call(0)

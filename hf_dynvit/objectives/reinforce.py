@@ -6,16 +6,19 @@
     cost penalty = price + price_gain * (mean_b cost_b - scheduled budget)
 
 G_lb: return of R_b for layer l; A = G - baseline, normalised over the batch; V: value networks; H: entropy. The
-proportional part of the cost penalty is the derivative of the loss of `cost`. Decisions pass no gradient on, so training
+proportional part of the cost penalty is the derivative of the loss of `cost`. With `cost_weights: latency` the reward sees
+milliseconds instead, by a table of this device: of each layer for its tokens, with its gates, over those of the dense
+model for a batch of one image; the budget stays one of MACs. Decisions pass no gradient on, so training
 runs packed, which skips what they drop; `cost` and `usage` need all tokens for their straight-through gradients.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
-from accelerate.utils import broadcast
+from accelerate.utils import broadcast_object_list
 
-from ..measure.timing import layer_latencies
+from ..measure.latency import LatencyTable
+from ..measure.layer_times import measure_latencies
 from ..model.configuration_dynvit import pair
 from ..model.cost import dense_macs, layer_costs, layer_shares
 from ..model.gate import Exploration
@@ -57,7 +60,10 @@ class ReinforceObjective(Objective):
         price_gain: float = option(
             20.0, help="proportional gain: cost penalty = price + price_gain * (batch mean cost - scheduled budget)"
         )
-        cost_weights: str = choice(*COST_WEIGHTS, help="of layers: 'uniform' (MACs), 'depth' (the thesis), 'latency'")
+        cost_weights: str = choice(
+            *COST_WEIGHTS,
+            help="of layers: 'uniform' (MACs), 'depth' (the thesis), 'latency' (milliseconds of this device)",
+        )
         returns: str = choice(*RETURNS, help="return of a decision: 'to-go', 'terminal', 'dynavit' (reproduction)")
         discount: float = option(1.0, help="per layer, for returns 'terminal' and 'dynavit'")
         baseline: str = choice("value", "self-critical", "none", help="what returns are compared with")
@@ -78,7 +84,7 @@ class ReinforceObjective(Objective):
 
     def __init__(self, options):
         super().__init__(options)
-        self.layer_weights = self.running = None
+        self.layer_weights = self.latencies = self.running = None
 
     @property
     def follows_budget(self):
@@ -95,16 +101,20 @@ class ReinforceObjective(Objective):
     def state_dict(self):
         running = None if self.running is None else self.running.state()
         weights = None if self.layer_weights is None else self.layer_weights.tolist()
-        return {"running": running, "layer_weights": weights}
+        latencies = None if self.latencies is None else asdict(self.latencies)
+        return {"running": running, "layer_weights": weights, "latencies": latencies}
 
     def load_state_dict(self, saved):
-        self.running = None
+        self.layer_weights = self.latencies = self.running = None
         if saved.get("running") is not None:
             self.moments().load(saved["running"])
-        if saved.get("layer_weights") is not None:  # measured latencies would be others now
-            self.layer_weights = torch.tensor(saved["layer_weights"])
-        else:
-            self.layer_weights = self._layer_weights(self.trainer.accelerator.unwrap_model(self.trainer.model))
+        weights, latencies = saved.get("layer_weights"), saved.get("latencies")
+        if self.options.cost_weights == "depth":
+            self.layer_weights = depth_weights(self.trainer.model.config.num_hidden_layers)
+        elif weights is not None:  # of the latencies of whole layers, which a training of before has begun with
+            self.layer_weights = torch.tensor(weights)
+        elif self.options.cost_weights == "latency":  # measured anew they would be others
+            self.latencies = self._measured() if latencies is None else LatencyTable(**latencies)
 
     def moments(self):
         """The `RunningMoments` of this training."""
@@ -132,7 +142,7 @@ class ReinforceObjective(Objective):
         if not deciding:
             return 0.0
         earned = outcome(outputs.logits, inputs["labels"], options.reward)
-        spent = self._spent(decisions, outputs)  # (K, B)
+        spent = self._spent(outputs)  # (K, B)
         price = self.price(outputs.cost, step.budget)
         rewards = terminal_reward(earned, spent.sum(0), price)
         returns = layer_returns(rewards, spent[deciding], price, options.returns, options.discount)
@@ -164,13 +174,15 @@ class ReinforceObjective(Objective):
         gather = self.trainer.accelerator.gather
         return gather(returns.T.contiguous()).T, gather(cost)
 
-    def _spent(self, decisions, outputs):
+    def _spent(self, outputs):
         """Weighted cost of each layer, (K, B); by default MACs / MACs of the dense model."""
-        config, gates = self.trainer.model.config, self.trainer.model.gates
-        given = config, decisions, len(outputs.logits), self.trainer.model.tokens_run, outputs.logits.device, gates
+        model, device = self.trainer.model, outputs.logits.device
+        if self.latencies is not None:
+            return self.latencies.of_layers(model, outputs) / self.latencies.dense(model)
+        given = model.config, outputs.decisions, len(outputs.logits), model.tokens_run, device, model.gates
         if self.layer_weights is None:
-            return layer_costs(*given).detach() / dense_macs(config, self.trainer.model.num_tokens, config.num_labels)
-        return self.layer_weights.to(outputs.logits.device)[:, None] * layer_shares(*given).detach()
+            return layer_costs(*given).detach() / dense_macs(model.config, model.num_tokens, model.config.num_labels)
+        return self.layer_weights.to(device)[:, None] * layer_shares(*given).detach()
 
     @torch.no_grad()
     def _greedy_rewards(self, model, inputs, price):
@@ -179,14 +191,11 @@ class ReinforceObjective(Objective):
         outputs = model(**inputs, gating="threshold")
         model.train()
         earned = outcome(outputs.logits, inputs["labels"], self.options.reward)
-        return terminal_reward(earned, self._spent(outputs.decisions, outputs).sum(0), price)
+        return terminal_reward(earned, self._spent(outputs).sum(0), price)
 
-    def _layer_weights(self, model):
-        """(K,) weights of the layers' costs, or None for MACs over those of the whole dense model."""
-        if self.options.cost_weights == "depth":
-            return depth_weights(model.config.num_hidden_layers)
-        if self.options.cost_weights == "latency":
-            shape = (8, model.config.num_channels, *pair(model.config.image_size))
-            images = torch.randn(*shape, device=self.trainer.args.device)
-            return broadcast(layer_latencies(model, images).to(self.trainer.args.device)).cpu()
-        return None
+    def _measured(self):
+        """The `LatencyTable` of the model on this device, that of the first process for all."""
+        model = self.trainer.accelerator.unwrap_model(self.trainer.model)
+        shape = (1, model.config.num_channels, *pair(model.config.image_size))
+        table = measure_latencies(model, torch.zeros(shape, device=self.trainer.args.device, dtype=model.dtype))
+        return broadcast_object_list([table])[0]

@@ -1,6 +1,6 @@
 """What was found, for people: results and their schema, tables, plots, pictures, model cards."""
 
-from .leaderboard_results import Cell, Leaderboard
+from .leaderboard_results import Cell, Leaderboard, SmallerDense
 from .model_card import write_model_card
 from .names import decides
 from .pictures import show_decisions
@@ -34,6 +34,7 @@ __all__ = [
     "Runtime",
     "Scores",
     "Search",
+    "SmallerDense",
     "Step",
     "StepTime",
     "Training",

@@ -18,6 +18,9 @@ MEANS = (
     "by the same recipe, from the same checkpoint, on as many images. Smaller images (*px*): resized inside the model. On {place}, "
     "{images} images of {dataset}, commit {commit}, {command}:"
 )
+SMALLER = (
+    "The next smaller dense model, {name}, has {accuracy:.2f} at {share:.3f} of the dense model's computation{time}."
+)
 
 
 def joined(boards):
@@ -30,7 +33,8 @@ def joined(boards):
             replace(one, commit=one.commit or board.commit, command=one.command or board.command)
             for one in board.cells
         ]
-        found[key] = replace(board if before is None else before, cells=[*(before.cells if before else []), *own])
+        cells = [*(before.cells if before else []), *own]
+        found[key] = replace(before or board, cells=cells, smaller=board.smaller or (before and before.smaller))
     return list(found.values())
 
 
@@ -51,8 +55,20 @@ def sections(boards):
         parts += [f"### All methods, {short(board.model)}", introduction, table(accuracy_rows(board))]
         speeds = speed_rows(board)
         parts += [table(speeds)] if speeds else []
+        parts += [smaller_dense(board)] if board.smaller else []
         parts += [commands.listing()]
     return parts
+
+
+def smaller_dense(board):
+    """What the smaller dense model reaches, in a sentence."""
+    at = _smaller_point(board, by_time=True)
+    return SMALLER.format(
+        name=short(board.smaller.model),
+        accuracy=100 * board.smaller.accuracy,
+        share=_smaller_point(board, by_time=False)[0],
+        time="" if at is None else f", at {at[0]:.3g} {_time_label(board)}",
+    )
 
 
 def by_cell(board):
@@ -123,9 +139,14 @@ def plot(board, path):
                     "linewidth": 1.4,
                 }
                 axis.plot(*zip(*sorted(points), strict=True), label=method, **style)
-        dense = _dense_point(board, by_time)
-        if dense:
-            axis.plot(*dense, marker="*", markersize=11, color=INK, linestyle="none", label="dense, as given")
+        star = {"marker": "*", "markersize": 11, "color": INK, "linestyle": "none"}
+        marked = {"dense, as given": (_dense_point, INK)}
+        if board.smaller:
+            marked[f"dense, {short(board.smaller.model)}"] = (_smaller_point, PAGE)
+        for label, (point, fill) in marked.items():
+            at = point(board, by_time)
+            if at is not None:
+                axis.plot(*at, label=label, markerfacecolor=fill, **star)
         axis.set_title("tuned" if tuned else "untrained", loc="left", fontsize=10, color=INK)
         axis.set_xlabel(_time_label(board) if by_time else "mean cost (MACs / MACs of the dense model)")
         axis.grid(color=TRACK, linewidth=0.8)
@@ -152,9 +173,21 @@ def _dense_point(board, by_time):
     return min(speed.dense_ms[speed.fastest] / speed.batch_size for speed in speeds), 100 * board.dense.accuracy
 
 
+def _smaller_point(board, by_time):
+    """As `_point`, of the smaller dense model; its cost is that of its MACs over the dense model's."""
+    accuracy = 100 * board.smaller.accuracy
+    if not by_time:
+        return board.smaller.gmacs / board.dense.gmacs, accuracy
+    timed = [speed for speed in board.smaller.throughput if speed.batch_size == _timed_batch(board)]
+    return (timed[0].dense_ms[timed[0].fastest] / timed[0].batch_size, accuracy) if timed else None
+
+
+def _timed_batch(board):
+    return next((cell.throughput[-1].batch_size for cell in board.cells if cell.throughput), None)
+
+
 def _time_label(board):
-    batch = next(cell.throughput[-1].batch_size for cell in board.cells if cell.throughput)
-    return f"measured ms per image, batch {batch}"
+    return f"measured ms per image, batch {_timed_batch(board)}"
 
 
 def publish(boards, folder):

@@ -29,8 +29,16 @@ class Cell(Scores):
 
 
 @dataclass(kw_only=True)
+class SmallerDense(Scores):
+    """A smaller plain ViT on the same images; its cost is relative to itself, its speed that of its dense ways."""
+
+    model: str
+    throughput: list[Speed] = field(default_factory=list)
+
+
+@dataclass(kw_only=True)
 class Leaderboard(Results):
-    """leaderboard.json of recipes/leaderboard.py; `dense` is the checkpoint as given."""
+    """leaderboard.json of recipes/leaderboard.py; `dense` is the checkpoint as given, `smaller` the next smaller one."""
 
     kind: ClassVar[str] = "leaderboard"
     model: str
@@ -41,6 +49,8 @@ class Leaderboard(Results):
     dense: Scores
     settings: dict
     cells: list[Cell] = field(default_factory=list)
+    smaller: SmallerDense | None = None
 
     def speeds(self):
-        return [speed for cell in self.cells for speed in cell.throughput]
+        timed = [*self.cells, *([self.smaller] if self.smaller else [])]
+        return [speed for one in timed for speed in one.throughput]

@@ -11,7 +11,7 @@ STYLES = ("-", "--", ":")
 MARKERS = "os^Dv<>P*X"
 LABELS = {
     "cost": "mean cost (MACs / MACs of the dense model)",
-    "latency": "expected time in layers / that of the dense model",
+    "milliseconds": "mean ms of an image, by the table of latencies",
     "layers": "share of sub-layers left in the network",
     "error": "error, %",
     "reward": "mean reward",

@@ -145,7 +145,7 @@ class Demo(Evaluation):
 
 @dataclass(kw_only=True)
 class Search(Results):
-    """front.json of recipes/search.py; a point of the front is a dict of scores with "reported", the same on other images."""
+    """front.json of recipes/search.py; a point of the front is a dict of scores with "reported", the same on other images; `latencies`: the fields of a `LatencyTable`."""
 
     kind: ClassVar[str] = "search"
     model: str
@@ -160,7 +160,7 @@ class Search(Results):
     split: str
     images_from: str
     reward: dict
-    latencies: list | None
+    latencies: dict | None
     unmasked: dict
     picked: dict
     front: list

@@ -43,8 +43,9 @@ def peaks(speed):
 
 
 def accuracy_at(scores, at=" at "):
-    """Top-1 and cost of a mask."""
-    return f"{100 * scores['accuracy']:.1f}{at}{scores['cost']:.3f}"
+    """Top-1 and cost of a mask, and the milliseconds where they were counted."""
+    ms = scores.get("milliseconds")
+    return f"{100 * scores['accuracy']:.1f}{at}{scores['cost']:.3f}" + ("" if ms is None else f", {ms:.3g} ms")
 
 
 def fastest(results):

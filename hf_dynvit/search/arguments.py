@@ -17,7 +17,8 @@ FILE = "results.json"  # what recipes/train.py writes beside a model
 SAME_DATA = ("dataset_name", "dataset_config_name", "data_dir", "train_split")
 # What may change between two searches that share their scores; the reward counts as a whole.
 OF_SEARCH = ("output", "min_accuracy", "max_cost", "burn_in", "population", "generations", "method", "objectives")
-NOT_OF_SCORES = (*OF_SEARCH, "reward", "price", "penalty")
+NOT_OF_SCORES = (*OF_SEARCH, "reward", "price", "penalty", "latency", "latency_batch_size")
+RENAMED = {"error+latency": "error+milliseconds"}  # objectives by names of before
 
 
 @dataclass
@@ -27,8 +28,15 @@ class SearchArguments:
     model: str | None = HfArg(default=None, help="a plain ViT or a model with gates: folder or Hub id")
     output: str | None = HfArg(default=None, help="folder for the results")
     objectives: str = HfArg(
-        default="error+cost", help=f"one of {sorted(OBJECTIVES)}; reward+layers is the joint search of policy and mask"
+        default="error+cost",
+        help=f"one of {sorted(OBJECTIVES)}; those with reward are the joint search of policy and mask",
     )
+    latency: str | None = HfArg(
+        default=None,
+        help="latency.json of this model on the device to be served by, as calibrate.py and this search write it; none: "
+        "this device is measured where milliseconds are asked for",
+    )
+    latency_batch_size: int = HfArg(default=1, help="images of a forward to measure latencies of")
     policy: str = HfArg(default="act", help="gates 'act' inside the mask, or all 'process' whatever the mask leaves")
     granularity: str = HfArg(default="block", help=f"one of {GRANULARITIES}")
     always_keep: list[int] = HfArg(default_factory=lambda: [0], help="layers no mask switches off; -1: none")
@@ -68,6 +76,7 @@ class SearchArguments:
     def __post_init__(self):
         if not self.model or not self.output:
             raise ValueError(f"--model and --output are needed, got {self.model!r} and {self.output!r}")
+        self.objectives = RENAMED.get(self.objectives, self.objectives)
         choices = {"objectives": OBJECTIVES, "granularity": GRANULARITIES, "method": METHODS, "dtype": DTYPES}
         choices["reward"] = ("auto", *REWARDS)
         for name, known in {**choices, "policy": ("act", "process")}.items():
@@ -75,6 +84,8 @@ class SearchArguments:
                 raise ValueError(f"{name} must be one of {sorted(known)}, got {getattr(self, name)!r}")
         if self.images < 2:
             raise ValueError(f"images must be at least 2, got {self.images}")
+        if self.latency_batch_size < 1:
+            raise ValueError(f"latency_batch_size must be at least 1, got {self.latency_batch_size}")
         if self.min_accuracy is not None and self.max_cost is not None:
             raise ValueError(f"give min_accuracy or max_cost, not both: got {self.min_accuracy} and {self.max_cost}")
         self.always_keep = [layer for layer in self.always_keep if layer != -1]

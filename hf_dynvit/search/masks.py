@@ -1,4 +1,4 @@
-"""`MaskSpace`: static masks as bits, and `MaskScores`: error, cost, latency and reward of a model under each."""
+"""`MaskSpace`: static masks as bits, and `MaskScores`: error, cost, milliseconds and reward of a model under each."""
 
 import hashlib
 import itertools
@@ -94,7 +94,9 @@ class Reward(NamedTuple):
     kind: str = "correct"
     price: float = 1.0  # cost penalty: what a cost of 1 takes from the reward
     penalty: float = 1.0
-    cost_weights: str = "uniform"  # or "depth", "latency": weighted shares of what each layer runs, as in training
+    cost_weights: str = (
+        "uniform"  # or "depth": weighted shares of what each layer runs; "latency": milliseconds / dense
+    )
     source: str = "default"  # where the values come from, in words
 
 
@@ -107,8 +109,8 @@ class MaskScores:
         model: a `DynViTForImageClassification`, with gates or without; its configuration is left as it was.
         space: a `MaskSpace`. batches: list of (pixel_values, labels), on the device of the model.
         reward: a `Reward`. With "uniform" weights the cost is that of the whole model.
-        latencies: (L,) share of each layer in the measured time, or a function that measures them, or None: latency is
-            not scored. Those of the file, if it exists, are taken instead: one search has one measurement.
+        latencies: the `LatencyTable` of the model, or None: milliseconds are not scored. Without a policy ("open") gates
+            take no time, but for their bypasses.
         file: where the cache is kept, or None; it is read if it exists.
         identity: what the scores depend on besides the mask, JSON-ready; a file of another identity is refused.
         dtype: of products, None: the model's. gating: "threshold": the policy acts; "open": all that the mask allows runs.
@@ -134,18 +136,16 @@ class MaskScores:
         self.model, self.space, self.batches, self.reward = model.eval(), space, batches, reward or Reward()
         self.dtype, self.gating = dtype, gating
         self.file, self.identity = None if file is None else Path(file), json.loads(json.dumps(identity))
-        self.cache, self.evaluated = {}, 0
-        measured = self._load() if self.file is not None and self.file.exists() else None
-        if latencies is not None and measured is not None:
-            latencies = torch.tensor(measured)
-        self.latencies = latencies() if callable(latencies) else latencies
-        weights = {"uniform": None, "depth": depth_weights(space.num_layers), "latency": self.latencies}
-        self.cost_weights = weights[self.reward.cost_weights]
-        if self.reward.cost_weights == "latency" and self.latencies is None:
+        self.cache, self.evaluated, self.latencies = {}, 0, latencies
+        if latencies is not None:
+            latencies.check(model)
+        elif self.reward.cost_weights == "latency":
             raise ValueError("cost_weights 'latency' need latencies, got None")
+        if self.file is not None and self.file.exists():
+            self._load()
 
     def _load(self):
-        """Take over the scores of the file; returns the latencies that they were made with, or None."""
+        """Take over the scores of the file."""
         try:
             stored = json.loads(self.file.read_text())
             identity, self.cache = stored["identity"], stored["scores"]
@@ -156,20 +156,16 @@ class MaskScores:
                 f"{self.file} holds scores of another search ({'; '.join(differences(identity, self.identity))}): give "
                 "another output, or what it was made with"
             )
-        return stored.get("latencies")
 
     def save(self):
         """Write the cache, all or nothing."""
         if self.file is None:
             return
-        content = {"identity": self.identity, "scores": self.cache}
-        if self.latencies is not None:
-            content["latencies"] = self.latencies.tolist()
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        write_json(self.file, content)
+        write_json(self.file, {"identity": self.identity, "scores": self.cache})
 
     def __call__(self, bits):
-        """dict of `accuracy`, `error`, `cost`, `reward`, `layers` (share left in the network), and `latency`."""
+        """dict of `accuracy`, `error`, `cost`, `reward`, `layers` (share left in the network), and `milliseconds`."""
         key = bit_string(bits)
         if key not in self.cache:
             self.cache[key] = self._score(self.space.layer_mask(bits))
@@ -184,27 +180,30 @@ class MaskScores:
             found = torch.cat([torch.stack(list(self._batch(*batch))) for batch in self.batches], 1)  # (S, images)
         finally:
             config.layer_mask = before
-        accuracy, cost, reward, *latency = found.mean(1).tolist()
+        accuracy, cost, reward, *milliseconds = found.mean(1).tolist()
         layers = sum(sum(pair) for pair in mask) / (2 * len(mask))
         scores = {"accuracy": accuracy, "error": 1 - accuracy, "cost": cost, "reward": reward, "layers": layers}
-        return scores | ({"latency": latency[0]} if latency else {})
+        return scores | ({"milliseconds": milliseconds[0]} if milliseconds else {})
 
     def _batch(self, pixel_values, labels):
-        """Per image: right or wrong, cost, reward, and expected share of the dense model's measured time; float64 (B,)."""
-        device = pixel_values.device
-        with torch.autocast(device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None):
+        """Per image: right or wrong, cost, reward, and milliseconds by the table; float64 (B,)."""
+        with torch.autocast(pixel_values.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None):
             out = self.model(pixel_values, gating=self.gating)
+        table, asked = self.latencies, self.gating == "threshold"
+        taken = None if table is None else table.milliseconds(self.model, out, asked)
         yield outcome(out.logits, labels, "correct").double()
         yield out.cost.double()
-        weighted = self.cost_weights is not None
-        if weighted or self.latencies is not None:  # (L, B)
-            given = self.model.config, out.decisions, len(labels), self.model.tokens_run, device
+        kind, price, penalty, weights, _ = self.reward
+        spent = out.cost
+        if weights == "latency":
+            spent = taken / table.dense(self.model)
+        elif weights == "depth":
+            given = self.model.config, out.decisions, len(labels), self.model.tokens_run, out.cost.device
             shares = layer_shares(*given, self.model.gates)
-        kind, price, penalty, *_ = self.reward
-        spent = (self.cost_weights.to(device)[:, None] * shares).sum(0) if weighted else out.cost
+            spent = (depth_weights(len(shares)).to(shares.device)[:, None] * shares).sum(0)
         yield terminal_reward(outcome(out.logits, labels, kind), spent, price, kind, penalty).double()
-        if self.latencies is not None:
-            yield (self.latencies.to(device)[:, None] * shares).sum(0).double()
+        if taken is not None:
+            yield taken.double()
 
 
 def fingerprint(*parts):

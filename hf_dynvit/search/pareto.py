@@ -1,6 +1,6 @@
 """Search over masks for the best trade-offs: exhaustive, or NSGA-II by pymoo.
 
-Plain: error against cost of the model under the mask, after training (the thesis of Mersha, 2023, as its abstract tells
+Plain: error against cost, or milliseconds by a table of latencies, of the model under the mask, after training (the thesis of Mersha, 2023, as its abstract tells
 it). Joint: the mean reward of the policy that acts inside the mask, against the layers left in the network. The
 thesis's own definition of the joint search is not public; this is our reading of it.
 """
@@ -14,8 +14,9 @@ from .masks import bit_string
 # name -> the two scores to be small, and the sign that makes them so.
 OBJECTIVES = {
     "error+cost": (("error", 1), ("cost", 1)),
-    "error+latency": (("error", 1), ("latency", 1)),
+    "error+milliseconds": (("error", 1), ("milliseconds", 1)),
     "reward+layers": (("reward", -1), ("layers", 1)),
+    "reward+milliseconds": (("reward", -1), ("milliseconds", 1)),
 }
 METHODS = ("auto", "nsga2", "exhaustive")
 FEW_BITS = 6  # up to which "auto" scores all masks

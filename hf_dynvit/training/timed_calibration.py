@@ -7,7 +7,7 @@ import torch
 from transformers.utils import logging
 
 from ..measure.latency import LatencyTable
-from ..measure.layer_times import clocked, measure_latencies
+from ..measure.layer_times import clocked, measure_latencies, served
 from ..measure.timing import interleaved_medians
 from ..model.budgets import shift_gates
 from .shifts import WIDEST, Shifts
@@ -62,8 +62,8 @@ def calibrate_milliseconds(model, batches, milliseconds, batch_size=1, latencies
         A `TimedCalibration`.
 
     Raises:
-        ValueError: a time that is not positive, too few images, a table of another batch size, or a time out of reach; it
-            names the reach.
+        ValueError: a time that is not positive, too few images, a table of another batch size or model, or a time out of
+            reach; it names the reach.
     """
     if not 0 < milliseconds < float("inf"):
         raise ValueError(f"milliseconds must be positive and finite, got {milliseconds!r}")
@@ -74,9 +74,10 @@ def calibrate_milliseconds(model, batches, milliseconds, batch_size=1, latencies
         raise ValueError(
             f"the latency table is of batches of {latencies.batch_size}, it says nothing of batches of {batch_size}"
         )
+    if latencies is not None:
+        latencies.check(model)
     timed = [batch for batch in images.split(batch_size) if len(batch) == batch_size]
-    layout, model.layout = model._layout, None  # packed
-    try:
+    with served(model):
         latencies, correction = latencies or measure_latencies(model, images[:batch_size], medians=medians), 1.0
         for last in (False, True):
             shifts = Shifts(model, batches, partial(latencies.milliseconds, model))
@@ -96,8 +97,6 @@ def calibrate_milliseconds(model, batches, milliseconds, batch_size=1, latencies
                 break
             correction = clock / found.clock_predicted
             latencies = latencies.scaled(correction)
-    finally:
-        model.layout = layout
     model.config.budget_shifts = None
     shift_gates(model.learned_gates(), found.shift)
     say = logger.warning if abs(found.error) > WRONG else logger.info

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from models import GATE_SETS, gated, images, run
+from models import GATE_SETS, gated, images, latency_table, run
 
 from hf_dynvit import LayerDecisions
 from hf_dynvit.measure import LatencyTable, clocked, measure_latencies
@@ -42,6 +42,31 @@ def test_a_layer_takes_what_its_tokens_take_and_its_gates_by_what_they_leave_out
     model.config.layer_mask = [[True, True], [True, True], [False, False]]
     off = LayerDecisions(keeps(5), keeps(5), sublayers=torch.zeros(1, 2))
     assert table.of_layers(model, outputs(dropped, dropped, off))[2] == 0  # its gates are not asked
+
+
+def test_without_its_gates_a_model_takes_what_runs_and_what_its_bypasses_add(tiny_vit):
+    off = LayerDecisions(sublayers=torch.zeros(1, 2))
+    for bypass, added in (("none", 0.0), ("linear", 0.5)):
+        model = gated(tiny_vit(3), [{"gate": "block", "bypass": bypass, "layers": [1, 2]}])
+        table = latency_table(model)  # closed gates take half a millisecond more than open ones
+        ms = table.of_layers(model, outputs(LayerDecisions(), LayerDecisions(), off), asked=False).squeeze(1)
+        torch.testing.assert_close(ms, torch.tensor([5.1, 5.1, added]))
+        assert table.dense(model) == pytest.approx(3 * 5.1 + 2.0)
+        table.check(model)
+    with pytest.raises(
+        ValueError, match=r"17 tokens, with gates in layers \[1, 2\]; this one .* in layers \[0, 1, 2\]"
+    ):
+        table.check(gated(tiny_vit(3), [{"gate": "block"}]))
+    with pytest.raises(ValueError, match="a model that runs 9 tokens, .* this one runs 17 tokens"):
+        latency_table(model, tokens=[1, 9]).check(model)
+
+
+def test_a_mask_leaves_the_bypass_of_a_layer_to_be_counted(tiny_vit):
+    model = gated(tiny_vit(3), [{"gate": "block", "bypass": "linear"}])
+    model.config.layer_mask = [[True, True], [True, True], [False, False]]
+    decisions = LayerDecisions(), LayerDecisions(), LayerDecisions(sublayers=torch.zeros(1, 2))
+    ms = latency_table(model).of_layers(model, outputs(*decisions)).squeeze(1)
+    torch.testing.assert_close(ms, torch.tensor([5.6, 5.6, 0.5]))  # where the gate is not asked
 
 
 def fake_clock(model):
@@ -107,7 +132,10 @@ def test_alike_gates_are_measured_together(tiny_vit):
 def test_measuring_leaves_the_model_and_the_clock_has_the_last_word(tiny_vit):
     model = gated(tiny_vit(2), GATE_SETS["merge"])
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    model.train().layout = "masked"
     table = measure_latencies(model, images(2), rounds=1)
+    assert model.training and model.layout == "masked"
+    model.eval().layout = None
     assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
     assert all(value > 0 for value in table.attention) and table.device and table.threads >= 1
     ms = clocked(model, [images(4), images(4)], medians=lambda calls, rounds: {index: 0.02 for index in calls})

@@ -94,15 +94,3 @@ def test_a_layer_that_joins_later_is_not_an_outlier(tiny_vit):
     moments.update(returns, torch.tensor([0.5]), [0, 1])
     assert moments.mean[0] == pytest.approx(0.7) and moments.square < 1.1 * before
     assert moments.normalised(torch.tensor([[0.8], [0.55]]), [0, 1])[0] > 0
-
-
-def test_latencies_are_measured_once_in_a_training(tiny_vit, tmp_path):
-    trainer = policy_trainer(tiny_vit, tmp_path, cost_weights="latency", max_steps=1)
-    (callback,) = [call for call in trainer.callback_handler.callbacks if type(call).__name__ == "PolicyObjective"]
-    callback.on_train_begin(trainer.args, trainer.state, trainer.control)
-    trainer.state.global_step = 1
-    saved = {"args": {}, "attributes": {"running": None, "layer_weights": [0.5, 0.25, 0.25]}}
-    trainer.state.stateful_callbacks["PolicyObjective"] = saved
-    callback.on_train_begin(trainer.args, trainer.state, trainer.control)
-    assert trainer.objective.layer_weights.tolist() == [0.5, 0.25, 0.25]
-    assert callback.state() == saved

@@ -33,7 +33,8 @@ def test_one_folder_serves_every_budget_and_is_evaluated_at_one(place, tmp_path,
 
 
 def test_a_model_is_calibrated_to_milliseconds_and_saved_with_its_latencies(place, tmp_path, monkeypatch, capsys):
-    times = {"tokens": [1, 17], "attention": [0.1, 1.7], "mlp": [0.2, 3.4], "rest": 2.0, "gates": []}
+    times = {"tokens": [1, 17], "attention": [0.1, 1.7], "mlp": [0.2, 3.4], "rest": 2.0}
+    times["gates"] = [{"layers": [0, 1], "open": [0.0, 0.0], "closed": [0.0, 0.0]}]
     facts = {"device": "a CPU", "threads": 1, "dtype": "float32", "prepacked": True, "batch_size": 2}
     faked = {"latencies": LatencyTable(**facts, **times), "medians": lambda calls, rounds: dict.fromkeys(calls, 0.016)}
     monkeypatch.setattr(calibration, "calibrate_milliseconds", partial(calibration.calibrate_milliseconds, **faked))

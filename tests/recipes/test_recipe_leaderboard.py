@@ -76,6 +76,24 @@ def test_cells_of_another_recipe_are_refused(place):
         run(place, "recipes", *words, "--images", "6")
 
 
+def test_the_smaller_dense_model_stands_beside_the_methods_and_is_measured_once(place, monkeypatch):
+    words = ["--methods", "resized", "--budgets", "0.7"]
+    assert run(place, "smaller", *words)["smaller"] is None
+    found = run(place, "smaller", *words, "--smaller_dense", place.vit)["smaller"]
+    assert found["model"] == place.vit and found["cost"] == 1.0 and found["throughput"] == []
+    board = read(place.folder / "smaller" / "leaderboard.json", published=True)
+    assert board.smaller.gmacs < 0.3 * board.dense.gmacs  # two layers beside twelve
+    share = f"{100 * found['accuracy']:.2f} at {board.smaller.gmacs / board.dense.gmacs:.3f} of the dense model's"
+    assert share in (place.folder / "smaller" / "leaderboard.md").read_text()
+    measured = leaderboard.Place._measured
+    monkeypatch.setattr(leaderboard.Place, "_measured", None)
+    assert run(place, "smaller", *words, "--smaller_dense", place.vit)["smaller"] == found
+    assert run(place, "smaller", *words)["smaller"] == found
+    monkeypatch.setattr(leaderboard.Place, "_measured", measured)
+    with pytest.raises(OSError, match="smaller_dense .*nowhere' cannot be loaded"):
+        run(place, "smaller", *words, "--smaller_dense", str(place.folder / "nowhere"))
+
+
 def test_gates_that_are_nothing_untrained_are_taught_though_the_recipe_freezes_gates(place):
     words = ["--methods", "dynamicvit", "adavit", "--budgets", "0.8", "--tune", "true"]
     run(place, "taught", *words, "--freeze_gates_at", "0", "--tuning_budgets", "0.7", "--max_steps", "2")

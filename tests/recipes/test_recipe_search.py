@@ -6,32 +6,12 @@ import shutil
 import pytest
 import torch
 from image_files import write_parquet
-from recipe_place import evaluate, search
+from recipe_place import evaluate, find
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageClassification, ViTForImageClassification
 
 from hf_dynvit import DynViTForImageClassification, fit_bypass
 from hf_dynvit.training.calibration import cost_range
-
-
-def find(place, folder, model, *words):
-    return search.main(
-        [
-            "--model",
-            str(model),
-            "--output",
-            str(folder),
-            "--data_files",
-            f"train={place.folder}/train.parquet",
-            "--validation_fraction",
-            "0.5",
-            "--images",
-            "6",
-            "--always_keep",
-            "-1",
-            *words,
-        ]
-    )
 
 
 def test_a_search_writes_front_picture_and_models(place, skipping, tmp_path):
@@ -97,24 +77,6 @@ def test_scores_of_other_images_weights_or_options_are_refused_by_name(place, tm
     save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match=r"another search \(weights '\w+' there, '\w+' now\)"):
         find(place, out, model, *words)
-
-
-def test_one_search_has_one_measurement_of_latencies(place, tmp_path, monkeypatch):
-    measured = []
-
-    def measure(model, pixel_values):
-        measured.append(torch.tensor([[0.25, 0.75], [0.5, 0.5]][len(measured)]))
-        return measured[-1]
-
-    monkeypatch.setattr(search, "layer_latencies", measure)
-    words = ["--objectives", "error+latency"]
-    first = find(place, tmp_path, place.vit, *words)
-    again = find(place, tmp_path, place.vit, *words)
-    assert len(measured) == 1 and again["front"] == first["front"] and again["unmasked"] == first["unmasked"]
-    assert first["latencies"] == [0.25, 0.75] and json.loads((tmp_path / "scores.json").read_text())["latencies"]
-    for point in first["front"]:
-        wanted = sum(share for share, bit in zip([0.25, 0.75], point["bits"], strict=True) if bit == "1")
-        assert point["latency"] == point["reported"]["latency"] == pytest.approx(wanted)
 
 
 def test_sub_layers_of_a_deep_policy_are_searched_by_nsga2_with_progress(place, tmp_path, capsys):

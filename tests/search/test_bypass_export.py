@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from models import gated, images, run
+from models import gated, images, latency_table, run
 from torch.testing import assert_close
 from transformers import ViTForImageClassification
 
@@ -32,9 +32,10 @@ def test_masks_are_scored_with_what_they_add_and_pay_for_it(tiny_vit):
     model.config.layer_mask = None
     scores = MaskScores(model, space, [(pixel_values, out.logits.argmax(1))], gating="open")((False, True, False))
     assert scores["accuracy"] == 1.0 and scores["cost"] == pytest.approx(out.cost.mean().item())
-    latencies = torch.full((LAYERS,), 1 / LAYERS)
-    timed = MaskScores(model, space, [(pixel_values, out.logits.argmax(1))], gating="open", latencies=latencies)
-    assert timed((False, True, False))["latency"] > 0.5  # the bypasses have their part
+    timed = {"gating": "open", "latencies": latency_table(model)}
+    timed = MaskScores(model, space, [(pixel_values, out.logits.argmax(1))], **timed)
+    found = timed((False, True, False))["milliseconds"]  # two layers, the bypasses of two, and the rest
+    assert found == pytest.approx(2 * 5.1 + 2 * (1.0 - 0.5) + 2.0)
 
 
 @pytest.mark.parametrize("gate", ["block", "sublayer", "random"])

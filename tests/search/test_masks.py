@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from models import gated, images, run
+from models import gated, images, latency_table, run
 from torch.testing import assert_close
 from transformers import ViTForImageClassification
 
@@ -15,20 +15,21 @@ from hf_dynvit.search.masks import Reward
 from hf_dynvit.search.pareto import exhaustive, nsga2
 
 
-def make_scores(vit, gates=None, granularity="block", always_keep=(0,), **options):
+def make_scores(vit, gates=None, granularity="block", always_keep=(0,), timed=False, **options):
     torch.manual_seed(0)
     model = gated(vit, gates)
     pixel_values = images(24)
     with torch.no_grad():
         labels = model(pixel_values, gating="open").logits.argmax(1)  # so that layers matter
     space = MaskSpace(model.config.num_hidden_layers, granularity, always_keep)
+    options |= {"latencies": latency_table(model)} if timed else {}
     return MaskScores(model, space, [(pixel_values[:16], labels[:16]), (pixel_values[16:], labels[16:])], **options)
 
 
 @pytest.mark.parametrize("objectives", OBJECTIVES)
 @pytest.mark.parametrize("gates", [None, [{"gate": "block", "layers": [1, 3, 5]}]])
 def test_nsga2_finds_the_exhaustive_front(tiny_vit, gates, objectives):
-    scores = make_scores(tiny_vit(7), gates, latencies=torch.full((7,), 1 / 7), reward=Reward(price=0.2))
+    scores = make_scores(tiny_vit(7), gates, timed=True, reward=Reward(price=0.2))
     wanted = exhaustive(scores, objectives)
     assert len(scores.cache) == 64 and scores.evaluated == 64
     found = nsga2(scores, objectives, population=16, generations=12)

@@ -5,8 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from models import gated, images
+from models import gated, images, latency_table
 
+from hf_dynvit.objectives import depth_weights
 from hf_dynvit.search import MaskScores, MaskSpace
 from hf_dynvit.search.arguments import images_from, reward_of, training_of
 from hf_dynvit.search.masks import Reward, differences, fingerprint, model_fingerprint
@@ -88,10 +89,10 @@ def test_without_a_record_nothing_is_claimed():
 # ---------------------------------------------------------------------------------------------- rewards of masks
 
 
-def scores_of(vit, **options):
+def scores_of(vit, timed=False, **options):
     model = gated(vit, [{"gate": "block"}])
     batch = images(16), torch.arange(16) % 5
-    return MaskScores(model, MaskSpace(3), [batch], **options)
+    return MaskScores(model, MaskSpace(3), [batch], latencies=latency_table(model) if timed else None, **options)
 
 
 def test_the_reward_of_blockdrop_by_hand(tiny_vit):
@@ -101,18 +102,39 @@ def test_the_reward_of_blockdrop_by_hand(tiny_vit):
 
 
 def test_the_reward_weighs_layers_as_the_training_did(tiny_vit):
-    weights = torch.tensor([0.5, 0.2, 0.3])
-    reward = Reward(price=2.0, cost_weights="latency")
-    found = scores_of(tiny_vit(3), latencies=weights, reward=reward, gating="open")((True, False))
-    assert found["latency"] == pytest.approx(0.7)
-    assert found["reward"] == pytest.approx(found["accuracy"] - 2.0 * 0.7, abs=1e-6)
-    from hf_dynvit.objectives.policy_gradient import depth_weights
-
     found = scores_of(tiny_vit(3), reward=Reward(cost_weights="depth"), gating="open")((False, True))
     spent = depth_weights(3)[[0, 2]].sum().item()
     assert found["reward"] == pytest.approx(found["accuracy"] - spent, abs=1e-6)
+
+
+def test_milliseconds_are_those_of_the_table_and_the_reward_is_relative_to_the_dense_models(tiny_vit):
+    reward = Reward(price=2.0, cost_weights="latency")
+    found = scores_of(tiny_vit(3), timed=True, reward=reward, gating="open")((True, False))
+    assert found["milliseconds"] == pytest.approx(2 * 5.1 + 2.0)
+    assert found["reward"] == pytest.approx(found["accuracy"] - 2.0 * 12.2 / 17.3, abs=1e-6)
+    scores = scores_of(tiny_vit(3), timed=True)
+    acting = scores((True, False))["milliseconds"]
+    model, (pixel_values, _) = scores.model, scores.batches[0]
+    model.config.layer_mask = [[True, True], [True, True], [False, False]]
+    with torch.no_grad():
+        skipped = [~decision.sublayers[:, 0] for decision in model(pixel_values).decisions[:2]]
+    share = torch.stack(skipped).float().mean().item()
+    assert 0 < share < 1
+    assert acting == pytest.approx(
+        2 * (share * 1.0 + (1 - share) * 5.6) + 2.0, abs=1e-5
+    )  # gates are asked in two layers
+
+
+def test_milliseconds_need_the_table_of_the_model(tiny_vit):
     with pytest.raises(ValueError, match="'latency' need latencies"):
         scores_of(tiny_vit(3), reward=Reward(cost_weights="latency"))
+    table = latency_table(gated(tiny_vit(3), None))
+    with pytest.raises(
+        ValueError, match=r"17 tokens, with gates in layers \[\]; this one runs 17 .* in layers \[0, 1, 2\]"
+    ):
+        MaskScores(
+            gated(tiny_vit(3), [{"gate": "block"}]), MaskSpace(3), [(images(2), torch.zeros(2))], latencies=table
+        )
 
 
 # ---------------------------------------------------------------------------------------------- identity
@@ -151,20 +173,3 @@ def test_a_damaged_file_of_scores_is_named(tiny_vit, tmp_path):
         (tmp_path / "scores.json").write_text(content)
         with pytest.raises(ValueError, match="scores.json is damaged"):
             scores_of(tiny_vit(3), file=tmp_path / "scores.json")
-
-
-def test_latencies_are_measured_once_and_come_back_with_the_scores(tiny_vit, tmp_path):
-    vit, calls = tiny_vit(3), []
-
-    def measure():
-        calls.append(1)
-        return torch.rand(3)
-
-    torch.manual_seed(0)
-    first = scores_of(vit, latencies=measure, file=tmp_path / "scores.json")
-    first((True, False))
-    first.save()
-    torch.manual_seed(0)
-    again = scores_of(vit, latencies=measure, file=tmp_path / "scores.json")
-    assert len(calls) == 1 and torch.equal(again.latencies, first.latencies)
-    assert again((True, False)) == first((True, False)) and again.evaluated == 0
