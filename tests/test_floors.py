@@ -22,11 +22,13 @@ TOP = len(ROOMS)  # what stands beside the rooms
 STOREYS = (
     (
         "budgets",
+        "cascade",
         "cls_attention",
         "configuration_dynvit",
         "decisions",
         "host",
         "options",
+        "outputs",
         "packed_attention",
         "prepack",
         "rows",
