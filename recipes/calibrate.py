@@ -12,7 +12,7 @@ first, of gates with a bypass.
 """
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -31,7 +31,7 @@ from hf_dynvit.training.bypass import check_bypass, fit_bypass
 from hf_dynvit.training.calibration import calibrate, check_budgets, mean_cost, steady_range
 from hf_dynvit.training.cascade_calibration import read_looks
 from hf_dynvit.training.importance import fit_importance, token_gates
-from hf_dynvit.training.resolution import choose_resolution, sizes_for
+from hf_dynvit.training.resolution import choose_looks, choose_resolution, sizes_for
 
 
 AT_ONCE = 64  # images of a forward, where the batch that is to be served says another number
@@ -145,6 +145,8 @@ def main(argv=None):
     if args.resolution == "auto":
         model, shift, cost = at_best_size(entrant.model, batches, args)
     else:
+        if args.cascade == ["auto"] and args.gates and model.learned_gates():
+            model.set_cascade(best_looks(entrant.model, batches, args))
         shift, cost = meet(model, batches, args)
     model.float().save_pretrained(args.output)
     AutoImageProcessor.from_pretrained(args.model).save_pretrained(args.output)
@@ -192,6 +194,21 @@ def at_best_size(vit, batches, args):
         size = f"{trial.resolution} px" if trial.resolution else "images as they come"
         print(f"{size}: {trial.distance:.3f} nats from the dense model at cost {trial.cost:.3f}")
     return best.model, *found[best.resolution]
+
+
+def best_looks(vit, batches, args):
+    """The looks of a cascade, at the sizes of images that leave each nearest to the dense model's predictions."""
+
+    def build(size, cost):
+        one = replace(args, budget=cost, cascade=[])
+        model = with_gates(vit, one, size)
+        meet(model, batches, one)
+        return model
+
+    dense = DynViTForImageClassification.from_vit(dense_vit(vit)).to(vit.dtype)
+    looks = choose_looks(dense, build, vit.config, args.budget, batches)
+    print("looks: " + ", ".join(f"{look['resolution']} px at a mean cost of {look['budget']}" for look in looks))
+    return looks
 
 
 def reaches(model, budget):

@@ -12,7 +12,7 @@ from ..model.gates import preset_gates
 from ..model.modeling_dynvit import DynViTForImageClassification
 from .calibration import calibrate, mean_cost
 from .importance import fit_importance
-from .resolution import choose_resolution, looks_for, nearest_size, sizes_for
+from .resolution import choose_looks, choose_resolution, looks_for, nearest_size, sizes_for
 
 
 STEPS = 12  # of bisection
@@ -150,28 +150,26 @@ def prepare(name, vit, budget, batches):
     method = METHODS[name]
     if method.resizes == "alone":
         return DynViTForImageClassification.from_vit(vit, resolution=nearest_size(vit.config, budget))
-    if method.looks:
-        gates = method.gates(vit.config, None)
-        looks = looks_for(vit.config, budget, bool(gates))
-        model = DynViTForImageClassification.from_vit(vit, gates=gates, budget=budget, cascade=looks)
-        if method.importance:
-            fit_importance(model, batches)
-        calibrate(model, batches, budget)
-        return model
     amount = None if method.least is None else _amount(name, vit, budget, batches[:1])
+    gates = method.gates(vit.config, amount)
 
-    def build(resolution):
-        gates = method.gates(vit.config, amount)
-        model = DynViTForImageClassification.from_vit(vit, gates=gates, budget=budget, resolution=resolution)
+    def build(resolution, budget=budget, looks=None):
+        options = {"gates": gates, "budget": budget, "resolution": resolution, "cascade": looks}
+        model = DynViTForImageClassification.from_vit(vit, **options)
         if method.importance:
             fit_importance(model, batches)
         if method.least is None:
             calibrate(model, batches, budget)
         return model
 
+    dense = DynViTForImageClassification.from_vit(vit)
+    if method.looks:
+        choose = (
+            choose_looks(dense, build, vit.config, budget, batches) if gates else looks_for(vit.config, budget, False)
+        )
+        return build(None, looks=choose)
     if method.resizes == "never":
         return build(None)
-    dense = DynViTForImageClassification.from_vit(vit)
     return choose_resolution(dense, build, sizes_for(vit.config, budget), batches)[0].model
 
 

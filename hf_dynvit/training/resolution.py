@@ -72,6 +72,21 @@ def looks_for(config, budget, gated):
     return [{"resolution": size or side, "budget": cost} for size, cost in zip(sizes, (first, second), strict=True)]
 
 
+def choose_looks(dense, build, config, budget, batches):
+    """As `looks_for`, at the sizes of images at which each look is nearest to the dense model's predictions.
+
+    Args:
+        dense, batches: as in `choose_resolution`. build: (resolution, mean cost) -> a model that meets that cost.
+        config, budget: as in `looks_for`.
+    """
+    looks = looks_for(config, budget, True)
+    for look in looks:
+        cost = look["budget"]
+        best, _ = choose_resolution(dense, lambda size, cost=cost: build(size, cost), sizes_for(config, cost), batches)
+        look["resolution"] = best.resolution or pair(config.image_size)[0]
+    return looks
+
+
 def choose_resolution(dense, build, sizes, batches):
     """The `Trial` nearest to the dense model's predictions, and all of them.
 

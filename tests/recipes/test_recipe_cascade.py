@@ -55,3 +55,25 @@ def test_looks_that_are_none_are_refused_before_anything_runs(place, tmp_path, w
     with pytest.raises(ValueError, match=message):
         dial.main([*given, *([] if "--budget" in words else ["--budget", "0.7"]), *words])
     assert not (tmp_path / "out").exists()
+
+
+def test_sizes_of_looks_are_tried(place, tmp_path, capsys):
+    words = [
+        "--model",
+        place.vit,
+        "--data_files",
+        *place.files,
+        "--gates",
+        PATCH,
+        "--cascade",
+        "auto",
+        "--budget",
+        "0.6",
+    ]
+    dial.main([*words, "--output", str(tmp_path / "auto")])
+    looks = DynViTForImageClassification.from_pretrained(tmp_path / "auto").config.cascade
+    assert [look["budget"] for look in looks] == [0.4, 1.0] and all(
+        look["resolution"] in (16, 24, 32) for look in looks
+    )
+    said = ", ".join(f"{look['resolution']} px at a mean cost of {look['budget']}" for look in looks)
+    assert f"looks: {said}" in capsys.readouterr().out
