@@ -92,7 +92,7 @@ def _looks(model, batches):
 
 def _table(sure, spent):
     """[[budget, confidence], ...], both rising: the confidence at which the mean cost is nearest to each budget."""
-    candidates = torch.cat([sure.flatten(), torch.tensor([0.0, SURE])]).unique()  # (K,), the least first
+    candidates = torch.cat([sure.flatten(), sure.new_tensor([0.0, SURE])]).unique()  # (K,), the least first
     unsure = (sure.unsqueeze(0) < candidates.view(-1, 1, 1)).long().cummin(1).values  # (K, L - 1, B)
     costs = (spent[0] + (unsure * spent[1:]).sum(1)).mean(1)  # (K,)
     table = []

@@ -51,12 +51,14 @@ def test_three_looks(tiny_vit):
     assert cost == pytest.approx(0.5, abs=0.05) and set(out.looks.tolist()) == {1, 2, 3}
 
 
-def test_a_cascade_of_sizes_alone_needs_no_gates(tiny_vit):
-    looks = read_looks(["16@0.3", "32@1.0"])
+def test_a_cascade_of_sizes_alone_needs_no_gates(tiny_vit, tmp_path):
+    looks = read_looks(["16@0.3", "24@0.6"])  # all looks together cost less than the dense model
     model = DynViTForImageClassification.from_vit(tiny_vit(), budget=0.7, cascade=looks)
     _, cost = calibrate(model, [images(64)], 0.7)
     assert cost == pytest.approx(0.7, abs=0.03)
     assert all(look["shift"] == 0.0 for look in model.config.cascade)
+    model.save_pretrained(tmp_path)
+    assert DynViTForImageClassification.from_pretrained(tmp_path).config.budget_confidences[-1][1] > 1
 
 
 def test_other_aims_and_budgets_out_of_reach_are_refused(tiny_vit):
