@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Subset
 
 from hf_dynvit.data import DataArguments
 from hf_dynvit.measure import DTYPES, measured_on, open_models, time_batches
+from hf_dynvit.measure.looks import measure_looks
 from hf_dynvit.measure.per_image import check_decides, per_image
 from hf_dynvit.measure.runtimes import RUNTIMES, Exported, check_runtimes
 from hf_dynvit.measure.trained_models import CALIBRATION_IMAGES, first_images, shuffled
@@ -125,6 +126,9 @@ def main(argv=None):
         **measured_on(args.device, args.dtype, args.seed),
     )
     write(args.json, results)
+    if entrant.model.config.cascade is not None:
+        results.looks = measure_looks(entrant.model, DataLoader(images, args.eval_batch_size))
+        write(args.json, results)
     if exported:  # not on the images that int8 was calibrated on
         unseen = Subset(mixed.images, range(min(CALIBRATION_IMAGES, len(images) // 2), len(images)))
         measured = exported.accuracy(unseen, args.runtime_images, entrant.model.dtype)

@@ -18,6 +18,8 @@ from hf_dynvit.report.claims import claims_section
 from hf_dynvit.report.comparison import comparison_section
 from hf_dynvit.report.front import COMPARED, INTRODUCTION, front_comparison_rows, front_rows
 from hf_dynvit.report.leaderboard import sections as leaderboard_sections
+from hf_dynvit.report.looks import LOOKS, looks_items
+from hf_dynvit.report.looks import MEANING as LOOKS_MEANING
 from hf_dynvit.report.markdown import numbered, rows, table
 from hf_dynvit.report.per_image import MEANING, PER_IMAGE, per_image_items
 from hf_dynvit.report.rivals import by_seed
@@ -129,6 +131,7 @@ def render(results):
         parts += ["Several seeds: ± is the sample standard deviation of top-1, everything else the mean."]
     parts += section("Evaluated", EVALUATED, [([one],) for one in evaluations])
     parts += section("Per image", PER_IMAGE, per_image_items(evaluations), MEANING)
+    parts += section("Cascades", LOOKS, looks_items(evaluations), LOOKS_MEANING)
     parts += section("Searched", SEARCHED, [(one,) for one in of(Search)])
     speeds = [(one, speed) for one in evaluations for speed in one.throughput]
     parts += section("Speed", SPEED, speeds, *beyond_promise(*(one.throughput for one in evaluations)))

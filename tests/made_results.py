@@ -8,7 +8,8 @@ from hf_dynvit.measure.dense import FROZEN, OURS
 from hf_dynvit.measure.forwards import RandomSpeed
 from hf_dynvit.measure.per_image import PerImage
 from hf_dynvit.measure.speed import Speed
-from hf_dynvit.report.results import AgentRun, Comparison, Evaluation, Run, Scores, Search, StepTime, Training
+from hf_dynvit.report.comparison_results import Comparison, Run
+from hf_dynvit.report.results import AgentRun, Evaluation, Scores, Search, StepTime, Training
 from hf_dynvit.report.schema import fill
 
 

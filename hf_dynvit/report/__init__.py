@@ -1,5 +1,6 @@
 """What was found, for people: results and their schema, tables, plots, pictures, model cards."""
 
+from .comparison_results import Comparison, Run
 from .leaderboard_results import Cell, Leaderboard, SmallerDense
 from .model_card import write_model_card
 from .names import decides
@@ -8,10 +9,8 @@ from .plots import plot_usage
 from .publish import describe, push
 from .results import (
     Benchmark,
-    Comparison,
     Demo,
     Evaluation,
-    Run,
     Runtime,
     Scores,
     Search,

@@ -7,10 +7,10 @@ from pathlib import Path
 from pandas import DataFrame, isna
 from transformers.utils import logging
 
+from .comparison_results import Comparison
 from .markdown import ABSENT, Commands, rows, table
 from .names import place, random_masks, reported_on
 from .plots import curves_plot
-from .results import Comparison
 from .schema import write
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, fields
 from typing import ClassVar
 
 from ..measure.forwards import RandomSpeed
+from ..measure.looks import Looks
 from ..measure.per_image import PerImage
 from ..measure.speed import Speed
 from .schema import Results
@@ -120,7 +121,8 @@ class Runtime:
 
 @dataclass(kw_only=True)
 class Evaluation(ModelResults):
-    """The JSON of recipes/evaluate.py; `dense` is of `dense_model`; `budgets`: of the model's table, None without one."""
+    """The JSON of recipes/evaluate.py; `dense` is of `dense_model`; `budgets`: of the model's table, None without one;
+    `looks`: of a cascade."""
 
     kind: ClassVar[str] = "evaluation"
     model: str
@@ -130,6 +132,7 @@ class Evaluation(ModelResults):
     runtimes: dict[str, Runtime] = field(default_factory=dict)
     per_image: PerImage | None = None
     budgets: list | None = None
+    looks: Looks | None = None
 
     def speeds(self):
         return self.throughput
@@ -213,45 +216,3 @@ class Benchmark(Results):
 
     def speeds(self):
         return self.rows
-
-
-@dataclass(kw_only=True)
-class Run:
-    """One training of a comparison, with one variant and one seed.
-
-    Attributes:
-        chosen: accuracy and cost on the patches that the agent chose. kept_share: of the patches, in training.
-        step_mib: working memory of the "first" and "last" step. curve: dicts of step, seconds, accuracy, loss.
-    """
-
-    variant: str
-    seed: int
-    commit: str | None
-    command: str
-    accuracy: float
-    chosen: dict | None
-    train_seconds: float
-    agent: AgentRun | None
-    kept_share: float
-    train_cost: float | None
-    step_mib: dict
-    curve: list
-
-
-@dataclass(kw_only=True)
-class Comparison(Results):
-    """compare.json of recipes/compare_agents.py; the fields that may be None are known once the data is loaded."""
-
-    kind: ClassVar[str] = "comparison of agents"
-    dataset: str
-    steps: int
-    batch_size: int
-    evaluations: int
-    settings: dict
-    split: str | None = None
-    split_files: list | None = None
-    images: int | None = None
-    curves_on: str | None = None
-    curve_images: int | None = None
-    runs: list[Run] = field(default_factory=list)
-    summary: dict = field(default_factory=dict)

@@ -11,6 +11,7 @@ import re
 
 import torch
 
+from ..measure.looks import each_look
 from ..model.budgets import looked_up
 from ..model.cascade import SURE
 from .resolution import looks_for
@@ -64,8 +65,8 @@ def calibrate_cascade(model, batches, look_at, budget):
     """
     config = model.config
     config.cascade = [{**look, "shift": look_at(index, look["budget"])} for index, look in enumerate(config.cascade)]
-    sure, spent = _looks(model, batches)
-    table = _table(sure, spent)
+    each = each_look(model, batches)
+    table = _table(each.sure[:-1], each.spent)
     (least, _), (most, _) = table[0], table[-1]
     if not least <= budget <= most:
         raise ValueError(
@@ -77,21 +78,8 @@ def calibrate_cascade(model, batches, look_at, budget):
     return looked_up(table, budget, 1), cost
 
 
-@torch.no_grad()
-def _looks(model, batches):
-    """How sure all looks up to each but the last leave an image (L - 1, B), and what each look costs (L, B)."""
-    total, sure, spent = None, [], []
-    for index in range(len(model.config.cascade)):
-        outputs = [model(batch, look=index) for batch in batches]
-        found = torch.cat([out.logits.float().log_softmax(-1) for out in outputs]).double()
-        total = found if total is None else torch.logaddexp(total, found)
-        sure.append((total.amax(-1) - torch.tensor(index + 1.0).log()).exp())
-        spent.append(torch.cat([out.cost for out in outputs]).double())
-    return torch.stack(sure[:-1]).cpu(), torch.stack(spent).cpu()
-
-
 def _table(sure, spent):
-    """[[budget, confidence], ...], both rising: the confidence at which the mean cost is nearest to each budget."""
+    """From how sure all looks but the last leave images (L - 1, B), and the costs of all (L, B): [[budget, confidence], ...], both rising: the confidence at which the mean cost is nearest to each budget."""
     candidates = torch.cat([sure.flatten(), sure.new_tensor([0.0, SURE])]).unique()  # (K,), the least first
     unsure = (sure.unsqueeze(0) < candidates.view(-1, 1, 1)).long().cummin(1).values  # (K, L - 1, B)
     costs = (spent[0] + (unsure * spent[1:]).sum(1)).mean(1)  # (K,)

@@ -20,9 +20,13 @@ def test_a_plain_vit_becomes_a_cascade_and_is_evaluated_at_any_of_its_budgets(pl
     words += ["--json", str(tmp_path / "at.json")]
     at = evaluate.main([*words, "--batch_sizes", "4", "--rounds", "2", "--no-compile"])
     assert [look["budget"] for look in at["cascade"]] == [0.5, 0.8] and at["usage"] == {} and at["throughput"]
+    one, both, chance = *at["looks"]["accuracy"], at["looks"]["at_random"]
+    assert sum(at["looks"]["shares"]) == pytest.approx(1) and min(one, both) <= chance <= max(one, both)
+    assert at["looks"]["cost"][0] <= at["cost"] <= at["looks"]["cost"][1]
     cheaper = evaluate.main([*words, "--batch_sizes", "0", "--budget", str(at["budgets"][0])])
     assert cheaper["cost"] < at["cost"]
-    assert "cascade of 24 px at 0.5, 32 px at 0.8" in report.main([str(tmp_path / "at.json")])
+    tables = report.main([str(tmp_path / "at.json")])
+    assert "cascade of 24 px at 0.5, 32 px at 0.8" in tables and "### Cascades" in tables
     each = evaluate.main([*words, "--batch_sizes", "0", "--per_image", "6"])["per_image"]
     assert each["cost_std"] > each["equal_cost_std"] and each["equal_cost"] == pytest.approx(each["cost"], abs=0.15)
     with pytest.raises(ValueError, match="searched for one look"):
