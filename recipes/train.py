@@ -41,7 +41,7 @@ def main(argv=None):
         DataArguments,
         DynViTTrainingArguments,
         defaults=preset_defaults,
-        set_aside=faithful_set_aside,
+        set_aside=lambda file, argv: faithful_set_aside(file, argv) | budgets_set_aside(file, argv),
     )
     push_at_end, args.push_to_hub = args.push_to_hub, False  # once, at the end, with the card
     args.resume_from_checkpoint = find_checkpoint(args)
@@ -140,6 +140,16 @@ def faithful_set_aside(file_words, argv):
         logger.warning(
             f"gates {gates!r} are taught as published: of the recipe file, {', '.join(sorted(left))} are left aside; what "
             "the command line says counts"
+        )
+    return left
+
+
+def budgets_set_aside(file_words, argv):
+    """The recipe's tuning budgets do not count where the command line asks for a cascade: its looks have their own."""
+    left = {"tuning_budgets"} if last_value(argv, "cascade") and last_value(file_words, "tuning_budgets") else set()
+    if left:
+        logger.warning(
+            "tuning_budgets of the recipe file are left aside: each look of a cascade has a budget of its own"
         )
     return left
 

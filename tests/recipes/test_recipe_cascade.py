@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from recipe_place import dial, evaluate, report, search
+from recipe_place import dial, evaluate, report, search, train
 
 from hf_dynvit import DynViTForImageClassification
 
@@ -36,8 +36,9 @@ def test_a_plain_vit_becomes_a_cascade_and_is_evaluated_at_any_of_its_budgets(pl
 
 def test_a_training_takes_looks_in_turn_and_leaves_a_cascade(place):
     gates = ["--gates", PATCH, *LOOKS, "--budget", "0.7", "--freeze_gates_at", "0", "--max_steps", "4"]
-    results = place.train("cascade", *gates, "--teacher", "none")
-    folder = place.folder / "cascade"
+    recipe, folder = place.folder / "budgets.yaml", place.folder / "cascade"
+    recipe.write_text(place.recipe.read_text() + "\ntuning_budgets: [0.5, 0.6]\n")  # which the looks set aside
+    results = train.main([str(recipe), "--output_dir", str(folder), *gates, "--teacher", "none"])
     assert [look["resolution"] for look in results["cascade"]] == [24, 32]
     model = DynViTForImageClassification.from_pretrained(folder)
     assert model.config.budget_confidences is not None and model.config.budget == 0.7
