@@ -153,9 +153,8 @@ def main(argv=None):
     if model.config.budget_shifts is not None:
         shown = ", ".join(f"{budget} ({added:+.3f})" for budget, added in model.config.budget_shifts)
         print(f"one model for the budgets {shown}; it decides at {model.config.budget} until model.set_budget")
-    how = (
-        f"images are done from a probability of {shift:.3f}" if args.cascade else f"all gates shifted by {shift:+.3f}"
-    )
+    shown = f"images are done from a probability of {shift:.3f}" if model.config.cascade else None
+    how = shown or f"all gates shifted by {shift:+.3f}"
     print(f"{how}: mean cost {cost:.3f} on {len(loader.dataset)} training images")
     return shift, cost
 
@@ -170,7 +169,7 @@ def meet(model, batches, args):
     if args.budgets:
         return calibrate(model, batches, budgets=args.budgets)
     learned = model.learned_gates()
-    calibrates = learned or args.cascade
+    calibrates = learned or model.config.cascade is not None
     found = calibrate(model, batches, args.budget) if calibrates else (0.0, mean_cost(model, batches))
     model.set_budget(args.budget)
     return found

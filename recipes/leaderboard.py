@@ -123,7 +123,7 @@ class Place:
         """Image processor, configuration, data and model of a plain ViT."""
         processor, config = load_base(model_args)
         data = load_image_data(self.data_args, processor, config, False, self.args.seed)
-        plain = replace(model_args, gates="none", budget=1.0, resolution=None)
+        plain = replace(model_args, gates="none", budget=1.0, resolution=None, cascade=[])
         return processor, config, data, load_model(plain, config, data).eval().to(self.args.device)
 
     def _loader(self, images):

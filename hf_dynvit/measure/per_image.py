@@ -89,6 +89,10 @@ class ImageCosts(NamedTuple):
 def check_decides(model):
     """Refuse a model that has no thresholds to compare, or decides anew each time, with a ValueError that says so."""
     found = [entry["gate"] for entry in model.config.gates or []]
+    if model.config.cascade is not None:
+        raise ValueError(
+            "cost per image is held against the same cost for each within one look: a cascade has several"
+        )
     if not model.learned_gates() or any(isinstance(module, RandomGate) for module in model.modules()):
         raise ValueError(
             f"cost per image is measured of models with learned gates and no random ones, the gates here are {found}"
@@ -101,8 +105,7 @@ def per_image(entrant, count, seed=0, batch_size=32):
 
     The same cost for every image is the model's mean cost. For each image alone one number is added to the logits of all
     learned gates, found by bisection, so that the image costs that much: the gates still decide which units it uses, no
-    longer how many. Of the shifts that were tried the one nearest in cost counts. A cascade is compared with one look, its
-    last, at the same cost for every image.
+    longer how many. Of the shifts that were tried the one nearest in cost counts.
 
     Args:
         entrant: an `Entrant`; its model is left as it was found.
@@ -116,7 +119,6 @@ def per_image(entrant, count, seed=0, batch_size=32):
     check_decides(model)
     if min(count, len(entrant.images)) < 1:
         raise ValueError(f"at least 1 image is needed, got {count} of {len(entrant.images)}")
-    look = None if model.config.cascade is None else len(model.config.cascade) - 1
     places = torch.randperm(len(entrant.images), generator=torch.Generator().manual_seed(seed))[:count]
     images = Subset(entrant.images, places.tolist())
     parts = []
@@ -130,14 +132,14 @@ def per_image(entrant, count, seed=0, batch_size=32):
         target, equal = _mean(cost), []
         for image in tqdm(DataLoader(images, 1), desc=f"the same cost, {target:.3f}, for each", unit="image"):
             pixel_values = image["pixel_values"].to(model.device, model.dtype)
-            equal.append(_nearest(lambda amount, one=pixel_values: _read(model, one, shift, amount, look), target))
+            equal.append(_nearest(lambda amount, one=pixel_values: _read(model, one, shift, amount), target))
     return ImageCosts(places, labels, cost, *rest, *map(torch.tensor, zip(*equal, strict=True)))
 
 
-def _read(model, pixel_values, shift, amount, look):
-    """Cost and class of one image, with shifted thresholds; of a cascade in one look."""
+def _read(model, pixel_values, shift, amount):
+    """Cost and class of one image, with shifted thresholds."""
     shift(amount)
-    out = model(pixel_values, look=look)
+    out = model(pixel_values)
     return out.cost.item(), out.logits.argmax().item()
 
 

@@ -7,6 +7,8 @@ have budgets of their own. A cascade (cascade.py) has a table of confidences in 
 Letters: B images, K entries of the table.
 """
 
+import copy
+
 import torch
 
 
@@ -146,13 +148,13 @@ class Dial:
     def set_cascade(self, looks):
         """Have several looks at an image in place of one, as in `DynViTConfig`, or None for one. Returns the model.
 
-        The table of budgets is dropped: `calibrate(model, batches, budget)` sets the thresholds of the looks, and from which
+        The table of budgets is dropped, and so are the shifts of looks before: `calibrate(model, batches, budget)` sets the thresholds of the looks, and from which
         confidence an image needs no further one.
 
         Raises:
             ValueError: what is no cascade, or does not go with the model.
         """
-        resolution = None if looks else self.config.resolution
+        resolution, looks = None if looks else self.config.resolution, copy.deepcopy(looks)
         changed = {"cascade": looks, "resolution": resolution, "budget_shifts": None, "budget_confidences": None}
         type(self.config)(**{**self.config.to_dict(), **changed})  # refuses what is wrong
         self.drop_budgets()

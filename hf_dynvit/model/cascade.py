@@ -46,7 +46,7 @@ def check_looks(config):
     given = [name for name in ("resolution", "budget_shifts", "layer_mask") if getattr(config, name) is not None]
     if given:
         raise ValueError(f"a cascade has sizes and thresholds for each look: {given} cannot be given beside it")
-    if config.problem_type == "multi_label_classification" or config.num_labels < 2:
+    if config.problem_type not in (None, "single_label_classification") or config.num_labels < 2:
         raise ValueError(
             "a cascade needs one label of several for each image, by whose probability it is sure: got problem_type "
             f"{config.problem_type!r} and {config.num_labels} labels"
@@ -54,6 +54,24 @@ def check_looks(config):
     if config.budget_confidences is not None:
         check_table(config.budget_confidences, "budget_confidences", "confidence", 0.0, SURE)
         check_reach(config.budget_confidences, config.budget)
+
+
+def look_shifts(config):
+    """What each look adds to the logits of all learned gates."""
+    return [look.get("shift", 0.0) for look in config.cascade]
+
+
+def set_look_shifts(config, shifts):
+    """Give each look of a cascade its shift."""
+    config.cascade = [{**look, "shift": float(shift)} for look, shift in zip(config.cascade, shifts, strict=True)]
+
+
+def check_single_label(labels):
+    """Raise ValueError for labels that are not one class for each image."""
+    if labels is not None and (labels.dim() != 1 or labels.is_floating_point()):
+        raise ValueError(
+            f"a cascade needs one class for each image, int64 (B,), as labels; got {labels.dtype} {tuple(labels.shape)}"
+        )
 
 
 def view(config, batch, look=None, budget=None):
@@ -101,7 +119,10 @@ def in_looks(model, pixel_values, budget=None, look=None, **options):
     Raises:
         ValueError: a budget out of reach, or an option that is for one look.
     """
-    wrong = [name for name in REFUSED if options.get(name) is not None]
+    given = [name for name in REFUSED if options.get(name) is not None and options[name] is not False]
+    wrong = given + [name for name in REFUSED if name not in options and getattr(model.config, name, False)]
+    exploration = options.get("exploration")
+    wrong += ["exploration with a shift"] if exploration is not None and exploration.shift is not None else []
     if wrong:
         raise ValueError(
             f"{wrong} are for one look of a cascade: say which, look=0 to {len(model.config.cascade) - 1}"
@@ -116,7 +137,7 @@ def in_looks(model, pixel_values, budget=None, look=None, **options):
         there = unsure.nonzero().squeeze(1) if packed and index else None
         if there is not None and len(there) == 0:
             break
-        out = model(pixel_values if there is None else pixel_values[there], look=index, **options)
+        out = model(pixel_values if there is None else pixel_values[there], look=index, return_dict=True, **options)
         found, spent = out.logits.float().log_softmax(-1), out.cost
         if there is not None:
             found = found.new_full((batch, found.shape[1]), -torch.inf).index_copy(0, there, found)

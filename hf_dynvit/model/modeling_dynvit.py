@@ -11,7 +11,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .budgets import Dial
 from .bypass import Bypass
-from .cascade import in_looks
+from .cascade import check_single_label, in_looks
 from .configuration_dynvit import DynViTConfig
 from .convert import dynvit_config, load_vit
 from .encoder import encode
@@ -179,6 +179,8 @@ class DynViTForImageClassification(DynViTModel):
             labels: (B,) class indices, or (B, C) floats for multi-label problems; adds the loss.
             options: without a `look`, a model with a cascade takes as many as each image needs, and in training the last.
         """
+        if self.config.cascade is not None:
+            check_single_label(labels)
         several = self.config.cascade is not None and options.get("look") is None and not self.training
         if several and pixel_values is not None:
             logits, cost, looks = in_looks(self, pixel_values, **options)

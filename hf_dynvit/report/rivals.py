@@ -140,9 +140,14 @@ def trained_alike(runs, trainings):
         for others in alike
         if has_gates(others[0], "random") and ("patch" in units(others[0])) == ("patch" in units(first))
         if budget(others[0]) == budget(first) and others[0].resolution == first.resolution
-        if others[0].cascade == first.cascade
+        if _seen(others[0]) == _seen(first)
     ]
     return dense, random
+
+
+def _seen(results):
+    """Size of images and cost of each look of a cascade; None of other models."""
+    return results.cascade and [(look.get("resolution"), look["budget"]) for look in results.cascade]
 
 
 def same_recipe(one, other):
@@ -168,7 +173,8 @@ def best_mask(policy, evaluations):
     masks = [
         results
         for results in evaluations
-        if not results.gates and results.cost < WITHOUT_MASK and results.cost <= most
+        if not (results.gates or results.resolution or results.cascade) and results.cost < WITHOUT_MASK
+        if results.cost <= most
         if same_images(results, policy.first())
     ]
     return max(masks, key=lambda results: results.accuracy, default=None)

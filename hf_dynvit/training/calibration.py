@@ -9,14 +9,13 @@ from ..model.budgets import MOST_BUDGETS, check_budget, shift_gates, shift_of
 from ..model.configuration_dynvit import pair
 from ..model.encoder import encode
 from ..model.gate_random import RandomGate
-from .cascade_calibration import calibrate_cascade
+from .cascade_calibration import WORTH_A_WARNING, calibrate_cascade
 from .shifts import Shifts
 from .timed_calibration import calibrate_milliseconds
 
 
 logger = logging.get_logger("hf_dynvit.training.calibration")
 TOLERANCE = 0.002  # distance from the budget at which the search for a shift ends
-WORTH_A_WARNING = 0.02  # a cost that far from the budget is another one
 SHUT = 1e4  # added to logits, it decides whatever else is in them
 
 
@@ -89,8 +88,8 @@ def _to_one(model, shifts, budget):
 
 
 def _to_look(model, batches, look, budget):
-    """The shift of a look of a cascade; 0 without gates that could be shifted."""
-    return _nearest(Shifts(model, batches, look=look), budget)[0] if model.learned_gates() else 0.0
+    """The shift of a look of a cascade."""
+    return _nearest(Shifts(model, batches, look=look), budget)[0]
 
 
 def _nearest(shifts, budget):
@@ -147,23 +146,22 @@ def check_budgets(model, budgets):
         budgets: mean costs to aim at; of a cascade for all looks together, whose own are looked at, too.
 
     Returns:
-        The greatest mean cost to start from, at most 1.
+        The greatest mean cost to start from, at most 1; of a cascade a list, one for each look.
 
     Raises:
         ValueError: a budget out of reach; it names the reach.
     """
-    if not model.learned_gates() or _draws(model):
-        return 1.0
-    looks = model.config.cascade
+    learned, looks = bool(model.learned_gates()) and not _draws(model), model.config.cascade
     if looks is None:
-        return _check_within(model, budgets)
-    least, most = looks[0]["budget"], sum(look["budget"] for look in looks)
+        return _check_within(model, budgets) if learned else 1.0
+    costs = [look["budget"] if learned else cost_range(model, index)[1] for index, look in enumerate(looks)]
     for budget in budgets:
-        if not least <= budget <= most:
+        if not costs[0] <= budget <= sum(costs):
             raise ValueError(
-                f"a budget of {budget} is out of reach of a cascade of {looks}: {least:.3f} to {most:.3f}"
+                f"a budget of {budget} is out of reach of this cascade: its first look costs {costs[0]:.3f}, all looks "
+                f"{sum(costs):.3f}"
             )
-    return min(_check_within(model, [one["budget"]], look) for look, one in enumerate(looks))
+    return [_check_within(model, [cost], look) if learned else 1.0 for look, cost in enumerate(costs)]
 
 
 def _check_within(model, budgets, look=None):

@@ -10,13 +10,18 @@ Letters: K confidences, L looks, B images.
 import re
 
 import torch
+from transformers.utils import logging
 
 from ..measure.looks import each_look
-from ..model.budgets import looked_up
-from ..model.cascade import SURE
+from ..model.budgets import looked_up, shift_gates
+from ..model.cascade import SURE, set_look_shifts
 from .resolution import looks_for
 
 
+logger = logging.get_logger("hf_dynvit.training.calibration")
+WORTH_A_WARNING = 0.02  # a cost that far from the budget is another one
+MOST_TRIED = 512  # confidences, however many images there are
+LEAST_STEP = 1e-4  # between budgets of a table
 POINTS = 17  # budgets of a table, evenly spaced between the cost of the first look and that of all
 
 
@@ -51,42 +56,60 @@ def words_of(cascade):
 def calibrate_cascade(model, batches, look_at, budget):
     """Set the shift of each look and the table of confidences, and the budget that the cascade is used at.
 
+    What the shifts have in common goes into the gates' biases: the last look has none. Where no gates learn, each look's budget
+    becomes what it costs.
+
     Args:
-        model: a cascade, in evaluation mode; no weight of it changes.
+        model: a cascade, in evaluation mode; no weight of it changes but these biases.
         batches: list of `pixel_values` (B, channels, height, width) that were not trained on. No labels are used.
         look_at: (look, its budget) -> the shift at which its mean cost is that budget.
-        budget: mean cost to aim at, of all looks together.
+        budget: mean cost to aim at, of all looks together; one out of reach becomes the nearest, and it is said.
 
     Returns:
         The confidence at that budget, and the mean cost that it gives on the batches.
-
-    Raises:
-        ValueError: a budget below the cost of the first look or above that of all looks.
     """
-    config = model.config
-    config.cascade = [{**look, "shift": look_at(index, look["budget"])} for index, look in enumerate(config.cascade)]
+    config, gates = model.config, model.learned_gates()
+    if gates:
+        shifts = [look_at(index, look["budget"]) for index, look in enumerate(config.cascade)]
+        shift_gates(gates, shifts[-1])
+        set_look_shifts(config, [shift - shifts[-1] for shift in shifts])
     each = each_look(model, batches)
-    table = _table(each.sure[:-1], each.spent)
+    if not gates:
+        costs = each.spent.mean(1).clamp(max=1.0).tolist()
+        config.cascade = [{**look, "budget": round(cost, 4)} for look, cost in zip(config.cascade, costs, strict=True)]
+    table = confidences(each.sure[:-1], each.spent, budget)
     (least, _), (most, _) = table[0], table[-1]
-    if not least <= budget <= most:
-        raise ValueError(
-            f"a budget of {budget} is out of reach of this cascade: its first look costs {least:.3f}, all looks {most:.3f}"
-        )
-    config.budget, config.budget_confidences = float(budget), table
+    config.budget, config.budget_confidences = float(min(max(budget, least), most)), table
     with torch.no_grad():
         cost = torch.cat([model(batch).cost for batch in batches]).mean().item()
-    return looked_up(table, budget, 1), cost
+    if abs(cost - budget) > WORTH_A_WARNING:
+        logger.warning(
+            f"the budget is {budget}, and the nearest mean cost of this cascade is {cost:.3f}: its first look costs {least:.3f}, "
+            f"all looks {most:.3f}"
+        )
+    return looked_up(table, config.budget, 1), cost
 
 
-def _table(sure, spent):
-    """From how sure all looks but the last leave images (L - 1, B), and the costs of all (L, B): [[budget, confidence], ...], both rising: the confidence at which the mean cost is nearest to each budget."""
-    candidates = torch.cat([sure.flatten(), sure.new_tensor([0.0, SURE])]).unique()  # (K,), the least first
-    unsure = (sure.unsqueeze(0) < candidates.view(-1, 1, 1)).long().cummin(1).values  # (K, L - 1, B)
+def confidences(sure, spent, budget):
+    """[[budget, confidence], ...], both rising: the confidences at which mean costs are nearest to budgets.
+
+    Args:
+        sure: (L - 1, B), how sure all looks up to each but the last leave an image. spent: (L, B), what each look costs.
+        budget: one that shall be among them, if it is in reach.
+    """
+    values = sure.flatten().sort().values.unique()
+    values = values[torch.linspace(0, len(values) - 1, min(len(values), MOST_TRIED)).round().long()]
+    between = (values[1:] + values[:-1]) / 2
+    ends = [values[:1] * (1 - 1e-6), (values[-1:] * (1 + 1e-6)).clamp(max=SURE)]
+    tried = torch.cat([ends[0], between, ends[1]])  # (K,), the least first
+    unsure = (sure.unsqueeze(0) < tried.view(-1, 1, 1)).long().cummin(1).values  # (K, L - 1, B)
     costs = (spent[0] + (unsure * spent[1:]).sum(1)).mean(1)  # (K,)
-    table = []
-    for budget in torch.linspace(costs[0].item(), min(1.0, costs[-1].item()), POINTS).double():
-        nearest = (costs - budget).abs().argmin()
-        cost, confidence = min(1.0, costs[nearest].item()), candidates[nearest].item()
-        if not table or (cost > table[-1][0] + 1e-4 and confidence > table[-1][1]):
+    most, table = min(1.0, costs[-1].item()), []
+    for wanted in sorted(
+        [*torch.linspace(costs[0].item(), most, POINTS).tolist(), min(max(budget, costs[0].item()), most)]
+    ):
+        nearest = (costs - wanted).abs().argmin()
+        cost, confidence = min(1.0, costs[nearest].item()), tried[nearest].item()
+        if not table or (cost > table[-1][0] + LEAST_STEP and confidence > table[-1][1]):
             table.append([cost, confidence])
     return table

@@ -71,8 +71,8 @@ def check_trainer(trainer):
             f"this is a regression (num_labels {config.num_labels}, problem_type {config.problem_type!r}): rewards and "
             'metrics are those of classes; for one label that is there or not: problem_type "multi_label_classification"'
         )
-    if config.cascade is not None:
-        _check_cascade(args)
+    if trainer.train_dataset is not None:
+        check_cascade(trainer)
     if not args.train_body and not learns(trainer.model):
         raise ValueError("train_body is false, which needs gates that learn: the model has none")
     if (
@@ -95,7 +95,27 @@ def check_trainer(trainer):
             _warn_of_another_objective(args, config)
 
 
-def _check_cascade(args):
+def check_cascade(trainer):
+    """Refuse what cannot be trained with several looks; nothing without a cascade.
+
+    Raises:
+        ValueError: it names the argument and says why.
+    """
+    args = trainer.args
+    if trainer.model.config.cascade is None:
+        return
+    if trainer.calibration_dataset is None or args.calibration_images < 1:
+        raise ValueError(
+            "a cascade needs images that are not trained on, to find from which confidence an image is done: give "
+            f"calibration_dataset and calibration_images of at least 1, got {args.calibration_images}"
+        )
+    if compares(args):
+        raise ValueError(
+            f"{compares(args)} would compare cascades that take all of their looks: from which confidence on they do not is "
+            "found at the end of training"
+        )
+    if args.bypass_images:
+        raise ValueError(f"bypass_images are for models of one look, got {args.bypass_images} and a cascade")
     if args.tuning_budgets:
         raise ValueError(
             f"the looks of a cascade have a budget each, and steps take them in turn: no tuning_budgets, got {args.tuning_budgets}"

@@ -19,6 +19,7 @@ def prepare(trainer):
     _fit(trainer, fit_importance, args.importance_images, "importance_explained")
     if args.calibrate_first:
         trainer.calibrate()
+        model.config.budget_confidences = None  # of a cascade: not true for long
 
 
 def finish(trainer):

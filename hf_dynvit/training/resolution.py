@@ -17,6 +17,7 @@ from ..model.resolution import tokens_of
 LEFT_TO_GATES = (0.45, 0.85)  # relative costs, of a smaller image, that are worth a trial
 # Of a cascade's budget: with a second look for one image in five the two make the whole.
 FIRST_LOOK, SECOND_LOOK = 2 / 3, 5 / 3
+TOO_DEAR = 0.02  # cost above that of a look, where gates do not reach it
 LEFT_IN_FIRST = 0.45  # what gates leave of the first look's size
 
 
@@ -82,7 +83,11 @@ def choose_looks(dense, build, config, budget, batches):
     looks = looks_for(config, budget, True)
     for look in looks:
         cost = look["budget"]
-        best, _ = choose_resolution(dense, lambda size, cost=cost: build(size, cost), sizes_for(config, cost), batches)
+        _, trials = choose_resolution(
+            dense, lambda size, cost=cost: build(size, cost), sizes_for(config, cost), batches
+        )
+        met = [trial for trial in trials if trial.cost <= cost + TOO_DEAR] or trials
+        best = min(met, key=lambda trial: (math.isnan(trial.distance), trial.distance))
         look["resolution"] = best.resolution or pair(config.image_size)[0]
     return looks
 

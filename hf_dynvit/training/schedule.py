@@ -3,6 +3,7 @@
 import torch
 
 from ..model.budgets import shift_gates
+from ..model.cascade import look_shifts, set_look_shifts
 from ..objectives.base import Step
 from .calibration import TOLERANCE, steady_range
 from .checkpoints import ResumedCallback
@@ -13,7 +14,8 @@ class GateSchedule:
     """Reads where a `DynViTTrainer` stands; its arguments say what follows from it.
 
     Attributes:
-        full_cost: mean cost from which the budget falls, that of everything that may run; less than 1 under a mask.
+        full_cost: mean cost from which the budget falls, that of everything that may run; less than 1 under a mask. Of a
+            cascade a list, one for each look.
     """
 
     def __init__(self, trainer):
@@ -40,7 +42,8 @@ class GateSchedule:
         budget = config.budget if look is None else config.cascade[look]["budget"]
         ramp = 0.0 if self.args.calibrate_first else self.args.budget_ramp
         done = 1.0 if ramp == 0 else min(1.0, self.progress() / ramp)
-        return self.full_cost - (self.full_cost - budget) * done
+        full = self.full_cost if look is None else self.full_cost[look]
+        return full - (full - budget) * done
 
     def look(self):
         """Which look of a cascade the next step trains: the steps take them in turn. None: there is no cascade."""
@@ -65,7 +68,8 @@ class PackedTuning(ResumedCallback):
     objective that follows no budget, thresholds stay where training has left them.
 
     Attributes:
-        shifts: one for each tuning budget; between steps the model has the first.
+        shifts: one for each tuning budget; between steps the model has the first. Of a cascade those of its looks, which the
+            configuration holds.
     """
 
     def __init__(self, trainer):
@@ -73,41 +77,49 @@ class PackedTuning(ResumedCallback):
         self.shifts, self.reach = [], None
 
     def state_dict(self):
-        return {"shifts": list(self.shifts)}
+        config = self.trainer.model.config
+        return {"shifts": list(self.shifts), "looks": None if config.cascade is None else look_shifts(config)}
 
     def load_state_dict(self, saved):
         self.shifts, self.reach = list(saved.get("shifts", [])), None
+        if saved.get("looks") is not None:
+            set_look_shifts(self.trainer.model.config, saved["looks"])
 
     def on_step_begin(self, args, state, control, **kwargs):
         self.trainer.step_costs.clear()
         model = self.trainer.accelerator.unwrap_model(self.trainer.model)
-        gates = model.learned_gates()
+        gates, cascade = model.learned_gates(), model.config.cascade is not None
         if not gates and model.config.gates:  # rules: nothing is left to learn
             model.layout = "packed"
         if not gates or not self.trainer.schedule.frozen():
             return
         if not self.shifts:  # not when a later step is resumed
             self.trainer.calibrate()
-            self.shifts = [0.0] * len(self._budgets())
+            model.config.budget_confidences = None  # not true for long
+            self.shifts = look_shifts(model.config) if cascade else [0.0] * len(self._budgets())
         if self.reach is None:
-            looks = [None] if model.config.cascade is None else range(len(model.config.cascade))
+            looks = range(len(model.config.cascade)) if cascade else [None]
             self.reach = [steady_range(model, look) for look in looks]
         for gate in gates:
             for parameter in gate.deciding_parameters():
                 parameter.requires_grad_(False)
         model.layout = "packed"
-        shift_gates(gates, self.shifts[self._turn(state.global_step)] - self.shifts[0])
+        if not cascade:
+            shift_gates(gates, self.shifts[self._turn(state.global_step)] - self.shifts[0])
 
     def on_step_end(self, args, state, control, **kwargs):
         if not self.shifts or not args.follows_budget():
             return
         accelerator = self.trainer.accelerator
-        gates = accelerator.unwrap_model(self.trainer.model).learned_gates()
+        model = accelerator.unwrap_model(self.trainer.model)
         turn = self._turn(state.global_step - 1)
         cost = accelerator.reduce(torch.stack(self.trainer.step_costs).mean(), "mean").item()
         before, first = self.shifts[turn], self.shifts[0]
         self.shifts[turn] = self._moved(turn, self._budgets()[turn] - cost, cost)
-        shift_gates(gates, (self.shifts[0] - first) - (before - first))
+        if model.config.cascade is None:
+            shift_gates(model.learned_gates(), (self.shifts[0] - first) - (before - first))
+        else:
+            set_look_shifts(model.config, self.shifts)
 
     def _moved(self, turn, distance, cost):
         """The shift of a turn after a step of that mean cost, which is `distance` below its budget."""

@@ -9,7 +9,7 @@ from ..measure.usage import UsageMeter
 from ..objectives.task_loss import TaskLoss, distillation_loss
 from .calibration import WORTH_A_WARNING, calibrate, check_budgets
 from .checkpoints import CheckpointTrainer, ObjectiveState
-from .checks import check_arguments, check_trainer, compares, learns
+from .checks import check_arguments, check_cascade, check_trainer, compares, learns
 from .metrics import compute_metrics as default_metrics
 from .parameter_groups import learning, parameter_groups
 from .preparation import finish, pixels, prepare
@@ -155,6 +155,7 @@ class DynViTTrainer(CheckpointTrainer):
 
     def train(self, resume_from_checkpoint=None, *args, **kwargs):
         resume_from_checkpoint = self.checkpoint_to_resume(resume_from_checkpoint)
+        check_cascade(self)
         first = self.args.images_first() if self.model.config.gates else {}
         if first and self.calibration_dataset is None:
             names = " and ".join(first)

@@ -9,6 +9,7 @@ from torch.testing import assert_close
 from transformers import AutoModelForImageClassification
 
 from hf_dynvit import DynViTConfig, DynViTForImageClassification
+from hf_dynvit.model.gate import Exploration
 
 
 MERGE = [{"gate": "merge", "distance": 4.0, "layers": [1]}]
@@ -149,6 +150,15 @@ def test_what_is_of_one_look_is_refused_of_several(mixed):
     model, x = mixed
     with pytest.raises(ValueError, match="look=0 to 1"):
         model(x, output_hidden_states=True)
+    with pytest.raises(ValueError, match="exploration with a shift"):
+        model(x, exploration=Exploration(shift=1.0))
+    with torch.no_grad():
+        model(x, output_hidden_states=False)
+        model.config.return_dict = False
+        assert model(x)[0].shape == (8, model.num_labels)
+        model.config.return_dict = True
+    with pytest.raises(ValueError, match=r"one class for each image, int64 \(B,\), as labels"):
+        model(x, labels=torch.zeros(8, model.num_labels))
     with pytest.raises(ValueError, match=r"look must be in 0\.\.1, got 2"):
         model(x, look=2)
     with pytest.raises(ValueError, match="for all looks"):

@@ -21,14 +21,14 @@ def test_a_plain_vit_becomes_a_cascade_and_is_evaluated_at_any_of_its_budgets(pl
     at = evaluate.main([*words, "--batch_sizes", "4", "--rounds", "2", "--no-compile"])
     assert [look["budget"] for look in at["cascade"]] == [0.5, 0.8] and at["usage"] == {} and at["throughput"]
     one, both, chance = *at["looks"]["accuracy"], at["looks"]["at_random"]
-    assert sum(at["looks"]["shares"]) == pytest.approx(1) and min(one, both) <= chance <= max(one, both)
+    assert sum(at["looks"]["shares"]) == pytest.approx(1) and min(one, both) - 1e-6 <= chance <= max(one, both) + 1e-6
     assert at["looks"]["cost"][0] <= at["cost"] <= at["looks"]["cost"][1]
     cheaper = evaluate.main([*words, "--batch_sizes", "0", "--budget", str(at["budgets"][0])])
     assert cheaper["cost"] < at["cost"]
     tables = report.main([str(tmp_path / "at.json")])
     assert "cascade of 24 px at 0.5, 32 px at 0.8" in tables and "### Cascades" in tables
-    each = evaluate.main([*words, "--batch_sizes", "0", "--per_image", "6"])["per_image"]
-    assert each["cost_std"] > each["equal_cost_std"] and each["equal_cost"] == pytest.approx(each["cost"], abs=0.15)
+    with pytest.raises(ValueError, match="a cascade has several"):
+        evaluate.main([*words, "--per_image", "2"])
     with pytest.raises(ValueError, match="searched for one look"):
         options = ["--objectives", "error+cost", "--policy", "process", "--validation_fraction", "0.5"]
         search.main([*words[:2], "--output", str(tmp_path / "search"), "--data_files", *place.files, *options])
@@ -46,12 +46,21 @@ def test_a_training_takes_looks_in_turn_and_leaves_a_cascade(place):
     assert json.loads((folder / "config.json").read_text())["cascade"] == model.config.cascade
 
 
+def test_a_trained_cascade_of_sizes_is_saved_as_one(place):
+    looks = ["--gates", "none", "--cascade", "24@0.5", "32@1.0", "--budget", "0.7", "--max_steps", "2"]
+    results = place.train("sizes", *looks, "--teacher", "none")
+    model = DynViTForImageClassification.from_pretrained(place.folder / "sizes")
+    assert results["cascade"] == model.config.cascade and model.config.budget_confidences is not None
+    assert results["cascade"][0]["budget"] > 0.5  # what it really costs
+    assert "Every image gets the first look" in (place.folder / "sizes" / "README.md").read_text()
+
+
 @pytest.mark.parametrize(
     "words, message",
     [
         (["--cascade", "24"], "must be auto or looks"),
         ([*LOOKS, "--resolution", "24"], "a cascade is for one --budget"),
-        ([*LOOKS, "--budget", "0.2"], "out of reach of a cascade"),
+        ([*LOOKS, "--budget", "0.2"], "out of reach of this cascade"),
         (["--cascade", "24@0.5", "32@0.2"], "begin with the cheapest"),
     ],
 )

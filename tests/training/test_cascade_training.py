@@ -4,11 +4,12 @@ import pytest
 import torch
 from models import gated, images
 from torch.testing import assert_close
-from trainers import build_trainer
+from trainers import assert_same, build_trainer, weights
 
 from hf_dynvit import DynViTConfig, DynViTForImageClassification, calibrate, fit_importance
+from hf_dynvit.training import cascade_calibration
 from hf_dynvit.training.calibration import check_budgets
-from hf_dynvit.training.cascade_calibration import POINTS, read_looks
+from hf_dynvit.training.cascade_calibration import POINTS, confidences, read_looks
 
 
 MERGE = [{"gate": "merge", "distance": 4.0, "layers": [1]}]
@@ -56,20 +57,56 @@ def test_a_cascade_of_sizes_alone_needs_no_gates(tiny_vit, tmp_path):
     model = DynViTForImageClassification.from_vit(tiny_vit(), budget=0.7, cascade=looks)
     _, cost = calibrate(model, [images(64)], 0.7)
     assert cost == pytest.approx(0.7, abs=0.03)
-    assert all(look["shift"] == 0.0 for look in model.config.cascade)
+    for index, look in enumerate(model.config.cascade):
+        assert look["budget"] == pytest.approx(mean_cost(model, [images(2)], look=index), abs=1e-4)
     model.save_pretrained(tmp_path)
-    assert DynViTForImageClassification.from_pretrained(tmp_path).config.budget_confidences[-1][1] > 1
+    assert (
+        DynViTForImageClassification.from_pretrained(tmp_path).config.budget_confidences
+        == model.config.budget_confidences
+    )
 
 
 def test_other_aims_and_budgets_out_of_reach_are_refused(tiny_vit):
     model, batches = cascade(tiny_vit()), [images(8)]
     with pytest.raises(ValueError, match="calibrated for one budget"):
         calibrate(model, batches, budgets=[0.6, 0.8])
-    with pytest.raises(ValueError, match="out of reach of this cascade"):
-        calibrate(model, batches, 0.2)
-    with pytest.raises(ValueError, match="out of reach of a cascade"):
+    with pytest.raises(ValueError, match="out of reach of this cascade: its first look costs 0.520"):
         check_budgets(model, [0.2])
-    assert check_budgets(model, [0.8]) <= 1.0
+    first, last = check_budgets(model, [0.8])
+    assert 0.5 < first < 0.6 and last == 1.0  # all of the look's gates open
+    plain = DynViTForImageClassification.from_vit(tiny_vit(), budget=0.7, cascade=read_looks(["24@0.3", "32@1.0"]))
+    with pytest.raises(ValueError, match="its first look costs 0.5"):  # whatever its budget says
+        check_budgets(plain, [0.4])
+
+
+def test_a_budget_out_of_reach_becomes_the_nearest(tiny_vit, monkeypatch):
+    said = []
+    monkeypatch.setattr(cascade_calibration.logger, "warning", said.append)
+    model, batches = cascade(tiny_vit()), [images(32)]
+    _, cost = calibrate(model, batches, 0.3)
+    assert cost == pytest.approx(0.52, abs=0.03) and model.config.budget == pytest.approx(cost, abs=0.01)
+    assert len(said) == 1 and "the budget is 0.3, and the nearest mean cost of this cascade is 0.5" in said[0]
+
+
+def test_the_last_look_decides_by_biases_alone(tiny_vit):
+    model, batches = cascade(tiny_vit()), [images(32)]
+    calibrate(model, batches, 0.8)
+    assert model.config.cascade[1]["shift"] == 0.0 != model.config.cascade[0]["shift"]
+    before = mean_cost(model, batches, look=1)
+    assert mean_cost(model.set_cascade(None), batches) == pytest.approx(before)
+
+
+def test_every_budget_of_the_table_is_what_it_costs(tiny_vit):
+    torch.manual_seed(0)
+    sure, spent = torch.rand(2, 1000).double(), torch.tensor([[0.1], [0.2], [0.4]]).double().expand(3, 1000)
+    table = confidences(sure, spent, 0.333)
+    assert len(table) == POINTS + 1 and min(abs(cost - 0.333) for cost, _ in table) < 0.001
+    assert table[0][0] == pytest.approx(0.1) and table[-1][0] == pytest.approx(0.7)
+    for (low, lower), (high, higher) in zip(table, table[1:], strict=False):  # and what lies between them
+        confidence, wanted = (lower + higher) / 2, (low + high) / 2
+        again = sure[0] < confidence
+        found = 0.1 + 0.2 * again.double().mean() + 0.4 * (again & (sure[1] < confidence)).double().mean()
+        assert found.item() == pytest.approx(wanted, abs=0.01)
 
 
 def test_words_name_looks():
@@ -127,6 +164,9 @@ def test_training_takes_looks_in_turn_and_ends_with_a_table(tiny_vit, tmp_path):
     [
         ({"freeze_gates_at": 0.0, "tuning_budgets": [0.5, 0.6]}, "no tuning_budgets"),
         ({"objective": "usage"}, "does not follow"),
+        ({"calibration_images": 0}, "needs images that are not trained on"),
+        ({"bypass_images": 8}, "models of one look"),
+        ({"load_best_model_at_end": True, "eval_strategy": "no", "save_strategy": "no"}, "take all of their looks"),
     ],
 )
 def test_what_does_not_go_with_a_cascade_is_refused(tiny_vit, tmp_path, options, message):
@@ -135,4 +175,27 @@ def test_what_does_not_go_with_a_cascade_is_refused(tiny_vit, tmp_path, options,
     given.model.set_cascade(LOOKS)
     args = type(given.args)(output_dir=str(tmp_path), use_cpu=True, report_to="none", **options)
     with pytest.raises(ValueError, match=message):
-        type(given)(model=given.model, args=args, train_dataset=given.train_dataset)
+        type(given)(given.model, args, train_dataset=given.train_dataset, calibration_dataset=given.eval_dataset)
+
+
+def test_looks_given_to_the_model_of_a_trainer_are_looked_at_too(tiny_vit, tmp_path):
+    trainer = build_trainer(tiny_vit, tmp_path, MERGE, 0.8, freeze_gates_at=0.0, tuning_budgets=[0.8, 0.9])
+    trainer.model.set_cascade(LOOKS)
+    with pytest.raises(ValueError, match="no tuning_budgets"):
+        trainer.train()
+
+
+@pytest.mark.parametrize("freeze", [0.0, 0.5])
+def test_a_training_with_looks_resumes_to_the_bit(tiny_vit, tmp_path, freeze):
+    def trained(folder, resume):
+        options = {"max_steps": 8, "save_strategy": "steps", "save_steps": 4, "freeze_gates_at": freeze}
+        trainer = build_trainer(tiny_vit, folder, MERGE, 0.8, calibrate_first=True, save_total_limit=2, **options)
+        trainer.model.set_cascade(LOOKS)
+        trainer.train(resume_from_checkpoint=resume)
+        return trainer.model
+
+    whole = trained(tmp_path, None)
+    resumed = trained(tmp_path, str(tmp_path / "checkpoint-4"))
+    assert_same(weights(whole), weights(resumed))
+    assert whole.config.cascade == resumed.config.cascade
+    assert whole.config.budget_confidences == resumed.config.budget_confidences
