@@ -12,15 +12,8 @@ import torch
 from ..model.configuration_dynvit import pair
 from . import runtime
 from .checks import check_export
-from .quantize import quantize_onnx, quantize_openvino
+from .graphs import write_onnx, write_openvino
 from .runtime import FILES
-from .stream import Stream
-
-
-OPSET = 23  # the first with an Attention of its own
-STEP = (
-    16  # OpenVINO compiles a kernel for each number of tokens, so few numbers: with 32 it took as long, and pads more
-)
 
 
 def export(model, folder, format="openvino", batch="one", quantize=None, calibration=None, processor=None):
@@ -62,8 +55,8 @@ def export(model, folder, format="openvino", batch="one", quantize=None, calibra
         for logger in loggers:
             logger.setLevel(logging.ERROR)
         try:
-            write = {"openvino": _write_openvino, "onnx": _write_onnx}[format]
-            write(model, torch.zeros(1, *shape), file, quantize, calibration)
+            write = {"openvino": write_openvino, "onnx": write_onnx}[format]
+            write(model, shape, file, batch == "dynamic", quantize, calibration)
         finally:
             for logger, level in zip(loggers, levels, strict=True):
                 logger.setLevel(level)
@@ -108,30 +101,3 @@ def resized_by(preprocessor, size):
             f"crop, got {preprocessor}"
         )
     return preprocessor | {"size": dict(zip(("height", "width"), size, strict=True))}
-
-
-def _write_openvino(model, example, file, quantize, calibration):
-    import openvino
-
-    graph = openvino.convert_model(torch.export.export(Stream(model, step=STEP).eval(), (example,)))
-    graph.reshape(list(example.shape))
-    graph.input(0).get_tensor().set_names({"pixel_values"})
-    for index, name in enumerate(("logits", "cost")):
-        graph.output(index).get_tensor().set_names({name})
-    if quantize:
-        graph = quantize_openvino(graph, model, calibration)
-    openvino.save_model(graph, file, compress_to_fp16=False)
-
-
-def _write_onnx(model, example, file, quantize, calibration):
-    program = torch.onnx.export(
-        torch.export.export(Stream(model, square=True).eval(), (example,)),
-        dynamo=True,
-        opset_version=OPSET,
-        input_names=["pixel_values"],
-        output_names=["logits", "cost"],
-        verbose=False,
-    )
-    program.save(file)
-    if quantize:
-        quantize_onnx(file, model)

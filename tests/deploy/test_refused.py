@@ -20,6 +20,11 @@ from hf_dynvit.deploy.runtime import eight_bit, pixels
     [
         ("patch on block", "PatchGate of layer 0 .* come back in later layers. Use drop: true"),
         ("patch on mlp", "come back in later layers"),
+        (
+            "token by values, passing",
+            "TokenGate of layer 1 .* come back in later layers. Use rest: drop, merge or fuse",
+        ),
+        ("token at random", "its scores are drawn anew in every forward. Use another score"),
         ("random head", "RandomGate of layer 0 cannot be exported: there are exported forms of"),
     ],
 )
@@ -40,8 +45,8 @@ def test_words_packages_and_folders_are_checked_before_any_work(tiny_vit, tmp_pa
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
     with pytest.raises(ValueError, match="format must be one of .*'tensorrt'"):
         export(model, tmp_path / "out", "tensorrt")
-    with pytest.raises(ValueError, match="batch must be one of .*'dynamic': batches run image by image"):
-        export(model, tmp_path / "out", batch="dynamic")
+    with pytest.raises(ValueError, match="batch must be one of .*, got 8"):
+        export(model, tmp_path / "out", batch=8)
     with pytest.raises(ValueError, match="quantize must be one of .*'int4'"):
         export(model, tmp_path / "out", quantize="int4")
     with pytest.raises(ValueError, match="needs calibration images, got None"):
