@@ -15,7 +15,7 @@ from ..model.scorers import RandomScorer
 
 
 FORMATS = {"openvino": ("openvino",), "onnx": ("onnx", "onnxscript", "onnxruntime")}  # what each needs
-BATCHES = ("one",)
+BATCHES = ("one", "dynamic")
 QUANTIZED = (None, "int8")
 DROPS = (PatchGate, MergeGate, TomeGate, PitomeGate, TokenGate, LearnedTokenGate, HaltingGate)
 SWITCHES = (BlockGate, SublayerGate)
@@ -43,6 +43,11 @@ def check_export(model, format, batch="one", quantize=None, calibration=None):
     if quantize and format == "openvino" and calibration is None:
         raise ValueError("int8 for OpenVINO needs calibration images, got None")
     check_model(model)
+    if quantize and format == "onnx" and batch == "one" and all("sublayers" in gates for gates in model.gates):
+        raise ValueError(
+            "int8 for ONNX Runtime leaves what stands in a branch in float32, and gates of every layer make one: export this "
+            'model for batch "dynamic", or for OpenVINO'
+        )
 
 
 def check_model(model):

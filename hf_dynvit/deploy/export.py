@@ -27,9 +27,11 @@ def export(model, folder, format="openvino", batch="one", quantize=None, calibra
         model: a `DynViTForImageClassification`; a copy of it is exported in float32.
         folder: a new or empty one.
         format: "openvino" or "onnx".
-        batch: "one": of several images each runs alone.
+        batch: "one": of several images each runs alone, exactly what it decides. "dynamic": any number of images run together,
+            with as many places for tokens as the fullest of them needs; each sub-layer runs those images that do not skip it.
         quantize: None or "int8", the linear layers of the blocks; gates and matching stay in float32.
-        calibration: pixel_values (images, channels, height, width) for OpenVINO's int8, of the exported size.
+        calibration: pixel_values (images, channels, height, width) for int8, of the exported size. OpenVINO needs them; ONNX
+            Runtime scales activations as they come without them, and ahead with them.
         processor: the image processor to write beside it; None: `predict` is not there, only calls with pixels.
 
     Returns:

@@ -138,3 +138,21 @@ def test_a_model_that_resizes_is_exported_for_the_smaller_size_at_its_budget(tin
     agreement(model, loaded, resized(images(4), 24).numpy()).check()
     photo = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 30, 3), dtype=np.uint8))
     assert loaded.preprocess([photo]).shape == (1, 3, 24, 24)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_batches_of_any_size_run_together(tmp_path, runtime):
+    gates = [
+        {"gate": "merge", "distance": 4.0, "layers": [0]},
+        {"gate": "sublayer", "bypass": "mean", "layers": [1]},
+        {"gate": "head", "deactivation": "official", "layers": [1]},
+        {"gate": "token", "score": "cls_attention", "threshold": 0.5, "layers": [2]},
+    ]
+    model, pixel_values = varied(build_tiny_vit(3), gates)
+    folder = export(model, tmp_path / "out", runtime, "dynamic")
+    check_agreement(model, folder, pixel_values)
+    check_agreement(model, folder, pixel_values[:1])
+    wanted = DynViTRuntime.from_pretrained(folder, threads=2)(pixel_values)
+    found = DynViTRuntime.from_pretrained(folder, threads=2, streams=2)(pixel_values)
+    np.testing.assert_allclose(found.logits, wanted.logits, atol=1e-5)
+    np.testing.assert_allclose(found.cost, wanted.cost, atol=1e-6)
