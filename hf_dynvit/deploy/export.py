@@ -50,18 +50,15 @@ def export(model, folder, format="openvino", batch="one", quantize=None, calibra
     model = copy.deepcopy(model).float().cpu().eval().drop_budgets()  # as it decides at its budget
     shape = (model.config.num_channels, *size)
     file = folder / FILES[format]
-    loggers = [logging.getLogger(f"torch.onnx._internal.exporter.{name}") for name in ("_registration", "_core")]
-    levels = [logger.level for logger in loggers]
+    disabled = logging.root.manager.disable
     with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of exporters and quantisers, which this package does not steer
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
+        logging.disable(logging.WARNING)
         try:
             write = {"openvino": write_openvino, "onnx": write_onnx}[format]
             write(model, shape, file, batch == "dynamic", quantize, calibration)
         finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
+            logging.disable(disabled)
     facts = {"format": format, "batch": batch, "quantize": quantize, "shape": list(shape)}
     config = model.config.to_dict() | {"deploy": facts, "auto_map": None}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")

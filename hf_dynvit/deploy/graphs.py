@@ -45,7 +45,7 @@ def write_onnx(model, shape, file, many, quantize, calibration):
     )
     program.save(file)
     if quantize:
-        quantize_onnx(file, model)
+        quantize_onnx(file, model, calibration)
 
 
 def _program(stream, shape):
