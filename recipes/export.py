@@ -2,8 +2,8 @@
 
 Writes a folder that OpenVINO or ONNX Runtime predicts from without PyTorch, each image in the time that its own decisions
 take: `DynViTRuntime.from_pretrained(DIR2).predict(images)`. With --check_images the logits are compared with PyTorch's on
-validation images, with --quantize int8 the predictions are; what was found stands in the folder's README.md. OpenVINO's int8
-is calibrated on images of train.
+validation images, with --quantize int8 the predictions are; what was found stands in the folder's README.md. int8 is calibrated
+on --images of train, which ONNX Runtime may do without.
 """
 
 import sys
@@ -32,18 +32,24 @@ class ExportArguments:
     )
     format: str = field(default="openvino", metadata={"help": f"one of {list(FORMATS)}"})
     output: str | None = field(default=None, metadata={"help": "new folder for the result"})
+    batch: str = field(
+        default="one", metadata={"help": "one: images one by one; dynamic: any number of them together"}
+    )
     quantize: str | None = field(default=None, metadata={"help": "int8: the linear layers of the blocks in 8 bits"})
-    images: int = field(default=200, metadata={"help": "images of train to calibrate OpenVINO's int8 on"})
+    images: int | None = field(
+        default=None,
+        metadata={"help": "images of train to calibrate int8 on; by default 200 for openvino, and none for onnx"},
+    )
     check_images: int = field(default=0, metadata={"help": "images of validation to compare with PyTorch; 0: none"})
     seed: int = field(default=0, metadata={"help": "which images are used"})
 
     def __post_init__(self):
         if not self.model or not self.output:
             raise ValueError(f"--model and --output are needed, got {self.model!r} and {self.output!r}")
-        if self.images < 1 or self.check_images < 0:
-            raise ValueError(
-                f"images must be at least 1 and check_images 0, got {self.images} and {self.check_images}"
-            )
+        if self.images is None:
+            self.images = 200 if self.format == "openvino" else 0
+        if self.images < 0 or self.check_images < 0:
+            raise ValueError(f"images and check_images must be 0 or more, got {self.images} and {self.check_images}")
 
 
 @dataclass
@@ -58,7 +64,7 @@ class OptionalDataArguments(DataArguments):
 def main(argv=None):
     """Export; returns an `Agreement`, or None without check_images."""
     args, data_args = parse_settings(sys.argv[1:] if argv is None else argv, ExportArguments, OptionalDataArguments)
-    calibrates = args.quantize is not None and args.format == "openvino"
+    calibrates = args.quantize is not None and args.images > 0
     if calibrates or args.check_images:
         DataArguments.__post_init__(data_args)
     check_weights(args.model)
@@ -66,7 +72,7 @@ def main(argv=None):
     load = DynViTForImageClassification.from_pretrained if gated else DynViTForImageClassification.from_vit
     model = load(args.model, dtype=torch.float32).eval()
     processor = AutoImageProcessor.from_pretrained(args.model)
-    check_export(model, args.format, quantize=args.quantize, calibration=() if calibrates else None)
+    check_export(model, args.format, args.batch, args.quantize, () if calibrates else None)
     check_preprocessing(processor)
 
     def pixels(split, count):
@@ -77,7 +83,7 @@ def main(argv=None):
 
     calibration = pixels(data_args.train_split, args.images) if calibrates else None
     checked = pixels(data_args.validation_split, args.check_images) if args.check_images else None
-    export(model, args.output, args.format, quantize=args.quantize, calibration=calibration, processor=processor)
+    export(model, args.output, args.format, args.batch, args.quantize, calibration, processor)
     if checked is None:
         print(f"{args.output}: {args.format}, not compared with PyTorch: --check_images N does")
         return None

@@ -3,9 +3,11 @@
 import math
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 
+BATCH = 8  # images that the runtime is given at a time
 TOLERANCE = 1e-4  # of logits in float32
 DECIDED_OTHERWISE = 0.02  # share of images that may have a token on the threshold, which rounding decides
 
@@ -40,12 +42,13 @@ class Agreement(NamedTuple):
 
 @torch.no_grad()
 def agreement(model, runtime, pixel_values):
-    """The `Agreement` of a `DynViTRuntime` with the packed model, image by image.
+    """The `Agreement` of a `DynViTRuntime`, which may take batches, with the packed model, image by image.
 
     Args:
         model: in evaluation mode. pixel_values: float32 array (images, channels, height, width).
     """
-    found = runtime(pixel_values)
+    parts = [runtime(pixel_values[start : start + BATCH]) for start in range(0, len(pixel_values), BATCH)]
+    found = type(parts[0])(*map(np.concatenate, zip(*parts, strict=True)))
     wanted = [model(torch.from_numpy(image[None])) for image in pixel_values]
     logits, cost = (torch.cat([getattr(one, name) for one in wanted]) for name in ("logits", "cost"))
     off = (torch.from_numpy(found.logits) - logits).abs().amax(1)

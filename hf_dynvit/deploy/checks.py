@@ -3,17 +3,21 @@
 import importlib.util
 
 from ..model.gate_block import BlockGate, SublayerGate
+from ..model.gate_halting import HaltingGate
 from ..model.gate_head import HeadGate
 from ..model.gate_merge import MergeGate
 from ..model.gate_patch import PatchGate
+from ..model.gate_pitome import PitomeGate
+from ..model.gate_token import LearnedTokenGate, TokenGate
 from ..model.gate_tome import TomeGate
 from ..model.modeling_dynvit import DynViTForImageClassification
+from ..model.scorers import RandomScorer
 
 
 FORMATS = {"openvino": ("openvino",), "onnx": ("onnx", "onnxscript", "onnxruntime")}  # what each needs
-BATCHES = ("one",)
+BATCHES = ("one", "dynamic")
 QUANTIZED = (None, "int8")
-DROPS = (PatchGate, MergeGate, TomeGate)
+DROPS = (PatchGate, MergeGate, TomeGate, PitomeGate, TokenGate, LearnedTokenGate, HaltingGate)
 SWITCHES = (BlockGate, SublayerGate)
 MASKED = 'in PyTorch, or exported in the masked layout (model.layout = "masked", torch.export), where nothing is saved'
 
@@ -31,12 +35,7 @@ def check_export(model, format, batch="one", quantize=None, calibration=None):
         ("quantize", quantize, list(QUANTIZED)),
     ):
         if value not in known:
-            hint = (
-                ""
-                if value != "dynamic"
-                else ": batches run image by image, on as many streams as the runtime is given"
-            )
-            raise ValueError(f"{name} must be one of {known}, got {value!r}{hint}")
+            raise ValueError(f"{name} must be one of {known}, got {value!r}")
     needed = FORMATS[format] + (("nncf",) if quantize and format == "openvino" else ())
     missing = [package for package in needed if importlib.util.find_spec(package) is None]
     if missing:
@@ -44,6 +43,11 @@ def check_export(model, format, batch="one", quantize=None, calibration=None):
     if quantize and format == "openvino" and calibration is None:
         raise ValueError("int8 for OpenVINO needs calibration images, got None")
     check_model(model)
+    if quantize and format == "onnx" and batch == "one" and all("sublayers" in gates for gates in model.gates):
+        raise ValueError(
+            "int8 for ONNX Runtime leaves what stands in a branch in float32, and gates of every layer make one: export this "
+            'model for batch "dynamic", or for OpenVINO'
+        )
 
 
 def check_model(model):
@@ -68,13 +72,19 @@ def _why_not(gate, drops):
     """Why a gate cannot be exported, in a model that `drops` tokens or does not; None: it can."""
     kind = type(gate)
     if kind in DROPS:
-        if gate.drop:
-            return None
-        return f"its tokens come back in later layers. Use drop: true, or the model {MASKED}"
+        by_score = isinstance(gate, TokenGate)
+        if not gate.drop:
+            use = "rest: drop, merge or fuse" if by_score else "drop: true"
+            return f"its tokens come back in later layers. Use {use}, or the model {MASKED}"
+        if by_score and isinstance(gate.scorer, RandomScorer):
+            return f"its scores are drawn anew in every forward. Use another score, or the model {MASKED}"
+        if gate.reads_all:
+            return f"its scores depend on tokens that are gone. Use another score, or the model {MASKED}"
+        return None
     if kind is HeadGate:
         return None
     if kind not in SWITCHES:
-        known = sorted(known.__name__ for known in (*DROPS, HeadGate, *SWITCHES))
+        known = sorted(known.__name__ for known in (*DROPS, HeadGate, *SWITCHES) if known is not LearnedTokenGate)
         return f"there are exported forms of {known} alone. Use one of these, or the model {MASKED}"
     if drops and gate.reads_all:
         return f"it reads the mean of all tokens, and those that are dropped are gone. Use pool: cls, or the model {MASKED}"

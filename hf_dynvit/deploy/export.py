@@ -12,15 +12,8 @@ import torch
 from ..model.configuration_dynvit import pair
 from . import runtime
 from .checks import check_export
-from .quantize import quantize_onnx, quantize_openvino
+from .graphs import write_onnx, write_openvino
 from .runtime import FILES
-from .stream import Stream
-
-
-OPSET = 23  # the first with an Attention of its own
-STEP = (
-    16  # OpenVINO compiles a kernel for each number of tokens, so few numbers: with 32 it took as long, and pads more
-)
 
 
 def export(model, folder, format="openvino", batch="one", quantize=None, calibration=None, processor=None):
@@ -34,9 +27,11 @@ def export(model, folder, format="openvino", batch="one", quantize=None, calibra
         model: a `DynViTForImageClassification`; a copy of it is exported in float32.
         folder: a new or empty one.
         format: "openvino" or "onnx".
-        batch: "one": of several images each runs alone.
+        batch: "one": of several images each runs alone, exactly what it decides. "dynamic": any number of images run together,
+            with as many places for tokens as the fullest of them needs; each sub-layer runs those images that do not skip it.
         quantize: None or "int8", the linear layers of the blocks; gates and matching stay in float32.
-        calibration: pixel_values (images, channels, height, width) for OpenVINO's int8, of the exported size.
+        calibration: pixel_values (images, channels, height, width) for int8, of the exported size. OpenVINO needs them; ONNX
+            Runtime scales activations as they come without them, and ahead with them.
         processor: the image processor to write beside it; None: `predict` is not there, only calls with pixels.
 
     Returns:
@@ -55,18 +50,15 @@ def export(model, folder, format="openvino", batch="one", quantize=None, calibra
     model = copy.deepcopy(model).float().cpu().eval().drop_budgets()  # as it decides at its budget
     shape = (model.config.num_channels, *size)
     file = folder / FILES[format]
-    loggers = [logging.getLogger(f"torch.onnx._internal.exporter.{name}") for name in ("_registration", "_core")]
-    levels = [logger.level for logger in loggers]
+    disabled = logging.root.manager.disable
     with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of exporters and quantisers, which this package does not steer
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
+        logging.disable(logging.WARNING)
         try:
-            write = {"openvino": _write_openvino, "onnx": _write_onnx}[format]
-            write(model, torch.zeros(1, *shape), file, quantize, calibration)
+            write = {"openvino": write_openvino, "onnx": write_onnx}[format]
+            write(model, shape, file, batch == "dynamic", quantize, calibration)
         finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
+            logging.disable(disabled)
     facts = {"format": format, "batch": batch, "quantize": quantize, "shape": list(shape)}
     config = model.config.to_dict() | {"deploy": facts, "auto_map": None}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
@@ -108,30 +100,3 @@ def resized_by(preprocessor, size):
             f"crop, got {preprocessor}"
         )
     return preprocessor | {"size": dict(zip(("height", "width"), size, strict=True))}
-
-
-def _write_openvino(model, example, file, quantize, calibration):
-    import openvino
-
-    graph = openvino.convert_model(torch.export.export(Stream(model, step=STEP).eval(), (example,)))
-    graph.reshape(list(example.shape))
-    graph.input(0).get_tensor().set_names({"pixel_values"})
-    for index, name in enumerate(("logits", "cost")):
-        graph.output(index).get_tensor().set_names({name})
-    if quantize:
-        graph = quantize_openvino(graph, model, calibration)
-    openvino.save_model(graph, file, compress_to_fp16=False)
-
-
-def _write_onnx(model, example, file, quantize, calibration):
-    program = torch.onnx.export(
-        torch.export.export(Stream(model, square=True).eval(), (example,)),
-        dynamo=True,
-        opset_version=OPSET,
-        input_names=["pixel_values"],
-        output_names=["logits", "cost"],
-        verbose=False,
-    )
-    program.save(file)
-    if quantize:
-        quantize_onnx(file, model)

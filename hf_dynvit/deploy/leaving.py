@@ -1,38 +1,24 @@
-"""Tokens leave the stream of one image, in operations that OpenVINO and ONNX Runtime have.
+"""Tokens leave the streams of images, in operations that OpenVINO and ONNX Runtime have.
 
-What a gate and its matching compute is called, not written anew. Who stays is found by `nonzero`, whose length the runtime
-learns as it goes; what leaves is added by a product with a matrix that has one entry a row: runtimes differ in what they
-make of an indexed sum.
+What a gate and its matching compute is called, not written anew. What leaves is added by a product with a matrix that has at
+most one entry a column: runtimes differ in what they make of an indexed sum.
 
-Letters: N tokens before, K after, A tokens that may leave, D channels, S numbers per token.
+Letters: B images, N tokens before, K after, A tokens that may leave, D channels.
 """
 
-from typing import NamedTuple
-
 import torch
-from torch.nn import functional as F
 
-from ..model.decisions import Places, TokenState
+from ..model.decisions import as_action
 from ..model.gate import NO_EXPLORATION
+from ..model.gate_merge import MergeGate
 from ..model.gate_tome import TomeGate
 from ..model.matching import Matching, match
 from ..model.rows import directions
-
-
-AT_THE_END = Places(None, None)  # rows of size 0 come last, as those that a compacted stream is padded with
-
-
-class Tokens(NamedTuple):
-    """The stream of one image."""
-
-    x: torch.Tensor  # (N, D)
-    count: torch.Tensor  # (1,) N without padding, as a float
-    size: torch.Tensor | None = None  # (N,) patches that a token stands for, 0: it is padding; None: one each
-    side: torch.Tensor | None = None  # (N, S)
+from .tokens import take
 
 
 class Half(Matching):
-    """A `Matching` that leaves what is said of those that may leave as it is: (1, A)."""
+    """A `Matching` that leaves what is said of those that may leave as it is: (B, A)."""
 
     def spread(self, values, among):
         return values
@@ -47,75 +33,84 @@ def word_places(num_tokens, first):
     return torch.where((patches > 0) & (patches % 2 == 1), (patches + 1) // 2, 0)
 
 
-def leave(gate, normed, tokens, words, step=1):
+def leave(gate, normed, tokens, words, parting):
     """The `Tokens` that a gate keeps, with what the others have left them, and what the search for partners took.
 
     Args:
-        gate: one that drops. normed: (N, D) after the norm. words: `word_places` of the longest stream.
-        step: what K is rounded up to a multiple of, by rows of size 0; above 1 all gates that drop are `MergeGate`.
+        gate: one that drops. normed: (B, N, D) after the norm. words: `word_places` of the longest stream.
+        parting: the `Parting` of the layer.
 
     Returns:
-        `Tokens`, and multiply-accumulates (1,) or 0 that the gate's own `macs` does not count.
+        `Tokens`, and multiply-accumulates (B,) or 0 that the gate's own `macs` does not count.
     """
-    num_tokens, first = tokens.x.shape[0], gate.protected.stop
-    if gate.pairs:
-        padded = step > 1 and tokens.size is not None
-        state = TokenState(alive=tokens.size[None], places=AT_THE_END) if padded else TokenState()
-        found = match(normed[None], state, gate.protected)
-        stays = _stays(gate, normed[None], found)
-        keep = torch.cat((stays.new_ones(1), stays[0])).index_select(0, words[:num_tokens])
-        keep = keep & (tokens.size > 0.5) if padded else keep
+    state, first, halves = tokens.state(), gate.protected.stop, isinstance(gate, (MergeGate, TomeGate))
+    if halves:
+        found = match(normed, state, gate.protected)
+        stays = _stays(gate, normed, state, found)  # (B, A)
+        said = torch.cat((stays.new_ones(stays.shape[0], 1), stays), 1)
+        keep = said.index_select(1, words[: normed.shape[1]])
     else:
-        keep = gate(normed[None], "threshold")[0]
-    count = keep.sum(dtype=torch.float32).view(1)
-    chosen = keep if step == 1 else torch.cat((keep, torch.arange(step - 1) < -count % step))
-    kept = chosen.nonzero().squeeze(1)  # (K,), of which those beyond N are new rows
-    if isinstance(gate, TomeGate) and isinstance(num_tokens, int):  # as many for every image: the graph knows
-        kept = kept.view(num_tokens - min(gate.merged, (num_tokens - first) // 2))
-    if torch.compiler.is_exporting():  # which sizes to trace for; the operations are right for fewer, too
-        torch._check(kept.shape[0] > 2)
-    side = None if tokens.side is None else _lengthened(tokens.side, step).index_select(0, kept)
+        action = as_action(gate(normed, "threshold", state=state))
+        keep = action.keep
+        tokens = tokens if action.halting is None else tokens._replace(halting=action.halting)
+    if isinstance(normed.shape[1], int) and parting.fixed == normed.shape[1]:
+        return tokens, 0
+    keep = keep & (tokens.size > 0.5) if tokens.padded else keep
+    count = keep.sum(1, dtype=torch.float32)
+    kept, there = parting.kept(keep, count)
+    left = _taken(tokens, kept, there)._replace(count=count)
     if not gate.merge:
-        size = None if tokens.size is None else tokens.size.index_select(0, kept)
-        return Tokens(tokens.x.index_select(0, kept), count, size, side), 0
-    sums = _sums(tokens)
-    if gate.pairs:
-        gone, into, searched = sums[found.rows], torch.where(stays[0], -1, found.partner[0]), 0
+        return left._replace(x=take(tokens.x, kept)), 0
+    sums, searched = _sums(tokens), 0
+    if halves:
+        goes = ~stays if found.there is None else found.there & ~stays
+        gone, into = sums[:, found.rows], found.partner
     else:
-        rows = (~keep | (words.new_ones(keep.shape).cumsum(0) <= first)).nonzero().squeeze(1)
-        # The protected, too, for there to be any; they do not go, and nobody does where only they are left.
-        goes = (rows >= first) & (count > first)
-        gone, into = sums.index_select(0, rows), torch.where(goes, _nearest(normed, rows, kept, first), -1)
-        searched = (tokens.count - count) * (count - first) * normed.shape[1]
-    moves = (kept.unsqueeze(1) == into).to(sums.dtype)  # (K, A)
-    sums = _lengthened(sums, step).index_select(0, kept) + moves @ gone
-    size = sums[:, -1:]
-    x = sums[:, :-1] / (size if step == 1 else size.clamp_min(1.0))
-    return Tokens(x, count, size.squeeze(1), side), searched
+        places, goes = parting.gone(keep, count, first)
+        gone = take(sums, places)
+        if gate.pairs:
+            into = action.into.gather(1, places)
+        else:
+            into = _nearest(normed, places, kept, there, first)
+            searched = (tokens.count - count) * (count - first) * normed.shape[2]
+    moves = (kept.unsqueeze(2) == torch.where(goes, into, -1).unsqueeze(1)).to(sums.dtype)  # (B, K, A)
+    sums = take(sums, kept) + moves @ gone
+    size = sums[..., -1]
+    left = left._replace(x=sums[..., :-1] / (size.clamp_min(1.0) if tokens.padded else size).unsqueeze(-1))
+    if gate.weighs:
+        left = left._replace(size=size if there is None else size * there)
+    return left, searched
+
+
+def _taken(tokens, kept, there):
+    """What is known of the tokens (B, K) that are kept, but for their content; there: bool (B, K), no padding, or None."""
+    known = {name: take(getattr(tokens, name), kept) for name in ("size", "side", "attention", "values", "halting")}
+    if there is not None:
+        known["size"] = there.float() if known["size"] is None else known["size"] * there
+        for name in ("attention", "values"):  # of an image of which nothing is known all are 0
+            known[name] = None if known[name] is None else known[name] * there
+    return tokens._replace(padded=there is not None, **known)
 
 
 def _sums(tokens):
-    """(N, D + 1): of each token the sum over its patches, and how many they are."""
+    """(B, N, D + 1): of each token the sum over its patches, and how many they are."""
     if tokens.size is None:
-        return torch.cat((tokens.x, tokens.x.new_ones(tokens.x.shape[0], 1)), 1)
-    size = tokens.size.unsqueeze(1)
-    return torch.cat((tokens.x * size, size), 1)
+        return torch.cat((tokens.x, torch.ones_like(tokens.x[..., :1])), 2)
+    size = tokens.size.unsqueeze(2)
+    return torch.cat((tokens.x * size, size), 2)
 
 
-def _lengthened(rows, step):
-    """rows (N, ...) and step - 1 rows of zeros."""
-    return rows if step == 1 else F.pad(rows, (0, 0, 0, step - 1))
-
-
-def _stays(gate, normed, found):
-    """Bool (1, A): which of those that may leave stay."""
+def _stays(gate, normed, state, found):
+    """Bool (B, A): which of those that may leave stay."""
     if not isinstance(gate, TomeGate):
-        return gate.decide(gate.logits(normed, TokenState(), Half(*found)), "threshold", NO_EXPLORATION)
-    first = found.distance.argsort(1)[:, : gate.merged]
-    return torch.ones_like(found.distance, dtype=torch.bool).scatter(1, first, False)
+        return gate.decide(gate.logits(normed, state, Half(*found)), "threshold", NO_EXPLORATION)
+    distance = found.distance if found.there is None else found.distance.masked_fill(~found.there, torch.inf)
+    first = distance.argsort(1)[:, : gate.merged]
+    return torch.ones_like(distance, dtype=torch.bool).scatter(1, first, False)
 
 
-def _nearest(normed, gone, kept, first):
-    """As `merging.nearest`: the patch among `kept` (K,) most like each of the tokens `gone` (A,)."""
-    likeness = normed.index_select(0, gone) @ directions(normed.index_select(0, kept)).T  # (A, K)
-    return kept.index_select(0, likeness.masked_fill(kept < first, -torch.inf).argmax(1))
+def _nearest(normed, gone, kept, there, first):
+    """As `merging.nearest`: the patch among those `kept` (B, K) most like each of the tokens `gone` (B, A)."""
+    likeness = take(normed, gone) @ directions(take(normed, kept)).transpose(1, 2)  # (B, A, K)
+    no_patch = kept < first if there is None else (kept < first) | ~there
+    return kept.gather(1, likeness.masked_fill(no_patch.unsqueeze(1), -torch.inf).argmax(2))

@@ -35,22 +35,51 @@ def _is_small(node, shapes):
     return shape.is_static and tuple(shape.to_shape()) in shapes
 
 
-def quantize_onnx(file, model):
-    """The ONNX file with weights of 8 bits, and activations scaled as they come, in place."""
+def quantize_onnx(file, model, calibration=None):
+    """The ONNX file with weights of 8 bits, in place.
+
+    Args:
+        calibration: pixel_values (images, channels, height, width), by whose activations those of later images are scaled
+            ahead; None: they are scaled as they come.
+    """
     import onnx
-    from onnxruntime.quantization import QuantType, quantize_dynamic
+    from onnxruntime.quantization import QuantType, quantize_dynamic, quantize_static
 
     graph, shapes = onnx.load(file).graph, _shapes(model)
     sizes = {weight.name: tuple(weight.dims) for weight in graph.initializer}
     products = [node for node in graph.node if node.op_type in ("MatMul", "Gemm")]
-    kept = [node.name for node in products if sizes.get(node.input[1]) not in shapes]
-    quantize_dynamic(
+    small = [node.name for node in products if sizes.get(node.input[1]) in shapes]
+    given = {"op_types_to_quantize": ["MatMul", "Gemm"], "weight_type": QuantType.QInt8}
+    if calibration is None:
+        kept = [node.name for node in products if node.name not in small]
+        kept += [f"{name}_MatMul" for name in kept]  # what becomes of a Gemm
+        quantize_dynamic(file, file, nodes_to_exclude=kept, **given)
+        return
+    quantize_static(
         file,
         file,
-        op_types_to_quantize=["MatMul", "Gemm"],
-        nodes_to_exclude=kept + [f"{name}_MatMul" for name in kept],  # what becomes of a Gemm
-        weight_type=QuantType.QInt8,
+        _reader(calibration),
+        nodes_to_quantize=small,
+        activation_type=QuantType.QUInt8,
+        per_channel=True,
+        extra_options={"OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"]},  # the stream stays as wide as it was
+        **given,
     )
+
+
+def _reader(calibration):
+    """The images (images, channels, height, width) one by one, as ONNX Runtime's calibration asks for them."""
+    from onnxruntime.quantization import CalibrationDataReader
+
+    class Images(CalibrationDataReader):
+        def __init__(self):
+            self.left = iter(np.asarray(calibration, dtype=np.float32))
+
+        def get_next(self):
+            image = next(self.left, None)
+            return None if image is None else {"pixel_values": image[None]}
+
+    return Images()
 
 
 def _shapes(model):

@@ -1,6 +1,7 @@
 """Prediction with an exported model: numpy and the runtime alone; this file also works where hf_dynvit is not installed.
 
-Images run one by one, each as long as its own decisions want; several streams run some at the same time.
+Images run one by one, each as long as its own decisions want, or as a batch, where the model was exported for batches;
+several streams run some at the same time.
 
 Letters: B images, C classes.
 """
@@ -29,11 +30,12 @@ class DynViTRuntime:
 
     Args:
         config, preprocessor: the content of config.json and preprocessor_config.json.
-        run: function of pixel_values (B, channels, height, width) that gives an `Output`.
+        run: function of a list of pixel_values (B, channels, height, width) that gives a pair of logits and cost for each.
+        streams: how many of them it runs at the same time.
     """
 
-    def __init__(self, config, preprocessor, run):
-        self.config, self.preprocessor, self._run = config, preprocessor, run
+    def __init__(self, config, preprocessor, run, streams=1):
+        self.config, self.preprocessor, self._run, self.streams = config, preprocessor, run, streams
 
     @classmethod
     def from_pretrained(cls, folder, threads=None, streams=1):
@@ -41,7 +43,8 @@ class DynViTRuntime:
 
         Args:
             threads: of the CPU, for all streams together; None: what the runtime finds right.
-            streams: images that are computed at the same time. More of them raise the throughput of batches.
+            streams: images, or parts of a batch where it was exported for batches, that are computed at the same time. More
+                of them raise the throughput.
 
         Raises:
             ValueError: no exported model, or numbers below 1. ImportError: its runtime is not installed.
@@ -55,7 +58,8 @@ class DynViTRuntime:
                 f"{folder} holds no exported model: hf_dynvit.deploy.export or recipes/export.py makes one"
             )
         start = {"openvino": _openvino, "onnx": _onnx}[config["deploy"]["format"]]
-        return cls(config, preprocessor, start(folder / FILES[config["deploy"]["format"]], threads, streams))
+        run = start(folder / FILES[config["deploy"]["format"]], threads, streams)
+        return cls(config, preprocessor, run, streams)
 
     def __call__(self, pixel_values):
         """An `Output` of pixel_values (B, channels, height, width).
@@ -66,9 +70,9 @@ class DynViTRuntime:
         pixel_values, shape = np.asarray(pixel_values, dtype=np.float32), self.config["deploy"]["shape"]
         if list(pixel_values.shape[1:]) != shape or not len(pixel_values):
             raise ValueError(f"pixel_values must be (images, {', '.join(map(str, shape))}), got {pixel_values.shape}")
-        logits, cost = zip(
-            *self._run([pixel_values[index : index + 1] for index in range(len(pixel_values))]), strict=True
-        )
+        alone = self.config["deploy"]["batch"] == "one"
+        parts = len(pixel_values) if alone else min(self.streams, len(pixel_values))
+        logits, cost = zip(*self._run(np.array_split(pixel_values, parts)), strict=True)
         return Output(np.concatenate(logits), np.concatenate(cost))
 
     def predict(self, images, top_k=5):
@@ -147,6 +151,9 @@ def _onnx(file, threads, streams):
     if threads is None and streams == 1:
         options.intra_op_num_threads = 0
     options.log_severity_level = 3
+    options.add_session_config_entry(
+        "session.x64quantprecision", "1"
+    )  # no sums of int8 that overflow, on an older CPU
     session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
 
     def one(image):

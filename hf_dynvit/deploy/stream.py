@@ -1,9 +1,9 @@
-"""The forward that is exported: one image, of whose tokens and sub-layers the runtime computes what the gates keep.
+"""The forward that is exported: of each image the runtime computes the tokens and sub-layers that the gates keep.
 
-Of one image all tokens of the stream are alive and in order, so nothing is masked but what rounds their number up; where sub-layers are decided
-the graph branches (`torch.cond`, ONNX If).
+Of one image all tokens of the stream are alive and in order, so nothing is masked but what rounds their number up. Several
+have as many places as the fullest of them needs, the fewer the deeper; what pads the others no query attends to.
 
-Letters: N tokens of the stream, D channels, H heads, d channels of a head, C classes, L layers.
+Letters: B images, N tokens of the stream, D channels, H heads, d channels of a head, C classes, L layers.
 """
 
 from typing import NamedTuple
@@ -13,154 +13,140 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..model.bypass import bypass_of
-from ..model.cost import cost
+from ..model.cls_attention import cls_attention, value_length
+from ..model.cost import cost, noting_macs
 from ..model.decisions import LayerDecisions
+from ..model.encoder import layer_notes
 from ..model.gate_merge import MergeGate
 from ..model.gates import GATES
 from ..model.layer_packed import spread_heads
-from .leaving import Tokens, leave, word_places
+from .leaving import leave, word_places
+from .parting import Parting, fixed_counts
+from .skipping import run
+from .tokens import Tokens
 
 
 class Stream(nn.Module):
-    """pixel_values (1, channels, height, width) -> logits (1, C) and cost (1,) of a model with gates.
+    """pixel_values (B, channels, height, width) -> logits (B, C) and cost (B,) of a model with gates.
 
     Images have the size that the model resizes others to (`resolution`), if it does.
 
     Args:
         model: a `DynViTForImageClassification` that `check_model` lets pass.
         square: whether the attention's mask is written out (N, N), as ONNX Runtime's kernel wants it.
-        step: where merge gates alone drop, N is rounded up to a multiple of it, by tokens of size 0 that no other sees.
+        step: what N is rounded up to a multiple of, by tokens of size 0 that no other sees, where it is not known ahead: with
+            several images, and with one where merge gates alone drop.
+        many: whether B is any number; else it is 1.
     """
 
-    def __init__(self, model, square=False, step=1):
+    def __init__(self, model, square=False, step=1, many=False):
         super().__init__()
         drops = [gate for gates in model.gates for gate in gates.values() if gate.drop]
-        self.model, self.square = model, square
-        self.step = step if all(isinstance(gate, MergeGate) for gate in drops) else 1
+        self.model, self.square, self.many = model, square, many
+        step = step if many or all(isinstance(gate, MergeGate) for gate in drops) else 1
+        self.partings = [Parting(fixed, many, step) for fixed in fixed_counts(model)]
+        self.notes = layer_notes(model)
         self.first = len(model.host.protected)
-        self.register_buffer("words", word_places(model.tokens_run + self.step, self.first), persistent=False)
+        self.register_buffer("words", word_places(model.tokens_run, self.first), persistent=False)
 
     def forward(self, pixel_values):
         model, host = self.model, self.model.host
         x, side = host.embed(model.base_model, pixel_values, model.config.resolution is not None)
-        tokens = Tokens(x[0], x.new_full((1,), float(x.shape[1])), side=None if side is None else side[0])
+        tokens = Tokens(x, x.new_full(x.shape[:1], float(x.shape[1])), side=side)
         entry, ran = None, []
         for index, (layer, gates) in enumerate(zip(host.layers(model.base_model), model.gates, strict=True)):
             allowed = (True, True) if model.config.layer_mask is None else tuple(model.config.layer_mask[index])
             upfront = [gate for gate in gates.values() if gate.upfront]
             if entry is None and any(allowed) and upfront:
-                entry = upfront[0].pool(tokens.x[None]).unsqueeze(1)
-            tokens, decided = self._layer(host.parts(layer), gates, tokens, allowed, entry)
+                entry = upfront[0].pool(tokens.x).unsqueeze(1)
+            tokens, decided = self._layer(index, host.parts(layer), gates, tokens, allowed, entry)
             ran.append(decided)
-        size = None if tokens.size is None else tokens.size[None]
-        features = host.head(model.base_model, tokens.x[None], None, size)
+        features = host.head(model.base_model, tokens.x, None, tokens.size)
         return model.classifier(features), self._cost(ran)
 
-    def _layer(self, parts, gates, tokens, allowed, entry):
+    def _layer(self, index, parts, gates, tokens, allowed, entry):
         """`Tokens` after a layer, and what it `Ran`."""
-        before, heads, sublayers, searched = tokens.count, None, None, 0
+        before, heads, sublayers, searched, notes = tokens.count, None, None, 0, self.notes[index]
         if any(allowed):
             if "heads" in gates:
-                heads = gates["heads"](tokens.x[None], "threshold").float()  # OpenVINO counts no bools
+                heads = gates["heads"](tokens.x, "threshold").float()  # OpenVINO counts no bools
             if "sublayers" in gates:
                 gate = gates["sublayers"]
-                sublayers = gate(entry if gate.upfront else tokens.x[None], "threshold")
+                sublayers = gate(entry if gate.upfront else tokens.x, "threshold")
             if "attention_tokens" in gates:
                 normed = parts.attention_norm(tokens.x)
-                tokens, searched = leave(gates["attention_tokens"], normed, tokens, self.words, self.step)
-        hide = heads if "heads" in gates and gates["heads"].hides_channels else None
+                gate, parting = gates["attention_tokens"], self.partings[index]
+                tokens, searched = leave(gate, normed, tokens, self.words, parting)
+        hides = "heads" in gates and gates["heads"].hides_channels
         steps = (
-            lambda x: x + self._attention(parts, x, tokens, heads),
-            lambda x: x + self._mlp(parts, x, hide),
+            lambda tokens: self._attention(parts, tokens, notes),
+            lambda tokens: self._mlp(parts, tokens, hides),
         )
         whole = "sublayers" in gates and gates["sublayers"].whole
-        x = run(steps, bypass_of(gates), whole, tokens.x, sublayers, allowed)
+        tokens = tokens._replace(heads=heads).ready_to_note(notes)
+        tokens = run(steps, bypass_of(gates), whole, tokens, sublayers, allowed, self.many)
         asked = any(allowed)
         if not all(allowed):
             allowed = torch.tensor([allowed])
-            sublayers = allowed if sublayers is None else sublayers & allowed
-        return tokens._replace(x=x), Ran(before, tokens.count, heads, sublayers, searched, asked)
+            sublayers = allowed.expand(len(before), -1) if sublayers is None else sublayers & allowed
+        return tokens, Ran(before, tokens.count, heads, sublayers, searched, asked)
 
-    def _attention(self, parts, x, tokens, heads):
-        normed = parts.attention_norm(x)
-        joint = [linear(normed) for linear in parts.projections]
+    def _attention(self, parts, tokens, notes):
+        """`Tokens` after it, with what it notes of them. Products with weights are those of all rows side by side."""
+        x, size = tokens.x, tokens.size
+        rows = parts.attention_norm(x).flatten(0, 1)
+        joint = [linear(rows) for linear in parts.projections]
         parted = joint if len(joint) == 3 else joint[0].chunk(3, -1)
-        q, k, v = (t.unflatten(-1, (-1, parts.head_dim)) for t in parted)  # (N, H, d)
+        q, k, v = (t.view(*x.shape[:2], -1, parts.head_dim) for t in parted)  # (B, N, H, d)
         if parts.turn is not None:
             q, k = parts.turn(q, k, tokens.side)
-        q, k, v = (t.transpose(0, 1)[None] for t in (q, k, v))
-        bias = None
-        if tokens.size is not None:  # a key counts as often as it has patches
-            if torch.compiler.is_exporting():  # what a branch does not know
-                torch._check(x.shape[0] > 2)
-                torch._check(tokens.size.shape[0] == x.shape[0])
-            bias = tokens.size.log().view(1, 1, 1, -1)
-            bias = bias.expand(-1, -1, x.shape[0], -1) if self.square else bias
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)[0].transpose(0, 1)  # (N, H, d)
-        if heads is not None:
-            out = out * heads.unsqueeze(2).to(out.dtype)
-        return parts.residuals[0](parts.out(out.flatten(1)))
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+        bias = mask = None
+        if size is not None:  # a key counts as often as it has patches
+            bias = size.log()
+            mask = bias[:, None, None]
+            mask = mask.expand(-1, -1, x.shape[1], -1) if self.square else mask
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)  # (B, N, H, d)
+        if tokens.heads is not None:
+            out = out * tokens.heads[:, None, :, None].to(out.dtype)
+        out = parts.residuals[0](parts.out(out.flatten(2).flatten(0, 1)))
+        if "attention" in notes:
+            tokens = tokens._replace(attention=cls_attention(q[:, :, :1], k, bias))
+        if "values" in notes:
+            tokens = tokens._replace(values=value_length(v.transpose(1, 2)))
+        return tokens._replace(x=x + out.view(x.shape))
 
-    def _mlp(self, parts, x, hide):
+    def _mlp(self, parts, tokens, hides):
+        x = tokens.x
         normed = parts.mlp_norm(x)
-        if hide is not None:
-            normed = normed * spread_heads(hide, normed)
-        return parts.residuals[1](parts.mlp(normed))
+        if hides:
+            normed = normed * spread_heads(tokens.heads, normed).unsqueeze(1)
+        return tokens._replace(x=x + parts.residuals[1](parts.mlp(normed.flatten(0, 1))).view(x.shape))
 
     def _cost(self, ran):
-        """(1,), by the closed form of the model itself (model/cost.py), told the number of tokens in place of which."""
-        model = self.model
-        decisions = [LayerDecisions(one.kept[None], one.kept[None], one.heads, one.sublayers) for one in ran]
-        macs = sum(one.searched for one in ran) + torch.zeros(1)
-        for entry in model.config.gates or []:  # alike but for their weights
+        """(B,), by the closed form of the model itself (model/cost.py), told the number of tokens in place of which."""
+        model, batch = self.model, ran[0].before.shape[0]
+        kept = [one.kept.unsqueeze(1) for one in ran]
+        decisions = [LayerDecisions(own, own, one.heads, one.sublayers) for own, one in zip(kept, ran, strict=True)]
+        config, tokens, full = model.config, model.tokens_run, model.num_tokens
+        macs = sum(one.searched for one in ran) + torch.zeros(batch)
+        for entry in config.gates or []:  # alike but for their weights
             layers = [layer for layer in entry.get("layers", range(len(ran))) if ran[layer].asked]
             if layers:
-                gate = next(gate for gate in model.gates[layers[0]].values() if type(gate) is GATES[entry["gate"]])
-                spent = gate.macs(model.tokens_run, torch.cat([ran[layer].before for layer in layers]))
-                macs = macs + (spent.sum() if torch.is_tensor(spent) else spent * len(layers))
-        run, full = model.tokens_run, model.num_tokens
-        return cost(model.config, decisions, 1, run, model.num_labels, macs, "cpu", full, model.gates, run)
+                gate = next(gate for gate in model.gates[layers[0]].values() if isinstance(gate, GATES[entry["gate"]]))
+                spent = gate.macs(tokens, torch.stack([ran[layer].before for layer in layers]))
+                macs = macs + (spent.sum(0) if torch.is_tensor(spent) else spent * len(layers))
+        for notes, decided in zip(self.notes, decisions, strict=True):
+            macs = macs + noting_macs(config, decided, tokens) if notes else macs
+        return cost(config, decisions, batch, tokens, model.num_labels, macs, "cpu", full, model.gates, tokens)
 
 
 class Ran(NamedTuple):
     """What a layer ran, for the cost."""
 
-    before: torch.Tensor  # (1,) tokens that entered
-    kept: torch.Tensor  # (1,) tokens that stayed
-    heads: torch.Tensor | None  # (1, H)
-    sublayers: torch.Tensor | None  # (1, 2)
+    before: torch.Tensor  # (B,) tokens that entered
+    kept: torch.Tensor  # (B,) tokens that stayed
+    heads: torch.Tensor | None  # (B, H)
+    sublayers: torch.Tensor | None  # (B, 2)
     searched: torch.Tensor | int  # multiply-accumulates of finding partners that no gate names
     asked: bool  # whether its gates were asked
-
-
-def run(steps, bypasses, whole, x, sublayers, allowed):
-    """x (N, D) after attention and MLP, or after what is added in their place.
-
-    Args:
-        steps: of attention and MLP, functions x -> x. bypasses: none, one for both, or one for each.
-        whole: whether the two are decided alike. sublayers: bool (1, 2), or None for both. allowed: which may run at all.
-    """
-    instead = [lambda x, bypass=bypass: x + bypass(x) for bypass in bypasses]
-    if whole or len(bypasses) == 1 or sublayers is None and not bypasses:
-        steps = [step for step, may in zip(steps, allowed, strict=True) if may]
-        return _either(sublayers, 0, lambda x: _all(steps, x), instead, x, steps)
-    for index, step in enumerate(steps):
-        x = _either(sublayers, index, step, instead[index : index + 1], x, allowed[index])
-    return x
-
-
-def _either(sublayers, index, step, instead, x, allowed):
-    """x after `step` where it runs, else after what is there instead; no branch where it is known."""
-
-    def other(x):
-        return _all(instead, x) if instead else x.clone()  # a branch returns no tensor that it was given
-
-    if not allowed:
-        return _all(instead, x)
-    return step(x) if sublayers is None else torch.cond(sublayers[0, index], step, other, (x,))
-
-
-def _all(steps, x):
-    for step in steps:
-        x = step(x)
-    return x

@@ -56,9 +56,8 @@ def ranking(scores, there):
 def ranks(scores, there):
     """The place of each token in the order: (B, N)."""
     order = ranking(scores, there)
-    return torch.empty_like(order).scatter_(
-        1, order, torch.arange(order.shape[1], device=order.device).expand_as(order)
-    )
+    places = torch.arange(order.shape[1], device=order.device).expand_as(order)
+    return torch.zeros_like(order).scatter_(1, order, places)
 
 
 def share_before(scores, there):

@@ -101,7 +101,7 @@ def encode(
     num_tokens, num_layers, alone = x.shape[1], len(model.gates), packed and decisions is None
     compacts = alone and can_compact(model, wants_hidden)
     plans = alone and gating in ("threshold", "act")
-    notes = _notes(model, decisions is not None, gating, exploration)
+    notes = layer_notes(model, decisions is not None, gating, exploration)
     used, attentions, hidden = [], [], [_snapshot(x, 0, num_layers, wants_hidden)]
     merging = (embedded - num_tokens) * (num_tokens - len(host.protected)) * x.shape[2] if merge_patches else 0
     gate_macs = torch.full(x.shape[:1], float(merging), device=x.device)
@@ -171,7 +171,7 @@ def _how(gating, exploration, index):
     return "open" if gating == "act" and index < exploration.from_layer else gating
 
 
-def _notes(model, replayed, gating, exploration):
+def layer_notes(model, replayed=False, gating="threshold", exploration=NO_EXPLORATION):
     """For each layer what it notes of its attention: what gates read of the last one before them that may attend."""
     notes, source = [()] * len(model.gates), None
     for index, gates in enumerate(model.gates):

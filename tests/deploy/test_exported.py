@@ -1,7 +1,6 @@
 """An exported model computes what the packed one does, image by image, in each runtime."""
 
 import copy
-import importlib.util
 import subprocess
 import sys
 
@@ -9,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import build_tiny_vit
+from exported_models import check_agreement, needs, varied
 from image_files import save_checkpoint
 from models import gated, images
 from PIL import Image
@@ -17,8 +17,6 @@ from transformers import AutoImageProcessor, pipeline
 from hf_dynvit.deploy import DynViTRuntime, export
 from hf_dynvit.deploy.agreement import agreement
 from hf_dynvit.deploy.checks import FORMATS
-from hf_dynvit.deploy.leaving import Tokens, leave, word_places
-from hf_dynvit.deploy.stream import Stream
 from hf_dynvit.model.resolution import resized
 
 
@@ -33,12 +31,14 @@ SETS = {
         {"gate": "block", "upfront": True, "bypass": "mean", "layers": [1]},
         {"gate": "patch", "drop": True, "merge": True, "novelty": 8.0, "layers": [2]},
     ],
-}
-EAGER = SETS | {
-    "merge": [{"gate": "merge"}],
-    "block upfront, then drop": [
-        {"gate": "block", "upfront": True, "bypass": "mean", "layers": [0, 1]},
-        {"gate": "patch", "drop": True, "layers": [2]},
+    "fuse by the attention of a layer that some skip, then pitome": [
+        {"gate": "sublayer", "layers": [0]},
+        {"gate": "token", "keep": 0.7, "rest": "fuse", "layers": [1]},
+        {"gate": "pitome", "merged": 3, "layers": [2]},
+    ],
+    "samples of values, then by threshold": [
+        {"gate": "token", "score": "cls_attention_value", "samples": 16, "layers": [1]},
+        {"gate": "token", "score": "contrast", "threshold": 0.5, "rest": "merge", "layers": [2]},
     ],
 }
 
@@ -50,27 +50,10 @@ def small(vit, gates):
     return model
 
 
-def needs(format):
-    for package in FORMATS[format]:
-        if importlib.util.find_spec(package) is None:
-            pytest.skip(f"needs {package}")
-
-
 @pytest.fixture(params=list(FORMATS), scope="module")
 def runtime(request):
     needs(request.param)
     return request.param
-
-
-def varied(vit, gates):
-    """A model and images whose decisions differ."""
-    for seed in range(50):
-        torch.manual_seed(seed)
-        model, pixel_values = gated(vit, gates).eval(), images(6)
-        with torch.no_grad():
-            if len(model(pixel_values).cost.unique()) > 2:
-                return model, pixel_values.numpy()
-    raise AssertionError("all images cost the same")
 
 
 @pytest.fixture(scope="module")
@@ -80,37 +63,6 @@ def merging(runtime, tmp_path_factory):
     model, pixel_values = varied(build_tiny_vit(2, num_labels=3), SETS["merge, then skip"])
     processor = AutoImageProcessor.from_pretrained(save_checkpoint(place / "model", model))
     return model, pixel_values, processor, export(model, place / "out", runtime, processor=processor)
-
-
-def check_agreement(model, folder, pixel_values):
-    found = agreement(model, DynViTRuntime.from_pretrained(folder, threads=1), pixel_values)
-    found.check()
-    assert found.same == 1.0 and found.top1 == 1.0 and found.largest < 1e-5
-
-
-@pytest.mark.parametrize("step", [1, 4, 16])
-@pytest.mark.parametrize("name", EAGER)
-def test_the_forward_that_is_exported_computes_what_the_packed_one_does(name, step):
-    model, pixel_values = varied(build_tiny_vit(3), EAGER[name])
-    stream = Stream(model, step=step).eval()
-    with torch.no_grad():
-        for image in torch.from_numpy(pixel_values).unsqueeze(1):
-            expected, (logits, cost) = model(image), stream(image)
-            torch.testing.assert_close(logits, expected.logits, atol=1e-5, rtol=0)
-            torch.testing.assert_close(cost, expected.cost)
-    assert stream.step == (step if "merge" in name else 1)
-
-
-@pytest.mark.parametrize("step", [4, 16])
-def test_tokens_that_round_their_number_up_come_last_and_weigh_nothing(step):
-    model, _ = varied(build_tiny_vit(1), [{"gate": "merge"}])
-    words, tokens = word_places(17 + step, 1), Tokens(torch.randn(17, 32), torch.tensor([17.0]))
-    gate = model.gates[0]["attention_tokens"]
-    for _ in range(3):
-        tokens, _ = leave(gate, tokens.x, tokens, words, step)
-        alive = int(tokens.count)
-        assert len(tokens.x) % step == 0 and len(tokens.x) - alive < step and tokens.size.sum() == 17
-        assert (tokens.size[:alive] >= 1).all() and (tokens.size[alive:] == 0).all()
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the runtimes' own modules
@@ -125,8 +77,9 @@ def test_an_exported_model_that_merges_gives_the_logits_and_the_cost_of_the_pack
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_an_exported_model_with_other_gates_does_so_too(tmp_path, runtime):
-    model, pixel_values = varied(build_tiny_vit(3), SETS["tome, then block, then patch by novelty"])
+@pytest.mark.parametrize("name", list(SETS)[1:])
+def test_an_exported_model_with_other_gates_does_so_too(tmp_path, runtime, name):
+    model, pixel_values = varied(build_tiny_vit(3), SETS[name])
     check_agreement(model, export(model, tmp_path / "out", runtime), pixel_values)
 
 
@@ -155,19 +108,29 @@ def test_a_folder_predicts_like_a_pipeline_and_without_torch(merging, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_eight_bits_hold_the_blocks_and_leave_the_gates(tiny_vit, tmp_path, runtime):
+@pytest.mark.parametrize("calibrated", [True, False])
+def test_eight_bits_hold_the_blocks_and_leave_the_gates(tiny_vit, tmp_path, runtime, calibrated):
     if runtime == "openvino":
         pytest.importorskip("nncf")
+        if not calibrated:
+            pytest.skip("OpenVINO's is always calibrated")
     model, pixel_values = varied(tiny_vit(1), [{"gate": "patch", "drop": True, "merge": True, "novelty": 8.0}])
-    folder = export(model, tmp_path / "out", runtime, quantize="int8", calibration=images(16).numpy())
+    calibration = images(16).numpy() if calibrated else None
+    folder = export(model, tmp_path / "out", runtime, quantize="int8", calibration=calibration)
     found = agreement(model, DynViTRuntime.from_pretrained(folder, threads=1), pixel_values)
     assert found.top1 >= 0.5 and not found.largest < 1e-5 and "decisions" not in found.text("a", runtime, "int8")
     if runtime == "onnx":
         import onnx
 
         graph = onnx.load(folder / "model.onnx").graph
-        small = [node for node in graph.node if node.op_type in ("MatMulInteger", "DynamicQuantizeMatMul")]
-        assert len(small) == 6 and not [node for node in graph.node if node.op_type == "QLinearMatMul"]
+        if calibrated:
+            wide = {name for node in graph.node if node.op_type == "DequantizeLinear" for name in node.output}
+            products = [node for node in graph.node if node.op_type in ("MatMul", "Gemm")]
+            small = [node for node in products if set(node.input[:2]) <= wide]
+            assert len(small) == 6 < len(products)
+        else:
+            small = [node for node in graph.node if node.op_type in ("MatMulInteger", "DynamicQuantizeMatMul")]
+            assert len(small) == 6 and not [node for node in graph.node if node.op_type == "QLinearMatMul"]
     else:
         import openvino
 
@@ -185,3 +148,21 @@ def test_a_model_that_resizes_is_exported_for_the_smaller_size_at_its_budget(tin
     agreement(model, loaded, resized(images(4), 24).numpy()).check()
     photo = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 30, 3), dtype=np.uint8))
     assert loaded.preprocess([photo]).shape == (1, 3, 24, 24)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_batches_of_any_size_run_together(tmp_path, runtime):
+    gates = [
+        {"gate": "merge", "distance": 4.0, "layers": [0]},
+        {"gate": "sublayer", "bypass": "mean", "layers": [1]},
+        {"gate": "head", "deactivation": "official", "layers": [1]},
+        {"gate": "token", "score": "cls_attention", "threshold": 0.5, "layers": [2]},
+    ]
+    model, pixel_values = varied(build_tiny_vit(3), gates)
+    folder = export(model, tmp_path / "out", runtime, "dynamic")
+    check_agreement(model, folder, pixel_values)
+    check_agreement(model, folder, pixel_values[:1])
+    wanted = DynViTRuntime.from_pretrained(folder, threads=2)(pixel_values)
+    found = DynViTRuntime.from_pretrained(folder, threads=2, streams=2)(pixel_values)
+    np.testing.assert_allclose(found.logits, wanted.logits, atol=1e-5)
+    np.testing.assert_allclose(found.cost, wanted.cost, atol=1e-6)

@@ -10,7 +10,7 @@ from PIL import Image
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil as Processor
 
 from hf_dynvit.deploy import DynViTRuntime, export
-from hf_dynvit.deploy.checks import check_model
+from hf_dynvit.deploy.checks import check_export, check_model
 from hf_dynvit.deploy.export import check_preprocessing
 from hf_dynvit.deploy.runtime import eight_bit, pixels
 
@@ -20,6 +20,11 @@ from hf_dynvit.deploy.runtime import eight_bit, pixels
     [
         ("patch on block", "PatchGate of layer 0 .* come back in later layers. Use drop: true"),
         ("patch on mlp", "come back in later layers"),
+        (
+            "token by values, passing",
+            "TokenGate of layer 1 .* come back in later layers. Use rest: drop, merge or fuse",
+        ),
+        ("token at random", "its scores are drawn anew in every forward. Use another score"),
         ("random head", "RandomGate of layer 0 cannot be exported: there are exported forms of"),
     ],
 )
@@ -35,13 +40,24 @@ def test_a_mean_over_tokens_that_are_gone_is_refused(tiny_vit):
         check_model(gated(tiny_vit(), [mean, {"gate": "merge", "layers": [0]}]))
 
 
+def test_int8_of_branches_alone_is_refused(tiny_vit, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    skips = gated(tiny_vit(), GATE_SETS["block"])
+    with pytest.raises(
+        ValueError, match='leaves what stands in a branch in float32.*batch "dynamic", or for OpenVINO'
+    ):
+        check_export(skips, "onnx", quantize="int8")
+    check_export(skips, "onnx", "dynamic", "int8")
+    check_export(skips, "onnx")
+
+
 def test_words_packages_and_folders_are_checked_before_any_work(tiny_vit, tmp_path, monkeypatch):
     model = gated(tiny_vit(), GATE_SETS["merge"])
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
     with pytest.raises(ValueError, match="format must be one of .*'tensorrt'"):
         export(model, tmp_path / "out", "tensorrt")
-    with pytest.raises(ValueError, match="batch must be one of .*'dynamic': batches run image by image"):
-        export(model, tmp_path / "out", batch="dynamic")
+    with pytest.raises(ValueError, match="batch must be one of .*'dynamic'.*, got 8"):
+        export(model, tmp_path / "out", batch=8)
     with pytest.raises(ValueError, match="quantize must be one of .*'int4'"):
         export(model, tmp_path / "out", quantize="int4")
     with pytest.raises(ValueError, match="needs calibration images, got None"):
