@@ -97,7 +97,7 @@ def test_tokens_that_round_their_number_up_come_last_and_weigh_nothing(step):
 
 
 def test_images_that_skip_are_not_computed_but_for_one_where_all_do():
-    model, pixel_values = varied(build_tiny_vit(3), [{"gate": "block", "upfront": True}])
+    model, pixel_values = varied(build_tiny_vit(3), [{"gate": "block", "upfront": True, "pool": "mean"}])
     pixel_values, rows = torch.from_numpy(pixel_values), []
     stream = Stream(model, many=True).eval()
     with torch.no_grad():
