@@ -56,8 +56,6 @@ def check_model(model):
         raise TypeError(
             f"only a DynViTForImageClassification with classes can be exported, got {type(model).__name__}"
         )
-    if model.config.cascade is not None:
-        raise ValueError("a cascade cannot be exported yet: export the model of each look, or run it in PyTorch")
     if not model.host.protects_first():
         raise ValueError(f"only hosts whose protected tokens come first can be exported, got {model.host.protected}")
     drops = any(gate.drop for gates in model.gates for gate in gates.values())

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import torch
 
+from ..model.budgets import shift_gates
+from ..model.cascade import view
 from ..model.configuration_dynvit import pair
 from . import runtime
 from .checks import check_export
 from .graphs import write_onnx, write_openvino
-from .runtime import FILES
+from .runtime import files_of
 
 
 def export(model, folder, format="openvino", batch="one", quantize=None, calibration=None, processor=None):
@@ -21,7 +23,8 @@ def export(model, folder, format="openvino", batch="one", quantize=None, calibra
 
     The folder gets the graph (logits, and cost as a second output), config.json with the labels, preprocessor_config.json,
     and runtime.py: a copy of what loads it, for where hf_dynvit is not installed. A model with a `resolution` gets a graph
-    for images of that size, to which the processor brings them at once.
+    for images of that size, to which the processor brings them at once. A cascade gets a graph for each look, which resizes
+    images itself.
 
     Args:
         model: a `DynViTForImageClassification`; a copy of it is exported in float32.
@@ -47,24 +50,36 @@ def export(model, folder, format="openvino", batch="one", quantize=None, calibra
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{str(folder)!r} is not empty: give a new folder")
     folder.mkdir(parents=True, exist_ok=True)
-    model = copy.deepcopy(model).float().cpu().eval().drop_budgets()  # as it decides at its budget
     shape = (model.config.num_channels, *size)
-    file = folder / FILES[format]
+    looks = [single_look(model, look) for look in range(len(model.config.cascade or [0]))]
+    files = [folder / name for name in files_of(format, len(looks))]
     disabled = logging.root.manager.disable
     with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of exporters and quantisers, which this package does not steer
         logging.disable(logging.WARNING)
         try:
             write = {"openvino": write_openvino, "onnx": write_onnx}[format]
-            write(model, shape, file, batch == "dynamic", quantize, calibration)
+            for look, file in zip(looks, files, strict=True):
+                write(look, shape, file, batch == "dynamic", quantize, calibration)
         finally:
             logging.disable(disabled)
-    facts = {"format": format, "batch": batch, "quantize": quantize, "shape": list(shape)}
+    facts = {"format": format, "batch": batch, "quantize": quantize, "shape": list(shape), "looks": len(looks)}
     config = model.config.to_dict() | {"deploy": facts, "auto_map": None}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor, indent=2) + "\n")
     shutil.copyfile(runtime.__file__, folder / "runtime.py")
     return folder
+
+
+def single_look(model, look):
+    """A copy of a model in float32, as it decides at its budget; of a cascade as it does in one look."""
+    model = copy.deepcopy(model).float().cpu().eval()
+    if model.config.cascade is None:
+        return model.drop_budgets()
+    resolution, shift = view(model.config, 1, look)
+    shift_gates(model.learned_gates(), shift)
+    model.set_cascade(None).config.resolution = resolution
+    return model
 
 
 def check_preprocessing(processor):

@@ -15,7 +15,13 @@ import numpy as np
 from PIL import Image
 
 
-FILES = {"openvino": "model.xml", "onnx": "model.onnx"}
+ENDINGS = {"openvino": "xml", "onnx": "onnx"}
+
+
+def files_of(format, looks):
+    """Names of the graphs: one, or of a cascade one for each look."""
+    names = ["model"] if looks == 1 else [f"look_{look}" for look in range(looks)]
+    return [f"{name}.{ENDINGS[format]}" for name in names]
 
 
 class Output(NamedTuple):
@@ -23,6 +29,7 @@ class Output(NamedTuple):
 
     logits: np.ndarray  # float32 (B, C)
     cost: np.ndarray  # float32 (B,) multiply-accumulates spent / those of the dense model
+    looks: np.ndarray  # int64 (B,) how many a cascade took; 1 of other models
 
 
 class DynViTRuntime:
@@ -30,12 +37,13 @@ class DynViTRuntime:
 
     Args:
         config, preprocessor: the content of config.json and preprocessor_config.json.
-        run: function of a list of pixel_values (B, channels, height, width) that gives a pair of logits and cost for each.
+        runs: for each look a function of a list of pixel_values (B, channels, height, width) that gives a pair of logits and
+            cost for each.
         streams: how many of them it runs at the same time.
     """
 
-    def __init__(self, config, preprocessor, run, streams=1):
-        self.config, self.preprocessor, self._run, self.streams = config, preprocessor, run, streams
+    def __init__(self, config, preprocessor, runs, streams=1):
+        self.config, self.preprocessor, self._runs, self.streams = config, preprocessor, runs, streams
 
     @classmethod
     def from_pretrained(cls, folder, threads=None, streams=1):
@@ -57,23 +65,53 @@ class DynViTRuntime:
             raise ValueError(
                 f"{folder} holds no exported model: hf_dynvit.deploy.export or recipes/export.py makes one"
             )
-        start = {"openvino": _openvino, "onnx": _onnx}[config["deploy"]["format"]]
-        run = start(folder / FILES[config["deploy"]["format"]], threads, streams)
-        return cls(config, preprocessor, run, streams)
+        format, looks = config["deploy"]["format"], config["deploy"].get("looks", 1)
+        start = {"openvino": _openvino, "onnx": _onnx}[format]
+        runs = [start(folder / name, threads, streams) for name in files_of(format, looks)]
+        return cls(config, preprocessor, runs, streams)
 
-    def __call__(self, pixel_values):
+    def __call__(self, pixel_values, budget=None):
         """An `Output` of pixel_values (B, channels, height, width).
 
+        Args:
+            budget: of a cascade, the mean cost to aim at; None: that of the model.
+
         Raises:
-            ValueError: another shape.
+            ValueError: another shape, or a budget that is out of reach.
         """
         pixel_values, shape = np.asarray(pixel_values, dtype=np.float32), self.config["deploy"]["shape"]
         if list(pixel_values.shape[1:]) != shape or not len(pixel_values):
             raise ValueError(f"pixel_values must be (images, {', '.join(map(str, shape))}), got {pixel_values.shape}")
+        confidence = self._confidence(budget)
+        logits, cost = self._look(self._runs[0], pixel_values)
+        looks = np.ones(len(logits), dtype=np.int64)
+        if len(self._runs) == 1:
+            return Output(logits, cost, looks)
+        total = _log_softmax(logits)
+        for run in self._runs[1:]:
+            sure = np.exp(total.max(1)) / looks
+            there = np.flatnonzero((looks == looks.max()) & ~(sure >= confidence))
+            if not len(there):
+                break
+            logits, spent = self._look(run, pixel_values[there])
+            total[there] = np.logaddexp(total[there], _log_softmax(logits))
+            cost[there] += spent
+            looks[there] += 1
+        return Output(total - np.log(looks, dtype=np.float32)[:, None], cost, looks)
+
+    def _confidence(self, budget):
+        """From which probability on an image needs no further look; beyond all without a table."""
+        table, own = self.config.get("budget_confidences"), self.config["budget"]
+        if budget is not None and not (table and table[0][0] <= budget <= table[-1][0]):
+            reach = f"it is {table[0][0]} to {table[-1][0]}" if table else "this model has thresholds for one alone"
+            raise ValueError(f"a budget of {budget} is out of reach: {reach}")
+        return np.interp(own if budget is None else budget, *zip(*table, strict=True)) if table else np.inf
+
+    def _look(self, run, pixel_values):
+        """Logits and cost of one look."""
         alone = self.config["deploy"]["batch"] == "one"
         parts = len(pixel_values) if alone else min(self.streams, len(pixel_values))
-        logits, cost = zip(*self._run(np.array_split(pixel_values, parts)), strict=True)
-        return Output(np.concatenate(logits), np.concatenate(cost))
+        return map(np.concatenate, zip(*run(np.array_split(pixel_values, parts)), strict=True))
 
     def predict(self, images, top_k=5):
         """Labels of a PIL image, or of a list of them, as transformers' pipeline gives them.
@@ -135,6 +173,12 @@ def _size(image, size):
     return tuple(
         size["shortest_edge"] if side == short else int(size["shortest_edge"] * side / short) for side in image.size
     )
+
+
+def _log_softmax(logits):
+    """(B, C), of the last."""
+    logits = logits - logits.max(1, keepdims=True)
+    return logits - np.log(np.exp(logits).sum(1, keepdims=True))
 
 
 def _read(file):

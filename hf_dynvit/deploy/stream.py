@@ -14,12 +14,14 @@ from torch.nn import functional as F
 
 from ..model.bypass import bypass_of
 from ..model.cls_attention import cls_attention, value_length
+from ..model.configuration_dynvit import pair
 from ..model.cost import cost, noting_macs
 from ..model.decisions import LayerDecisions
 from ..model.encoder import layer_notes
 from ..model.gate_merge import MergeGate
 from ..model.gates import GATES
 from ..model.layer_packed import spread_heads
+from ..model.resolution import resized
 from .leaving import leave, word_places
 from .parting import Parting, fixed_counts
 from .skipping import run
@@ -29,7 +31,7 @@ from .tokens import Tokens
 class Stream(nn.Module):
     """pixel_values (B, channels, height, width) -> logits (B, C) and cost (B,) of a model with gates.
 
-    Images have the size that the model resizes others to (`resolution`), if it does.
+    Images have the size that the model resizes others to (`resolution`), if it does, or the size `given`.
 
     Args:
         model: a `DynViTForImageClassification` that `check_model` lets pass.
@@ -37,10 +39,14 @@ class Stream(nn.Module):
         step: what N is rounded up to a multiple of, by tokens of size 0 that no other sees, where it is not known ahead: with
             several images, and with one where merge gates alone drop.
         many: whether B is any number; else it is 1.
+        given: height and width of images that the graph itself resizes to the model's resolution; None: they have it.
     """
 
-    def __init__(self, model, square=False, step=1, many=False):
+    def __init__(self, model, square=False, step=1, many=False, given=None):
         super().__init__()
+        self.resizes = given is not None
+        if self.resizes:
+            self.rows, self.columns = map(nn.Buffer, resizing(given, pair(model.config.resolution)))
         drops = [gate for gates in model.gates for gate in gates.values() if gate.drop]
         self.model, self.square, self.many = model, square, many
         step = step if many or all(isinstance(gate, MergeGate) for gate in drops) else 1
@@ -51,6 +57,8 @@ class Stream(nn.Module):
 
     def forward(self, pixel_values):
         model, host = self.model, self.model.host
+        if self.resizes:
+            pixel_values = self.rows @ pixel_values @ self.columns
         x, side = host.embed(model.base_model, pixel_values, model.config.resolution is not None)
         tokens = Tokens(x, x.new_full(x.shape[:1], float(x.shape[1])), side=side)
         entry, ran = None, []
@@ -139,6 +147,13 @@ class Stream(nn.Module):
         for notes, decided in zip(self.notes, decisions, strict=True):
             macs = macs + noting_macs(config, decided, tokens) if notes else macs
         return cost(config, decisions, batch, tokens, model.num_labels, macs, "cpu", full, model.gates, tokens)
+
+
+def resizing(given, wanted):
+    """Matrices (H', H) and (W, W') that resize images (H, W) to (H', W') as the model does: products are in all runtimes."""
+    (height, width), (rows, columns) = given, wanted
+    down = resized(torch.eye(height)[None, None], (rows, height))[0, 0]
+    return down, resized(torch.eye(width)[None, None], (width, columns))[0, 0]
 
 
 class Ran(NamedTuple):
