@@ -2,7 +2,8 @@
 
 Writes a folder that OpenVINO or ONNX Runtime predicts from without PyTorch, each image in the time that its own decisions
 take: `DynViTRuntime.from_pretrained(DIR2).predict(images)`. With --check_images the logits are compared with PyTorch's on
-validation images, with --quantize int8 the predictions are; what was found stands in the folder's README.md. int8 is calibrated
+validation images, with --quantize int8 the predictions are; with --seconds the time of an image is, alone, beside the dense
+model in the same runtime. What was found stands in the folder's README.md and deployment.json. int8 is calibrated
 on --images of train, which ONNX Runtime may do without.
 """
 
@@ -18,9 +19,15 @@ from hf_dynvit.data import DataArguments, load_validation
 from hf_dynvit.deploy import FORMATS, DynViTRuntime, check_export, export
 from hf_dynvit.deploy.agreement import agreement
 from hf_dynvit.deploy.export import check_preprocessing
+from hf_dynvit.deploy.timing import exported_ms, to_serve
+from hf_dynvit.measure import measured_on
 from hf_dynvit.measure.files import check_weights
-from hf_dynvit.model.resolution import resized
+from hf_dynvit.measure.provenance import device_name
+from hf_dynvit.model.prepack import can_prepack
+from hf_dynvit.report import Deployment, decides, write
+from hf_dynvit.report.names import seen
 from hf_dynvit.settings import parse_settings
+from hf_dynvit.training.presets import gate_facts
 
 
 @dataclass
@@ -41,6 +48,12 @@ class ExportArguments:
         metadata={"help": "images of train to calibrate int8 on; by default 200 for openvino, and none for onnx"},
     )
     check_images: int = field(default=0, metadata={"help": "images of validation to compare with PyTorch; 0: none"})
+    seconds: float = field(
+        default=0.0,
+        metadata={
+            "help": "time to spend on timing the checked images, beside the dense model in the same runtime; 0: none"
+        },
+    )
     seed: int = field(default=0, metadata={"help": "which images are used"})
 
     def __post_init__(self):
@@ -48,6 +61,8 @@ class ExportArguments:
             raise ValueError(f"--model and --output are needed, got {self.model!r} and {self.output!r}")
         if self.images is None:
             self.images = 200 if self.format == "openvino" else 0
+        if self.seconds < 0 or (self.seconds and not self.check_images):
+            raise ValueError(f"seconds must be 0 or more, and need check_images to be timed on, got {self.seconds}")
         if self.images < 0 or self.check_images < 0:
             raise ValueError(f"images and check_images must be 0 or more, got {self.images} and {self.check_images}")
 
@@ -78,17 +93,38 @@ def main(argv=None):
     def pixels(split, count):
         images = load_validation(replace(data_args, validation_split=split), processor, model.config, args.seed)
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(args.seed))[:count].tolist()
-        found = torch.stack([images[index]["pixel_values"] for index in order])
-        return (resized(found, model.config.resolution) if model.config.resolution else found).numpy()
+        return torch.stack([images[index]["pixel_values"] for index in order])
 
     calibration = pixels(data_args.train_split, args.images) if calibrates else None
+    served = None if calibration is None else to_serve(model, calibration).numpy()
     checked = pixels(data_args.validation_split, args.check_images) if args.check_images else None
-    export(model, args.output, args.format, args.batch, args.quantize, calibration, processor)
+    export(model, args.output, args.format, args.batch, args.quantize, served, processor)
     if checked is None:
         print(f"{args.output}: {args.format}, not compared with PyTorch: --check_images N does")
         return None
-    found = agreement(model, DynViTRuntime.from_pretrained(args.output), checked)
+    found = agreement(model, DynViTRuntime.from_pretrained(args.output), to_serve(model, checked).numpy())
     text = found.text(args.model, args.format, args.quantize)
+    ms, rounds = {}, 0
+    if args.seconds:
+        model = model.prepack() if can_prepack() else model
+        ms, rounds = exported_ms(model, args.output, checked, args.seconds, args.format, args.quantize, calibration)
+        text += (
+            f" An image alone takes {ms['exported']:.2f} ms, the dense model in the same runtime {ms['dense']:.2f}, the same model "
+            f"in PyTorch {ms['packed']:.2f}, on {torch.get_num_threads()} threads of {device_name('cpu')}."
+        )
+    results = Deployment(
+        **found._asdict(),
+        model=args.model,
+        decides=decides(gate_facts(model)) + seen(model.config),
+        format=args.format,
+        batch=args.batch,
+        quantize=args.quantize,
+        dataset=data_args.name(),
+        ms=ms,
+        rounds=rounds,
+        **measured_on("cpu", "float32", args.seed),
+    )
+    write(Path(args.output) / "deployment.json", results)
     (Path(args.output) / "README.md").write_text(f"# {Path(args.output).name}\n\n{text}\n")
     print(text)
     if args.quantize is None:

@@ -12,10 +12,12 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from hf_dynvit.report import Benchmark, Comparison, Evaluation, Leaderboard, Search, StepTime, Training
+from hf_dynvit.report import Benchmark, Comparison, Deployment, Evaluation, Leaderboard, Search, StepTime, Training
 from hf_dynvit.report import read as read_results
 from hf_dynvit.report.claims import claims_section
 from hf_dynvit.report.comparison import comparison_section
+from hf_dynvit.report.deployment_results import DEPLOYED
+from hf_dynvit.report.deployment_results import MEANING as DEPLOYED_MEANING
 from hf_dynvit.report.front import COMPARED, INTRODUCTION, front_comparison_rows, front_rows
 from hf_dynvit.report.leaderboard import sections as leaderboard_sections
 from hf_dynvit.report.looks import LOOKS, looks_items
@@ -139,6 +141,7 @@ def render(results):
     parts += section("The dense model in other runtimes", RUNTIMES, runtimes)
     timed = [(one, step) for one in steps for step in one.steps]
     parts += section("Training steps", STEPS, timed)
+    parts += section("Deployed", DEPLOYED, [(one,) for one in of(Deployment)], DEPLOYED_MEANING)
     parts += claims_section(trainings, evaluations, of(Search), steps)
     parts += comparison_section(of(Comparison))
     parts += leaderboard_sections(of(Leaderboard))

@@ -20,6 +20,7 @@ class Agreement(NamedTuple):
     same: float  # share of images whose cost is the same, and so their decisions
     top1: float  # share of images with the same prediction
     cost: float  # mean, of the exported model
+    looks: float  # mean number, 1 without a cascade
 
     def check(self):
         """Raise RuntimeError for what should be the same model and is not."""
@@ -59,4 +60,5 @@ def agreement(model, runtime, pixel_values):
         same=same.float().mean().item(),
         top1=(torch.from_numpy(found.logits).argmax(1) == logits.argmax(1)).float().mean().item(),
         cost=float(found.cost.mean()),
+        looks=float(found.looks.mean()),
     )

@@ -1,6 +1,7 @@
 """What was found, for people: results and their schema, tables, plots, pictures, model cards."""
 
 from .comparison_results import Comparison, Run
+from .deployment_results import Deployment
 from .leaderboard_results import Cell, Leaderboard, SmallerDense
 from .model_card import write_model_card
 from .names import decides
@@ -26,6 +27,7 @@ __all__ = [
     "Cell",
     "Comparison",
     "Demo",
+    "Deployment",
     "Evaluation",
     "Leaderboard",
     "Results",

@@ -3,7 +3,9 @@
 import importlib.util
 
 import pytest
-from recipe_place import deploy
+from recipe_place import deploy, report
+
+from hf_dynvit.report import read
 
 
 pytestmark = pytest.mark.skipif(
@@ -15,12 +17,19 @@ pytestmark = pytest.mark.skipif(
 def test_a_plain_vit_is_exported_and_compared(place):
     output = place.folder / "exported"
     words = ["--model", place.vit, "--format", "onnx", "--batch", "dynamic", "--output", str(output)]
-    found = deploy.main([*words, "--data_files", *place.files, "--check_images", "3"])
+    found = deploy.main([*words, "--data_files", *place.files, "--check_images", "3", "--seconds", "0.1"])
     assert found.images == 3 and found.same == found.top1 == 1.0 and found.largest < 1e-4 and found.cost == 1.0
     assert (
         f"mean cost 1.000. The same decisions for 100.0%; their largest difference of logits is {found.largest:.2g}."
         in (output / "README.md").read_text()
     )
+    assert "An image alone takes" in (output / "README.md").read_text()
+    made = read(output / "deployment.json")
+    assert made.ms.keys() == {"exported", "dense", "packed"} and min(made.ms.values()) > 0 and made.rounds >= 9
+    assert made.images == 3 and made.looks == 1.0
+    assert "### Deployed" in report.main([str(output / "deployment.json")])
+    with pytest.raises(ValueError, match="need check_images"):
+        deploy.main([*words, "--seconds", "1"])
     with pytest.raises(ValueError, match="is not empty"):
         deploy.main(words)
 

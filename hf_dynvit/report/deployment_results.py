@@ -1,0 +1,65 @@
+"""The kind of results that recipes/export.py writes, and their table: a model in a runtime, beside the dense one there."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from .markdown import ABSENT
+from .names import processor, short
+from .schema import Results
+from .tables import MEASURED, of
+
+
+@dataclass(kw_only=True)
+class Deployment(Results):
+    """deployment.json of recipes/export.py.
+
+    Attributes:
+        largest: difference of logits from PyTorch's. same, top1: share of images with the same decisions, and prediction.
+        looks: mean number of looks, 1 without a cascade. ms: "exported", "dense" (same runtime), "packed" (PyTorch) -> of an
+            image alone; {} where nothing was timed.
+    """
+
+    kind: ClassVar[str] = "deployment"
+    model: str
+    decides: str
+    format: str
+    batch: str
+    quantize: str | None
+    dataset: str
+    images: int
+    largest: float
+    same: float
+    top1: float
+    cost: float
+    looks: float
+    ms: dict
+    rounds: int
+
+
+DEPLOYED = {
+    "model": lambda results: short(results.model),
+    "decides": lambda results: results.decides,
+    "runtime": lambda results: f"{results.format}, {results.quantize or 'float32'}, batch {results.batch}",
+    "data": lambda results: f"{results.images} images of {results.dataset}",
+    "cost": lambda results: f"{results.cost:.3f}",
+    "looks": lambda results: f"{results.looks:.2f}",
+    "same prediction as PyTorch": lambda results: f"{results.top1:.1%}",
+    "largest difference of logits": lambda results: f"{results.largest:.1e}",
+    "ms of an image": lambda results: f"{results.ms['exported']:.1f}" if results.ms else ABSENT,
+    "dense, same runtime": lambda results: (
+        f"{results.ms['dense']:.1f}: {results.ms['dense'] / results.ms['exported']:.2f}× faster"
+        if results.ms
+        else ABSENT
+    ),
+    "of the MACs' promise": lambda results: (
+        f"{results.cost * results.ms['dense'] / results.ms['exported']:.2f}" if results.ms else ABSENT
+    ),
+    "packed in PyTorch": lambda results: f"{results.ms['packed']:.1f}" if results.ms else ABSENT,
+    "threads": lambda results: results.threads,
+    "device": lambda results: processor(results),
+    **of({name: MEASURED[name] for name in ("seed", "commit", "command")}),
+}
+MEANING = (
+    "One image at a time, the mean over different images. *Dense* is the plain ViT on the images as they come, exported in the same "
+    "way; *packed* is the same model in PyTorch, prepacked."
+)
