@@ -10,12 +10,14 @@ from .plots import COLORS, INK, MARKERS, MUTED, PAGE, TRACK, new_figure
 from .rivals import counted, mean, percent
 
 
+TOO_DEAR = 0.02  # cost above the budget: the best of those that met it
 SAME = "model dataset split split_files images".split()
 MEANS = (
     "Top-1 in per cent, ± its deviation over seeds, at the mean cost that was met; the checkpoint has {dense:.2f}. *Untrained*: "
     "thresholds and importance were found on {count} images without labels, amounts on the first batch of them; the backbone is "
     "as it was. *Tuned*: "
-    "by the same recipe, from the same checkpoint, on as many images. Smaller images (*px*): resized inside the model. On {place}, "
+    "by the same recipe, from the same checkpoint, on as many images. Smaller images (*px*): resized inside the model; of a cascade each look at its cost. Bold: the best of those that met the "
+    "budget. On {place}, "
     "{images} images of {dataset}, commit {commit}, {command}:"
 )
 SMALLER = (
@@ -80,25 +82,27 @@ def by_cell(board):
 
 
 def accuracy_rows(board):
-    """A row for each method, untrained and tuned, a column for each budget; the best of a column in bold."""
+    """A row for each method, untrained and tuned, a column for each budget; the best at that budget in bold."""
     budgets = sorted({cell.budget for cell in board.cells}, reverse=True)
     grouped, rows = by_cell(board), []
     best = {}
     for (_, tuned), cells in grouped.items():
         for budget, runs in cells.items():
-            best[tuned, budget] = max(best.get((tuned, budget), 0.0), mean(runs, "accuracy"))
+            if mean(runs, "cost") <= budget + TOO_DEAR:
+                best[tuned, budget] = max(best.get((tuned, budget), 0.0), mean(runs, "accuracy"))
     for (method, tuned), cells in grouped.items():
         row = {"method": method, "": "tuned" if tuned else "untrained"}
         for budget in budgets:
             runs = cells.get(budget)
-            row[str(budget)] = _shown(runs, best[tuned, budget]) if runs else ABSENT
+            row[str(budget)] = _shown(runs, best.get((tuned, budget))) if runs else ABSENT
         rows.append(row)
     return rows
 
 
 def _shown(runs, best):
     text = percent(runs)
-    text = f"**{text}**" if mean(runs, "accuracy") == best else text
+    met = mean(runs, "cost") <= runs[0].budget + TOO_DEAR
+    text = f"**{text}**" if met and mean(runs, "accuracy") == best else text
     pixels = f", {runs[0].resolution} px" if runs[0].resolution else ""
     pixels = f", {looks_text(runs[0].cascade)}" if runs[0].cascade else pixels
     return f"{text} at {mean(runs, 'cost'):.3f}{pixels}{counted(runs)}"

@@ -1,5 +1,7 @@
 """The plot of a leaderboard marks what a method has to beat: the dense model, and the next smaller one where it is known."""
 
+from dataclasses import replace
+
 import pytest
 from made_results import MEASURED, given, speed
 
@@ -72,3 +74,10 @@ def test_a_board_in_parts_has_the_smaller_model_of_any_and_says_what_it_reaches(
         text = "\n".join(leaderboard.sections(parts))
         assert "The next smaller dense model, vit_small, has 50.00 at 0.333 of the dense model's computation" in text
         assert ", at 0.75 measured ms per image, batch 2." in text
+
+
+def test_the_best_in_bold_has_met_the_budget():
+    made = board()
+    made.cells.append(replace(made.cells[0], method="dearer", accuracy=0.9, cost=0.53, throughput=[]))
+    rows = leaderboard.accuracy_rows(made)
+    assert [row["0.5"] for row in rows] == ["**55.00** at 0.500", "90.00 at 0.530"]
