@@ -90,7 +90,9 @@ def _novelty(config, amount):
     return [entry for entry in preset_gates("adavit", config) if entry["gate"] == "patch"]
 
 
+DENSE = "dense"  # what all are held against: the plain ViT, tuned alike
 METHODS = {
+    DENSE: Method(_nothing),
     "merge": Method(_twin, importance=True),
     "merge-resized": Method(_twin, importance=True, resizes="chosen"),
     "resized": Method(_nothing, resizes="alone"),
@@ -122,12 +124,13 @@ def register_method(name, method):
 
 
 def check_methods(names, tuned):
-    """The names to compare: those given, or all that need no training for "all".
+    """The names to compare: those given, or for "all" those that save something, without training where there is none.
 
     Raises:
         ValueError: a name that is not on the shelf, or one that is nothing without training, where there is none.
     """
-    names = [name for name in METHODS if tuned or not METHODS[name].learns] if names == ["all"] else names
+    every = [name for name in METHODS if name != DENSE and (tuned or not METHODS[name].learns)]
+    names = every if names == ["all"] else names
     wrong = [name for name in names if name not in METHODS]
     if wrong or not names:
         raise ValueError(f"methods must be 'all' or of {sorted(METHODS)}, got {wrong or names}")
@@ -163,6 +166,8 @@ def prepare(name, vit, budget, batches):
         return model
 
     dense = DynViTForImageClassification.from_vit(vit)
+    if name == DENSE:
+        return dense
     if method.looks:
         choose = (
             choose_looks(dense, build, vit.config, budget, batches) if gates else looks_for(vit.config, budget, False)

@@ -48,6 +48,11 @@ def test_methods_meet_budgets_untrained_and_tuned_and_go_on_where_they_were(plac
     capsys.readouterr()
 
 
+def test_the_dense_model_can_be_tuned_beside_them(place):
+    untrained, tuned = run(place, "dense", "--methods", "dense", "--budgets", "1.0", "--tune", "true")["cells"]
+    assert untrained["cost"] == tuned["cost"] == 1.0 and untrained["gates"] is None is tuned["resolution"]
+
+
 def test_a_cascade_is_tuned_look_by_look(place):
     words = ["--methods", "cascade", "--budgets", "0.7", "--tune", "true", "--seeds", "1"]
     untrained, tuned = run(place, "cascade", *words)["cells"]
@@ -103,7 +108,7 @@ def test_gates_that_are_nothing_untrained_are_taught_though_the_recipe_freezes_g
         assert gates, method  # scores begin at 0
 
 
-@pytest.mark.parametrize("method", [name for name in METHODS if not METHODS[name].learns])
+@pytest.mark.parametrize("method", check_methods(["all"], False))
 def test_every_method_meets_a_budget(tiny_vit, method):
     batches = [images(6)]
     model = prepare(method, tiny_vit(12), 0.75, batches)
