@@ -9,6 +9,7 @@ gates and each other model that was timed, beside what it has to beat, and the c
 """
 
 import argparse
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from hf_dynvit.report.comparison import comparison_section
 from hf_dynvit.report.deployment_results import DEPLOYED
 from hf_dynvit.report.deployment_results import MEANING as DEPLOYED_MEANING
 from hf_dynvit.report.front import COMPARED, INTRODUCTION, front_comparison_rows, front_rows
+from hf_dynvit.report.leaderboard import joined, plot
 from hf_dynvit.report.leaderboard import sections as leaderboard_sections
 from hf_dynvit.report.looks import LOOKS, looks_items
 from hf_dynvit.report.looks import MEANING as LOOKS_MEANING
@@ -75,11 +77,26 @@ def main(argv=None):
     if shown or write:
         texts[front] = between(front, "front", shown)
     keep(STORED, taken)
+    if write:
+        draw_boards(results)
     for file, text in texts.items():
         file.write_text(text, encoding="utf-8")
     if not (readme or front):
         print(tables)
     return tables
+
+
+def draw_boards(results):
+    """The plots of all leaderboards, where the READMEs show them."""
+    for board, name in pictures(results):
+        plot(board, STORED / name)
+
+
+def pictures(results):
+    """(leaderboard, name of its plot), those with the most tuned cells first."""
+    boards = joined([one for one in results if isinstance(one, Leaderboard)])
+    boards.sort(key=lambda board: -sum(cell.tuned for cell in board.cells))
+    return [(board, re.sub(r"\W+", "_", board.dataset) + ".png") for board in boards]
 
 
 def between(file, name, part):
@@ -107,7 +124,11 @@ def render_front(results):
         [one for one in results if isinstance(one, kind)] for kind in (Training, Evaluation, Comparison)
     )
     models, compared = front_rows(by_seed(trainings), evaluations), front_comparison_rows(comparisons)
-    parts = [INTRODUCTION, table(models)] if models else []
+    shown = [
+        f"![Top-1 of all methods against their cost, {board.dataset}]({README.parent.name}/{STORED.name}/{name})"
+        for board, name in pictures(results)[:1]
+    ]
+    parts = [*shown, INTRODUCTION, table(models)] if models else shown
     parts += [COMPARED, table(compared)] if compared else []
     return "\n\n".join(parts)
 

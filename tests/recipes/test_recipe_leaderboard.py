@@ -10,7 +10,7 @@ from recipe_place import leaderboard, report
 from hf_dynvit import DynViTForImageClassification
 from hf_dynvit.report import read
 from hf_dynvit.training.calibration import mean_cost
-from hf_dynvit.training.methods import METHODS, check_methods, prepare
+from hf_dynvit.training.methods import check_methods, prepare
 
 
 WORDS = ["--gates", "none", "--images", "12", "--save_strategy", "no", "--max_steps", "1"]

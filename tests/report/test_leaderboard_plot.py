@@ -76,6 +76,13 @@ def test_a_board_in_parts_has_the_smaller_model_of_any_and_says_what_it_reaches(
         assert ", at 0.75 measured ms per image, batch 2." in text
 
 
+def test_a_dense_model_tuned_alike_takes_the_place_of_the_given_one(tmp_path, monkeypatch):
+    made = board()
+    made.cells.append(replace(made.cells[0], method="dense", budget=1.0, accuracy=0.7, cost=1.0, throughput=[]))
+    by_cost, by_time = drawn(made, tmp_path / "plot.png", monkeypatch)
+    assert by_cost == {"dense, tuned": (1.0, pytest.approx(70.0))} and by_time["dense, tuned"][0] == 3.0
+
+
 def test_the_best_in_bold_has_met_the_budget():
     made = board()
     made.cells.append(replace(made.cells[0], method="dearer", accuracy=0.9, cost=0.53, throughput=[]))
