@@ -82,7 +82,7 @@ def token_gates(model):
     }
 
 
-def _saliency(model, pixel_values, layers, look):
+def _saliency(model, pixel_values, layers, look=None):
     """Layer -> normed tokens (T, D) and log-saliency (T, 1), centred within each image, of all unprotected tokens."""
     host = model.host
     with torch.enable_grad():

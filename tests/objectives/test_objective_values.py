@@ -73,7 +73,7 @@ def batch_of(model):
 def returns_of(trainer, inputs, outputs):
     """The returns-to-go (L, B) of a price that does not move, from what each layer spent."""
     objective, options = trainer.objective, trainer.objective.options
-    spent = objective._spent(outputs.decisions, outputs)
+    spent = objective._spent(outputs)
     earned = outcome(outputs.logits, inputs["labels"], options.reward)
     return layer_returns(terminal_reward(earned, spent.sum(0), options.price), spent, options.price)
 
