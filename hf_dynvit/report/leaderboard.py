@@ -128,7 +128,7 @@ def plot(board, path):
     kinds = sorted({cell.tuned for cell in board.cells})
     panels = [(tuned, False) for tuned in kinds] + [(tuned, True) for tuned in kinds if timed]
     figure = new_figure(1.8 + 4.2 * len(panels), 4.2, layout="constrained")
-    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]  # tuned and untrained may lie far apart
     methods = list(dict.fromkeys(cell.method for cell in board.cells))
     for axis, (tuned, by_time) in zip(axes, panels, strict=True):
         for (method, kind), cells in by_cell(board).items():
