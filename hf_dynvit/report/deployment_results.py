@@ -46,11 +46,8 @@ DEPLOYED = {
     "same prediction as PyTorch": lambda results: f"{results.top1:.1%}",
     "largest difference of logits": lambda results: f"{results.largest:.1e}",
     "ms of an image": lambda results: f"{results.ms['exported']:.1f}" if results.ms else ABSENT,
-    "dense, same runtime": lambda results: (
-        f"{results.ms['dense']:.1f}: {results.ms['dense'] / results.ms['exported']:.2f}× faster"
-        if results.ms
-        else ABSENT
-    ),
+    "dense, same runtime": lambda results: f"{results.ms['dense']:.1f}" if results.ms else ABSENT,
+    "speed-up": lambda results: f"{results.ms['dense'] / results.ms['exported']:.2f}×" if results.ms else ABSENT,
     "of the MACs' promise": lambda results: (
         f"{results.cost * results.ms['dense'] / results.ms['exported']:.2f}" if results.ms else ABSENT
     ),
