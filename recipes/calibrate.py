@@ -29,9 +29,9 @@ from hf_dynvit.model.budgets import check_budget
 from hf_dynvit.settings import parse_settings
 from hf_dynvit.training.bypass import check_bypass, fit_bypass
 from hf_dynvit.training.calibration import calibrate, check_budgets, mean_cost, steady_range
-from hf_dynvit.training.cascade_calibration import read_looks
 from hf_dynvit.training.importance import fit_importance, token_gates
-from hf_dynvit.training.resolution import choose_looks, choose_resolution, sizes_for
+from hf_dynvit.training.looks import choose_looks, read_looks
+from hf_dynvit.training.resolution import choose_resolution, sizes_for
 
 
 AT_ONCE = 64  # images of a forward, where the batch that is to be served says another number

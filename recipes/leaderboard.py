@@ -27,7 +27,7 @@ from hf_dynvit.report.run_results import evaluate
 from hf_dynvit.settings import parse_settings
 from hf_dynvit.training.arguments import DynViTTrainingArguments
 from hf_dynvit.training.calibration import mean_cost
-from hf_dynvit.training.cascade_calibration import words_of
+from hf_dynvit.training.looks import words_of
 from hf_dynvit.training.methods import METHODS, check_methods, prepare
 from hf_dynvit.training.presets import preset_arguments
 from hf_dynvit.training.starting_model import ModelArguments, load_base, load_model, load_teacher, naming

@@ -64,7 +64,8 @@ def export(model, folder, format="openvino", batch="one", quantize=None, calibra
         finally:
             logging.disable(disabled)
     facts = {"format": format, "batch": batch, "quantize": quantize, "shape": list(shape), "looks": len(looks)}
-    config = model.config.to_dict() | {"deploy": facts, "auto_map": None}
+    kept = looks[0].config if len(looks) == 1 else model.config  # of one look the graph has no table of budgets
+    config = kept.to_dict() | {"deploy": facts, "auto_map": None}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor, indent=2) + "\n")
     shutil.copyfile(runtime.__file__, folder / "runtime.py")

@@ -18,12 +18,7 @@ from .budgets import WIDEST_SHIFT, check_budget, check_reach, check_table, looke
 
 MOST_LOOKS = 8
 SURE = 1.001  # a confidence that no image has, whatever the rounding
-REFUSED = (
-    "decisions",
-    "output_attentions",
-    "output_hidden_states",
-    "patches",
-)  # of one look each: they mean nothing of several
+REFUSED = ("decisions", "output_attentions", "output_hidden_states", "patches")  # they mean nothing of several looks
 
 
 def check_looks(config):
@@ -40,9 +35,7 @@ def check_looks(config):
         shift = look.get("shift", 0.0)
         if type(shift) is bool or not isinstance(shift, (int, float)) or not abs(shift) <= WIDEST_SHIFT:
             raise ValueError(f"shifts of a cascade must be in [-{WIDEST_SHIFT}, {WIDEST_SHIFT}], got {shift!r}")
-    budgets = [look["budget"] for look in looks]
-    if sorted(budgets) != budgets:
-        raise ValueError(f"the looks of a cascade must begin with the cheapest, got budgets {budgets}")
+    check_rising([look["budget"] for look in looks])
     given = [name for name in ("resolution", "budget_shifts", "layer_mask") if getattr(config, name) is not None]
     if given:
         raise ValueError(f"a cascade has sizes and thresholds for each look: {given} cannot be given beside it")
@@ -54,6 +47,12 @@ def check_looks(config):
     if config.budget_confidences is not None:
         check_table(config.budget_confidences, "budget_confidences", "confidence", 0.0, SURE)
         check_reach(config.budget_confidences, config.budget)
+
+
+def check_rising(budgets):
+    """Raise ValueError for budgets of looks, or their costs, of which an earlier one is more than a later one."""
+    if sorted(budgets) != budgets:
+        raise ValueError(f"the looks of a cascade must begin with the cheapest, got budgets {budgets}")
 
 
 def look_shifts(config):

@@ -6,6 +6,7 @@ from transformers.utils import logging
 
 from ..measure.thresholds import shiftable
 from ..model.budgets import MOST_BUDGETS, check_budget, shift_gates, shift_of
+from ..model.cascade import check_rising
 from ..model.configuration_dynvit import pair
 from ..model.encoder import encode
 from ..model.gate_random import RandomGate
@@ -155,6 +156,7 @@ def check_budgets(model, budgets):
     if looks is None:
         return _check_within(model, budgets) if learned else 1.0
     costs = [look["budget"] if learned else cost_range(model, index)[1] for index, look in enumerate(looks)]
+    check_rising(costs)
     for budget in budgets:
         if not costs[0] <= budget <= sum(costs):
             raise ValueError(

@@ -7,15 +7,12 @@ unsure. Features of the first look's logits that predict the gain of the second 
 Letters: K confidences, L looks, B images.
 """
 
-import re
-
 import torch
 from transformers.utils import logging
 
 from ..measure.looks import each_look
 from ..model.budgets import looked_up, shift_gates
-from ..model.cascade import SURE, set_look_shifts
-from .resolution import looks_for
+from ..model.cascade import SURE, check_rising, set_look_shifts
 
 
 logger = logging.get_logger("hf_dynvit.training.calibration")
@@ -23,34 +20,6 @@ WORTH_A_WARNING = 0.02  # a cost that far from the budget is another one
 MOST_TRIED = 512  # confidences, however many images there are
 LEAST_STEP = 1e-4  # between budgets of a table
 POINTS = 17  # budgets of a table, evenly spaced between the cost of the first look and that of all
-
-
-def read_looks(words, config=None, budget=None, gated=True):
-    """["160@0.2", "224@0.5"], the side that images are resized to and the mean cost of each look -> looks as in
-    `DynViTConfig`; None for no words.
-
-    Args:
-        config, budget, gated: of `looks_for` (resolution.py), which chooses them for ["auto"].
-
-    Raises:
-        ValueError: words of another form.
-    """
-    if words == ["auto"]:
-        return None if config is None else looks_for(config, budget, gated)
-    looks = []
-    for word in words:
-        found = re.fullmatch(r"(\d+)@(\d*\.?\d+)", word)
-        if found is None:
-            raise ValueError(
-                f"cascade must be auto or looks such as 160@0.2 224@0.5, side of images @ mean cost, got {word!r}"
-            )
-        looks.append({"resolution": int(found[1]), "budget": float(found[2])})
-    return looks or None
-
-
-def words_of(cascade):
-    """What `read_looks` reads as a cascade whose looks all have a resolution; none of None."""
-    return [f"{look['resolution']}@{look['budget']:.4f}" for look in cascade or []]
 
 
 def calibrate_cascade(model, batches, look_at, budget):
@@ -67,6 +36,9 @@ def calibrate_cascade(model, batches, look_at, budget):
 
     Returns:
         The confidence at that budget, and the mean cost that it gives on the batches.
+
+    Raises:
+        ValueError: looks without gates that do not begin with the cheapest, whatever budgets they were given.
     """
     config, gates = model.config, model.learned_gates()
     if gates:
@@ -76,6 +48,7 @@ def calibrate_cascade(model, batches, look_at, budget):
     each = each_look(model, batches)
     if not gates:
         costs = each.spent.mean(1).clamp(max=1.0).tolist()
+        check_rising(costs)
         config.cascade = [{**look, "budget": round(cost, 4)} for look, cost in zip(config.cascade, costs, strict=True)]
     table = confidences(each.sure[:-1], each.spent, budget)
     (least, _), (most, _) = table[0], table[-1]

@@ -12,7 +12,8 @@ from ..model.gates import preset_gates
 from ..model.modeling_dynvit import DynViTForImageClassification
 from .calibration import calibrate, mean_cost
 from .importance import fit_importance
-from .resolution import choose_looks, choose_resolution, looks_for, nearest_size, sizes_for
+from .looks import choose_looks, looks_for
+from .resolution import choose_resolution, nearest_size, sizes_for
 
 
 STEPS = 12  # of bisection

@@ -15,10 +15,6 @@ from ..model.resolution import tokens_of
 
 
 LEFT_TO_GATES = (0.45, 0.85)  # relative costs, of a smaller image, that are worth a trial
-# Of a cascade's budget: with a second look for one image in five the two make the whole.
-FIRST_LOOK, SECOND_LOOK = 2 / 3, 5 / 3
-TOO_DEAR = 0.02  # cost above that of a look, where gates do not reach it
-LEFT_IN_FIRST = 0.45  # what gates leave of the first look's size
 
 
 class Trial(NamedTuple):
@@ -59,39 +55,6 @@ def nearest_size(config, budget):
     return None if best == side else best
 
 
-def looks_for(config, budget, gated):
-    """Two looks of a cascade (`DynViTConfig`) for a mean cost: a first one for all images, a second one for one in five.
-
-    Args:
-        config: of a ViT with square images. budget: mean cost of the cascade.
-        gated: whether gates meet the budget of a look; else the size of images alone does.
-    """
-    side = pair(config.image_size)[0]
-    first, second = round(FIRST_LOOK * budget, 4), round(min(1.0, SECOND_LOOK * budget), 4)
-    sizes = (nearest_size(config, min(1.0, first / LEFT_IN_FIRST)), None) if gated else ()
-    sizes = sizes or (nearest_size(config, first), nearest_size(config, second))
-    return [{"resolution": size or side, "budget": cost} for size, cost in zip(sizes, (first, second), strict=True)]
-
-
-def choose_looks(dense, build, config, budget, batches):
-    """As `looks_for`, at the sizes of images at which each look is nearest to the dense model's predictions.
-
-    Args:
-        dense, batches: as in `choose_resolution`. build: (resolution, mean cost) -> a model that meets that cost.
-        config, budget: as in `looks_for`.
-    """
-    looks = looks_for(config, budget, True)
-    for look in looks:
-        cost = look["budget"]
-        _, trials = choose_resolution(
-            dense, lambda size, cost=cost: build(size, cost), sizes_for(config, cost), batches
-        )
-        met = [trial for trial in trials if trial.cost <= cost + TOO_DEAR] or trials
-        best = min(met, key=lambda trial: (math.isnan(trial.distance), trial.distance))
-        look["resolution"] = best.resolution or pair(config.image_size)[0]
-    return looks
-
-
 def choose_resolution(dense, build, sizes, batches):
     """The `Trial` nearest to the dense model's predictions, and all of them.
 
@@ -102,7 +65,12 @@ def choose_resolution(dense, build, sizes, batches):
     with torch.no_grad():
         wanted = [dense(batch).logits.float().log_softmax(-1) for batch in batches]
     trials = [_trial(size, build(size), wanted, batches) for size in sizes]
-    return min(trials, key=lambda trial: (math.isnan(trial.distance), trial.distance)), trials
+    return nearest_of(trials), trials
+
+
+def nearest_of(trials):
+    """The `Trial` nearest to the dense model's predictions; one whose distance is no number comes last."""
+    return min(trials, key=lambda trial: (math.isnan(trial.distance), trial.distance))
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ from transformers.hf_argparser import HfArg
 from ..measure.files import check_weights
 from ..model.modeling_dynvit import DynViTForImageClassification
 from ..search.export import start_from_mask
-from .cascade_calibration import read_looks
+from .looks import read_looks
 
 
 @dataclass

@@ -1,5 +1,7 @@
 """A cascade in a runtime: a graph for each look, which resizes images itself, and as many of them as an image needs."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from exported_models import check_agreement, needs
 from models import gated, images
 from torch.testing import assert_close
 
-from hf_dynvit import DynViTForImageClassification, calibrate
+from hf_dynvit import calibrate
 from hf_dynvit.deploy import DynViTRuntime, export
 from hf_dynvit.deploy.stream import resizing
 from hf_dynvit.model.resolution import resized
@@ -47,7 +49,11 @@ def test_it_takes_the_looks_that_the_model_takes(cascade, tmp_path, format, batc
 
 def test_a_model_of_one_look_takes_one(tiny_vit, tmp_path):
     needs("onnx")
-    folder = export(DynViTForImageClassification.from_vit(tiny_vit()), tmp_path / "out", "onnx")
+    model = gated(tiny_vit(), MERGE).eval()
+    model.config.budget_shifts, model.config.budget = [[0.3, -2.0], [0.7, 2.0]], 0.6
+    folder = export(model, tmp_path / "out", "onnx")
+    assert "budget_shifts" not in json.loads((folder / "config.json").read_text())  # the graph decides at one of them
+    assert model.config.budget_shifts is not None
     runtime, x = DynViTRuntime.from_pretrained(folder, threads=1), images(2).numpy()
     assert runtime(x).looks.tolist() == [1, 1]
     with pytest.raises(ValueError, match="thresholds for one alone"):

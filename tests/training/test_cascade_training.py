@@ -9,7 +9,8 @@ from trainers import assert_same, build_trainer, weights
 from hf_dynvit import DynViTConfig, DynViTForImageClassification, calibrate, fit_importance
 from hf_dynvit.training import cascade_calibration
 from hf_dynvit.training.calibration import check_budgets
-from hf_dynvit.training.cascade_calibration import POINTS, confidences, read_looks
+from hf_dynvit.training.cascade_calibration import POINTS, confidences
+from hf_dynvit.training.looks import read_looks
 
 
 MERGE = [{"gate": "merge", "distance": 4.0, "layers": [1]}]
@@ -64,6 +65,14 @@ def test_a_cascade_of_sizes_alone_needs_no_gates(tiny_vit, tmp_path):
         DynViTForImageClassification.from_pretrained(tmp_path).config.budget_confidences
         == model.config.budget_confidences
     )
+
+
+def test_sizes_that_do_not_begin_with_the_cheapest_are_refused_whatever_they_are_said_to_cost(tiny_vit):
+    model = DynViTForImageClassification.from_vit(tiny_vit(), budget=0.7, cascade=read_looks(["32@0.3", "24@0.6"]))
+    with pytest.raises(ValueError, match=r"begin with the cheapest, got budgets \[1\.0"):
+        calibrate(model, [images(4)], 1.0)
+    with pytest.raises(ValueError, match=r"begin with the cheapest, got budgets \[1\.0"):
+        check_budgets(model, [1.0])
 
 
 def test_other_aims_and_budgets_out_of_reach_are_refused(tiny_vit):
