@@ -42,7 +42,8 @@ def test_a_training_takes_looks_in_turn_and_leaves_a_cascade(place):
     assert [look["resolution"] for look in results["cascade"]] == [24, 32]
     model = DynViTForImageClassification.from_pretrained(folder)
     assert model.config.budget_confidences is not None and model.config.budget == 0.7
-    assert "cascade of 24 px at 0.5" in (folder / "README.md").read_text()
+    card = (folder / "README.md").read_text()
+    assert "cascade of 24 px at 0.5" in card and "\nout.looks  #" in card and "\nout.decisions" not in card
     assert json.loads((folder / "config.json").read_text())["cascade"] == model.config.cascade
 
 
