@@ -78,6 +78,9 @@ class CalibrateArguments:
         default=None, metadata={"help": "mean time of an image on this device in place of a budget, by its latencies"}
     )
     output: str | None = field(default=None, metadata={"help": "new folder for the result"})
+    kernels: bool = field(
+        default=False, metadata={"help": "with compiled kernels (model.prepack), for --milliseconds"}
+    )
     images: int = field(default=512, metadata={"help": "training images to calibrate on"})
     bypass_images: int = field(
         default=0, metadata={"help": "training images to fit bypasses on before the thresholds are set; 0: leave them"}
@@ -219,7 +222,7 @@ def reaches(model, budget):
 def to_milliseconds(model, batches, args):
     """Calibrate to a mean time as recipes/evaluate.py runs the model; writes latency.json, returns shift and cost."""
     if can_prepack():
-        model.prepack()
+        model.prepack(args.kernels)
     found = calibrate(model, batches, milliseconds=args.milliseconds, batch_size=args.batch_size)
     Path(args.output).mkdir(parents=True, exist_ok=True)
     found.latencies.save(Path(args.output) / "latency.json")

@@ -104,7 +104,7 @@ def main(argv=None):
         check_compiler(args.device)
 
     if args.device == "cpu" and can_prepack():
-        entrant.model.prepack()
+        entrant.model.prepack(kernels=bool(args.compile and args.batch_sizes))
     mixed = shuffled(entrant, args.seed)
     # Before anything is measured: what cannot be exported fails here.
     exported = Exported(entrant.vit, args.runtimes, first_images(mixed)) if args.runtimes else None

@@ -48,6 +48,9 @@ class ExportArguments:
         metadata={"help": "images of train to calibrate int8 on; by default 200 for openvino, and none for onnx"},
     )
     check_images: int = field(default=0, metadata={"help": "images of validation to compare with PyTorch; 0: none"})
+    kernels: bool = field(
+        default=False, metadata={"help": "time the model in PyTorch with compiled kernels (model.prepack)"}
+    )
     seconds: float = field(
         default=0.0,
         metadata={
@@ -106,7 +109,7 @@ def main(argv=None):
     text = found.text(args.model, args.format, args.quantize)
     ms, rounds = {}, 0
     if args.seconds:
-        model = model.prepack() if can_prepack() else model
+        model = model.prepack(args.kernels) if can_prepack() else model
         ms, rounds = exported_ms(model, args.output, checked, args.seconds, args.format, args.quantize, calibration)
         text += (
             f" An image alone takes {ms['exported']:.2f} ms, the dense model in the same runtime {ms['dense']:.2f}, the same model "

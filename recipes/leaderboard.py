@@ -205,7 +205,7 @@ class Place:
         """The fields of `Scores` and the speeds of a model."""
         model = entrant.model.eval()
         if self.args.device.type == "cpu" and can_prepack():
-            model.prepack()
+            model.prepack(kernels=bool(self.board.batch_sizes))
         found, timed = evaluate(model, self._loader(entrant.images), name)[0], shuffled(entrant, self.args.seed)
         speeds = [time_batches(timed, size, self.board.seconds) for size in self.board.batch_sizes]
         return vars(found) | {"throughput": speeds}

@@ -27,6 +27,7 @@ STOREYS = (
         "configuration_dynvit",
         "decisions",
         "host",
+        "kernels*",
         "options",
         "outputs",
         "packed_attention",

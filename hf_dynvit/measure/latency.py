@@ -19,7 +19,7 @@ class LatencyTable:
     All images of a batch were as long as each other: where they are not, forwards take longer. Heads that are off are counted as if they were on: they save little (CONTRIBUTING.md).
 
     Attributes:
-        device, threads, dtype, prepacked: what they were measured on. batch_size: images of a forward.
+        device, threads, dtype, prepacked, kernels: what they were measured on. batch_size: images of a forward.
         tokens: K token counts, rising.
         attention, mlp: (K,), of a layer, by the tokens that it computes.
         gates: dicts of "layers", which have the same gates, and of what these take besides, (K,) by the tokens that enter:
@@ -40,6 +40,7 @@ class LatencyTable:
     mlp: list
     gates: list
     rest: float
+    kernels: bool = False
 
     def __post_init__(self):
         if not self.tokens or sorted(set(self.tokens)) != self.tokens:

@@ -18,6 +18,7 @@ from ..model.cost import sizes_of
 from ..model.decisions import LayerDecisions, TokenState
 from ..model.encoder import can_compact
 from ..model.gate import Exploration
+from ..model.kernels import kernels_loaded
 from ..model.layer import Seen, run_layer
 from ..model.prepack import can_prepack, is_prepacked
 from ..model.resolution import resized
@@ -60,6 +61,7 @@ def circumstances(model, batch_size):
         "threads": torch.get_num_threads(),
         "dtype": str(model.dtype).removeprefix("torch."),
         "prepacked": is_prepacked(model),
+        "kernels": kernels_loaded(),
         "batch_size": batch_size,
     }
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
 
+from ..model.kernels import kernels_loaded
 from .dense import OURS
 from .memory import kept_mib, peak_mib
 from .timing import interleaved_seconds, rounds_within, with_progress
@@ -16,7 +17,7 @@ class Speed:
     """One packed model at one batch size; what follows from the measured fields is computed.
 
     Attributes:
-        timed_cost: mean of the timed forwards, gates included. prepacked: whether the packed model ran so.
+        timed_cost: mean of the timed forwards, gates included. prepacked, kernels: whether the packed model ran so.
         dense_ms: name of a dense way -> milliseconds of a batch. other_ms: the same of other runtimes.
         peak_mib: "dense" (the leanest), `OURS` and "packed" -> MiB held at once during a forward and kept from the first
             one on, beyond weights and inputs. prepacked_mib: what of it is kept.
@@ -33,6 +34,7 @@ class Speed:
     packed_ms: float
     peak_mib: dict
     prepacked_mib: dict
+    kernels: bool = False
     fastest: str = field(init=False)
     speedup: float = field(init=False)
     gates_speedup: float | None = field(init=False)
@@ -73,6 +75,7 @@ class Race(NamedTuple):
             batch_size=batch_size,
             rounds=self.rounds,
             prepacked=prepacked,
+            kernels=kernels_loaded(),
             timed_cost=self.costs[packed],
             dense_ms={name: self.ms[name] for name in dense},
             other_ms={name: self.ms[name] for name in others},

@@ -9,6 +9,7 @@ from .gate_block import BlockGate
 from .gate_random import RandomGate
 from .gates import GATES, PRESET_GATES, preset_gates, register_gate
 from .host import Host, LayerParts, Sizes, host_of, register_host
+from .kernels import kernels_loaded
 from .modeling_dynvit import DynViTForImageClassification, DynViTModel
 from .prepack import can_prepack, is_prepacked
 from .scorers import SCORERS, Scorer, register_scorer
@@ -39,6 +40,7 @@ __all__ = [
     "dense_macs",
     "host_of",
     "is_prepacked",
+    "kernels_loaded",
     "layer_costs",
     "layer_shares",
     "load_vit",

@@ -2,7 +2,7 @@
 
 With several images the stream is as long as the fullest of them is; in the others dropped tokens stay at the end.
 
-Letters: B images, M tokens of the full stream, N of the stream before, K after, D channels, S numbers per token.
+Letters: B images, M tokens of the full stream, N of the stream before, K after, T that stay, D channels, S numbers per token.
 """
 
 from typing import NamedTuple
@@ -11,8 +11,9 @@ import torch
 from torch.nn import functional as F
 
 from .decisions import Places, TokenState
+from .kernels import kernels
 from .merging import departures, itself, move
-from .rows import UsedRows, padding_of
+from .rows import OF_ROWS, ROUND_TO, UsedRows, padding_of
 
 
 class Taken(NamedTuple):
@@ -31,6 +32,17 @@ class Taken(NamedTuple):
         return rows.view(*self.shape, rows.shape[1])
 
 
+class Staying(NamedTuple):
+    """The tokens of a stream that stay, and what has become of those that leave."""
+
+    kept: torch.Tensor  # int64 (T,), rows of x as flattened to (B * N, D)
+    lengths: list  # of each image
+    rows: torch.Tensor  # (T + padding, D), with what has merged into them
+    size: torch.Tensor | None  # (T,) patches that each stands for, with those; None: nothing has merged, now or before
+    places: Places  # of the new stream
+    into: torch.Tensor | None  # int64 (B, M), of those that leave alone
+
+
 def take_out(x, keep, into, state, rounded, weighs=True):
     """Take tokens out of the stream, and merge them into others on the way.
 
@@ -41,37 +53,19 @@ def take_out(x, keep, into, state, rounded, weighs=True):
         weighs: whether tokens that take on others stand for as many patches more.
 
     Returns:
-        `Taken`, None if all stay; the `TokenState` of the new stream; and `into` of those that leave alone. The order of
-        tokens is as it was.
+        `Taken`, None if all stay; the `TokenState` of the new stream; and `into` (B, M) of those that leave alone, in the
+        full stream. The order of tokens is as it was.
     """
-    batch, num_tokens = keep.shape
-    into = None if into is None else departures(keep, into, state.alive)
-    kept = keep.flatten().nonzero().squeeze(1)  # (T,)
-    total = len(kept)
+    fast = kernels(x)
+    stay = _stay(x, keep, into, state, rounded) if fast is None else _stay_fast(fast, x, keep, into, state, rounded)
+    kept, lengths, total = stay.kept, stay.lengths, len(stay.kept)
     if total == keep.numel():
-        return None, state, into
-    lengths = [total] if batch == 1 else keep.sum(1).tolist()
-    shape, padding = (batch, max(lengths)), padding_of(total) if rounded else 0
-    rows = x.flatten(0, 1).index_select(0, F.pad(kept, (0, padding)) if padding else kept)
-    gone = () if into is None else (into != itself(into)).flatten().nonzero().squeeze(1)
-    before = size = None if state.size is None else state.size.flatten()
-    if len(gone):
-        size = torch.ones(keep.numel(), device=x.device) if size is None else size
-        place = into.flatten().index_select(0, gone)
-        if batch > 1:
-            place = place + gone - gone % num_tokens
-        source, amount = x.flatten(0, 1).index_select(0, gone), size.index_select(0, gone)
-        rows, size = move(source, torch.searchsorted(kept, place), amount, rows, size.index_select(0, kept))
-    if before is not None and not (len(gone) and weighs):
-        size = before.index_select(0, kept)
-    elif not weighs:
-        size = None
-    left, slots = None, None
+        return None, state, stay.into
+    shape, slots, left = (len(keep), max(lengths)), None, None
     if min(lengths) < shape[1]:
         left = torch.arange(shape[1], device=x.device) < torch.tensor(lengths, device=x.device).unsqueeze(1)
         slots = left.flatten().nonzero().squeeze(1)
-    taken = Taken(rows, UsedRows.of(slots, padding, lengths, total, x.device), shape)
-    size = None if size is None else taken.stream(size.unsqueeze(1), 1.0).squeeze(-1)
+    taken = Taken(stay.rows, UsedRows.of(slots, len(stay.rows) - total, lengths, total, x.device), shape)
 
     def moved(values):
         """What belongs to each token, (B, N) or (B, N, S), in the new stream."""
@@ -80,17 +74,61 @@ def take_out(x, keep, into, state, rounded, weighs=True):
         rows = values.flatten(0, 1).index_select(0, kept).view(total, -1)
         return taken.stream(rows).view(*shape, *values.shape[2:])
 
-    places = _places(state.places, keep, kept, left, shape)
+    size = stay.size if weighs or state.size is None else state.size.flatten().index_select(0, kept)
+    size = (
+        None if size is None or not weighs and state.size is None else taken.stream(size.unsqueeze(1), 1.0).squeeze(-1)
+    )
     known = (moved(values) for values in (state.attention, state.values, state.halting))
-    return taken, TokenState(left, size, moved(state.side), places, *known), into
+    return taken, TokenState(left, size, moved(state.side), stay.places, *known), stay.into
 
 
-def _places(before, keep, kept, left, shape):
-    """`Places` of the tokens that a stream keeps: bool (B, N), the T of them, and which of (B, K) there are; None: all."""
-    if left is None:
-        index = (kept if len(keep) == 1 else kept % keep.shape[1]).view(shape)
+def _stay(x, keep, into, state, rounded):
+    """The `Staying` of `take_out`, in plain PyTorch."""
+    batch, num_tokens = keep.shape
+    into = None if into is None else departures(keep, into, state.alive)
+    kept = keep.flatten().nonzero().squeeze(1)
+    total = len(kept)
+    lengths = [total] if batch == 1 else keep.sum(1).tolist()
+    padding = padding_of(total) if rounded else 0
+    rows = x.flatten(0, 1).index_select(0, F.pad(kept, (0, padding)) if padding else kept)
+    gone = () if into is None else (into != itself(into)).flatten().nonzero().squeeze(1)
+    size = None if state.size is None else state.size.flatten()
+    if len(gone):
+        size = torch.ones(keep.numel(), device=x.device) if size is None else size
+        place = into.flatten().index_select(0, gone)
+        if batch > 1:
+            place = place + gone - gone % num_tokens
+        source, amount = x.flatten(0, 1).index_select(0, gone), size.index_select(0, gone)
+        rows, size = move(source, torch.searchsorted(kept, place), amount, rows, size.index_select(0, kept))
+    elif size is not None:
+        size = size.index_select(0, kept)
+    places = state.places
+    if into is not None and places is not None:
+        full = itself(places.alive).repeat(batch, 1)
+        into = full.scatter_(1, places.index, places.index.gather(1, into))
+    return Staying(kept, lengths, rows, size, _places(places, keep, kept, lengths), into)
+
+
+def _stay_fast(fast, x, keep, into, state, rounded):
+    """The same by kernels.py."""
+    before = state.places
+    num_tokens, index = (keep.shape[1], None) if before is None else (before.alive.shape[1], before.index)
+    steps = (ROUND_TO, OF_ROWS) if rounded else (0, 0)
+    rows, size, kept, lengths, index, alive, gone, merged = fast.take_out(
+        x, keep, into, state.alive, state.size, index, num_tokens, *steps
+    )
+    size = size if merged or state.size is not None else None
+    return Staying(kept, lengths, rows, size, Places(index, alive), None if into is None else gone)
+
+
+def _places(before, keep, kept, lengths):
+    """`Places` of the tokens that a stream keeps: bool (B, N), the T of them, and how many of each image."""
+    longest, left = max(lengths), None
+    if min(lengths) == longest:
+        index = (kept if len(keep) == 1 else kept % keep.shape[1]).view(len(keep), longest)
     else:  # and others at the end, each once
-        index = keep.to(torch.uint8).sort(dim=1, descending=True, stable=True).indices[:, : shape[1]]
+        index = keep.to(torch.uint8).sort(dim=1, descending=True, stable=True).indices[:, :longest]
+        left = keep.gather(1, index)
     if before is not None and len(keep) == 1:  # for what it costs
         index = before.index.index_select(1, index[0])
     elif before is not None:
@@ -101,7 +139,7 @@ def _places(before, keep, kept, left, shape):
 
 
 def in_full(decision, before, after):
-    """`LayerDecisions` made in a compacted stream, in the places of the full one.
+    """`LayerDecisions` made in a compacted stream, in the places of the full one, where `into` is already.
 
     Args:
         before, after: the `TokenState` before and after the layer.
@@ -116,10 +154,6 @@ def in_full(decision, before, after):
             return alive
         return torch.zeros_like(alive).scatter(1, places.index, keep > 0.5)
 
-    into = decision.into
-    if into is not None and places is not None:
-        full = itself(alive).repeat(len(into), 1)
-        into = full.scatter_(1, places.index, places.index.gather(1, into))
     attention = spread(decision.attention_tokens)
     mlp = attention if decision.mlp_tokens is decision.attention_tokens else spread(decision.mlp_tokens)
-    return decision._replace(attention_tokens=attention, mlp_tokens=mlp, into=into)
+    return decision._replace(attention_tokens=attention, mlp_tokens=mlp)

@@ -6,9 +6,10 @@ Letters: B images, N tokens, D channels, A of them that may leave.
 import torch
 
 from .decisions import UNTOUCHED, Action
-from .gate import NO_EXPLORATION, Score
+from .gate import NO_EXPLORATION, Score, cut
 from .gate_patch import PatchGate
-from .matching import count, match, matching_macs
+from .kernels import kernels
+from .matching import alive_come_first, count, match, matching_macs
 from .options import check_options
 
 
@@ -48,10 +49,21 @@ class MergeGate(PatchGate):
 
     def forward(self, tokens, gating, replay=None, exploration=NO_EXPLORATION, state=UNTOUCHED):
         """As in `Gate`, an `Action` that says `into`, too."""
+        fast = kernels(tokens) if gating == "threshold" and replay is None else None
+        if fast is not None and alive_come_first(state, self.protected):
+            keep, into = self._by_kernel(fast, tokens, exploration.shift, state.alive)
+            return Action(keep, into=into)
         found = match(tokens, state, self.protected)
         logits = self.logits(tokens, state, found)
         keep = self.decide(logits, gating, exploration) if replay is None else replay
         return Action(keep, into=found.into(tokens.shape[1]))
+
+    def _by_kernel(self, fast, tokens, shift, alive):
+        """keep and `into` (B, N), each in one call."""
+        weight, near = (self.novelty.weight, 0.0) if self.distance is None else (self.distance.weight, NEAR)
+        each, add = (shift.float(), 0.0) if torch.is_tensor(shift) else (None, shift or 0.0)
+        first, scores = self.protected.stop, self.score(tokens)
+        return fast.pairs(tokens, scores, alive, first, weight, near, each, add, cut(self.threshold))
 
     def act(self, tokens, replay=None, exploration=NO_EXPLORATION, state=UNTOUCHED):
         tokens, num_tokens = tokens.detach(), tokens.shape[1]

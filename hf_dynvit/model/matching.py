@@ -12,6 +12,7 @@ import torch
 
 from .decisions import UNTOUCHED
 from .host import CLS
+from .kernels import kernels
 from .rows import directions, no_autocast
 
 
@@ -55,10 +56,15 @@ def match(tokens, state=UNTOUCHED, protected=CLS):
     Args:
         state: their `TokenState`. protected: indices of tokens that take no part.
     """
-    alive, num_tokens = state.alive, tokens.shape[1]
-    alive = None if alive is None else alive > 0.5
-    if isinstance(protected, slice) and (alive is None or state.places is not None):  # those alive come first
+    num_tokens = tokens.shape[1]
+    alive = None if state.alive is None else state.alive > 0.5
+    if alive_come_first(state, protected):
         first = protected.stop
+        if (fast := kernels(tokens)) is not None:
+            distance, partner = fast.match(tokens, alive, first)
+            return Matching(
+                slice(first + 1, num_tokens, 2), partner, distance, None if alive is None else alive[:, first + 1 :: 2]
+            )
         order, patches, there = None, tokens[:, first:], None if alive is None else alive[:, first:]
     else:
         order, there = _patches_first(tokens, alive, protected)
@@ -71,6 +77,11 @@ def match(tokens, state=UNTOUCHED, protected=CLS):
     if order is None:
         return Matching(slice(first + 1, num_tokens, 2), partner.mul_(2).add_(first), distance, there)
     return Matching(order[:, 1::2], order[:, ::2].gather(1, partner), distance, there)
+
+
+def alive_come_first(state, protected):
+    """Whether protected tokens are the first of a stream, and those that are not alive, if any, the last."""
+    return isinstance(protected, slice) and (state.alive is None or state.places is not None)
 
 
 def _patches_first(tokens, alive, protected):

@@ -19,6 +19,7 @@ from .gate import LearnedGate, Score
 from .gates import build_gates
 from .host import host_of
 from .host_vit import ViTHost
+from .kernels import load_kernels
 from .layer import LAYOUTS
 from .outputs import DynViTClassifierOutput, DynViTModelOutput
 from .prepack import prepack
@@ -113,16 +114,23 @@ class DynViTModel(Dial, DynViTPreTrainedModel):
         """The `LearnedGate`s, those of the first layer first."""
         return [gate for gates in self.gates for gate in gates.values() if isinstance(gate, LearnedGate)]
 
-    def prepack(self):
+    def prepack(self, kernels=False):
         """For inference on CPU: keep the layers' weights also in the order that its products want. Returns the model.
 
         Results are the same and come faster, most in float32, at the price of these weights' memory once more. The copies
         follow the weights (prepack.py); after changing single elements of `weight.data`, call it again. Compiled and
         exported graphs hold the plain products.
 
+        Args:
+            kernels: also compile what merging and dropping do beside products (kernels.py), once on a machine, in about a
+                minute; they then serve all models of the process.
+
         Raises:
             ValueError: a model that is not on CPU, or a torch without oneDNN.
+            RuntimeError: kernels, without a C++ compiler or ninja.
         """
+        if kernels:
+            load_kernels()
         prepack(self.host.layers(self.base_model))
         return self
 

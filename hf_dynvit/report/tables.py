@@ -107,7 +107,7 @@ SEARCHED = {
     "batch": lambda search: search.settings["batch_size"],
 }
 GAIN = {  # of a `Speed`
-    "prepacked": lambda speed: "yes" if speed.prepacked else "no",
+    "prepacked": lambda speed: "no" if not speed.prepacked else "with kernels" if speed.kernels else "yes",
     "speed-up": lambda speed: f"{speed.speedup:.2f}×",
     "of the MACs' promise": lambda speed: f"{speed.realised:.2f}",
     "against ours, no gates": lambda speed: f"{speed.gates_speedup:.2f}×",

@@ -1,0 +1,57 @@
+"""Optional kernels for CPU: what merging and dropping do beside products, in three calls of C++ in place of a hundred of torch.
+
+At one image of a small ViT those calls take as long as what merging saves. The source is compiled once, by the compiler of
+the machine, when a model asks for it (`prepack(kernels=True)`); without it everything runs in plain PyTorch, which the
+tests hold it to.
+"""
+
+import torch
+
+from .kernels_source import SOURCE
+
+
+NAME = "hf_dynvit"  # of the library of operators
+_operators = None
+
+
+def load_kernels():
+    """Compile the kernels, or take those compiled before; from then on they serve all models of this process.
+
+    Raises:
+        RuntimeError: a machine without a C++ compiler or ninja, or whose compiler fails.
+    """
+    global _operators
+    if _operators is not None:
+        return
+    if hasattr(getattr(torch.ops, NAME), "take_out"):  # by another copy of this code, of a model from the Hub
+        _operators = getattr(torch.ops, NAME)
+        return
+    from torch.utils import cpp_extension  # takes a second, and needs setuptools
+
+    try:
+        cpp_extension.load_inline(
+            f"{NAME}_{torch.backends.cpu.get_cpu_capability().lower()}",  # of a home that several machines share
+            [SOURCE],
+            extra_cflags=["-O3", "-march=native"],
+            is_python_module=False,
+            no_implicit_headers=True,
+        )
+    except (OSError, RuntimeError, ImportError) as error:
+        raise RuntimeError(
+            f"kernels need a C++ compiler and ninja (pip install ninja): {error}; without them leave out kernels=True"
+        ) from error
+    _operators = getattr(torch.ops, NAME)
+
+
+def kernels_loaded():
+    """Whether they serve this process."""
+    return _operators is not None
+
+
+def kernels(like):
+    """The compiled operators where they serve tensors as `like`, (..., D), is one; else None."""
+    if _operators is None or like.device.type != "cpu" or like.dtype not in (torch.float32, torch.bfloat16):
+        return None
+    if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+        return None
+    return None if torch.compiler.is_compiling() or torch.jit.is_tracing() else _operators
