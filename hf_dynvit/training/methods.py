@@ -5,6 +5,7 @@ two methods share, the place of their gates and what becomes of the tokens that 
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 from ..model.configuration_dynvit import pair
@@ -157,10 +158,10 @@ def prepare(name, vit, budget, batches):
     amount = None if method.least is None else _amount(name, vit, budget, batches[:1])
     gates = method.gates(vit.config, amount)
 
-    def build(resolution, budget=budget, looks=None):
+    def build(resolution, budget=budget, looks=None, importance=method.importance):
         options = {"gates": gates, "budget": budget, "resolution": resolution, "cascade": looks}
         model = DynViTForImageClassification.from_vit(vit, **options)
-        if method.importance:
+        if importance:
             fit_importance(model, batches)
         if method.least is None:
             calibrate(model, batches, budget)
@@ -171,7 +172,9 @@ def prepare(name, vit, budget, batches):
         return dense
     if method.looks:
         choose = (
-            choose_looks(dense, build, vit.config, budget, batches) if gates else looks_for(vit.config, budget, False)
+            choose_looks(dense, partial(build, importance=True), vit.config, budget, batches)  # of twins the same
+            if gates
+            else looks_for(vit.config, budget, False)
         )
         return build(None, looks=choose)
     if method.resizes == "never":

@@ -10,6 +10,7 @@ from recipe_place import leaderboard, report
 from hf_dynvit import DynViTForImageClassification
 from hf_dynvit.report import read
 from hf_dynvit.training.calibration import mean_cost
+from hf_dynvit.training.looks import looks_for
 from hf_dynvit.training.methods import check_methods, prepare
 
 
@@ -60,6 +61,21 @@ def test_a_cascade_is_tuned_look_by_look(place):
         assert [look["budget"] for look in cell["cascade"]] == pytest.approx([0.4667, 1.0])
         assert cell["cost"] == pytest.approx(0.7, abs=0.2) and cell["resolution"] is None
     assert "at 0.4667" in (place.folder / "cascade" / "leaderboard.md").read_text()
+
+
+def test_a_cascade_and_its_unlearned_twin_have_the_same_looks(tiny_vit, monkeypatch):
+    built = []
+
+    def choose(dense, build, config, budget, batches):
+        built.append(build(24, budget))
+        return looks_for(config, budget, True)
+
+    monkeypatch.setattr("hf_dynvit.training.methods.choose_looks", choose)
+    models = [prepare(name, tiny_vit(12), 0.7, [images(6)]) for name in ("cascade", "cascade-unlearned")]
+    learned = [[gate.score.weight.abs().sum() > 0 for gate in model.learned_gates()] for model in (*built, *models)]
+    assert all(learned[0]) and learned[0] == learned[1] == learned[2] and not any(learned[3])
+    looks = [[(look["resolution"], look["budget"]) for look in model.config.cascade] for model in models]
+    assert looks[0] == looks[1]
 
 
 def test_cells_of_another_checkpoint_are_refused(place):
