@@ -23,6 +23,7 @@ from hf_dynvit.deploy.timing import exported_ms, to_serve
 from hf_dynvit.measure import measured_on
 from hf_dynvit.measure.files import check_weights
 from hf_dynvit.measure.provenance import device_name
+from hf_dynvit.model.kernels import kernels_loaded
 from hf_dynvit.model.prepack import can_prepack
 from hf_dynvit.report import Deployment, decides, write
 from hf_dynvit.report.names import seen
@@ -124,6 +125,7 @@ def main(argv=None):
         quantize=args.quantize,
         dataset=data_args.name(),
         ms=ms,
+        kernels=kernels_loaded(),
         rounds=rounds,
         **measured_on("cpu", "float32", args.seed),
     )

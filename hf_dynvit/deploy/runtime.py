@@ -198,6 +198,9 @@ def _onnx(file, threads, streams):
     options.add_session_config_entry(
         "session.x64quantprecision", "1"
     )  # no sums of int8 that overflow, on an older CPU
+    options.add_session_config_entry(
+        "session.force_spinning_stop", "1"
+    )  # between images its threads would block others
     session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
 
     def one(image):

@@ -28,6 +28,7 @@ def test_a_plain_vit_is_exported_and_compared(place):
     assert made.ms.keys() == {"exported", "dense", "packed"} and min(made.ms.values()) > 0 and made.rounds >= 9
     assert made.images == 3 and made.looks == 1.0
     assert "### Deployed" in report.main([str(output / "deployment.json")])
+    assert "| dense there, ms |" in report.render_front([made])
     with pytest.raises(ValueError, match="need check_images"):
         deploy.main([*words, "--seconds", "1"])
     with pytest.raises(ValueError, match="is not empty"):
