@@ -44,9 +44,17 @@ class ExportArguments:
         default="one", metadata={"help": "one: images one by one; dynamic: any number of them together"}
     )
     quantize: str | None = field(default=None, metadata={"help": "int8: the linear layers of the blocks in 8 bits"})
+    merges: str = field(
+        default="own",
+        metadata={
+            "help": "own: by each image's thresholds; fixed: as many for all, for runtimes that want known sizes"
+        },
+    )
     images: int | None = field(
         default=None,
-        metadata={"help": "images of train to calibrate int8 on; by default 200 for openvino, and none for onnx"},
+        metadata={
+            "help": "images of train for int8 and fixed merges; by default 200, and none for int8 of onnx alone"
+        },
     )
     check_images: int = field(default=0, metadata={"help": "images of validation to compare with PyTorch; 0: none"})
     kernels: bool = field(
@@ -64,7 +72,7 @@ class ExportArguments:
         if not self.model or not self.output:
             raise ValueError(f"--model and --output are needed, got {self.model!r} and {self.output!r}")
         if self.images is None:
-            self.images = 200 if self.format == "openvino" else 0
+            self.images = 200 if self.format == "openvino" or self.merges == "fixed" else 0
         if self.seconds < 0 or (self.seconds and not self.check_images):
             raise ValueError(f"seconds must be 0 or more, and need check_images to be timed on, got {self.seconds}")
         if self.images < 0 or self.check_images < 0:
@@ -83,7 +91,7 @@ class OptionalDataArguments(DataArguments):
 def main(argv=None):
     """Export; returns an `Agreement`, or None without check_images."""
     args, data_args = parse_settings(sys.argv[1:] if argv is None else argv, ExportArguments, OptionalDataArguments)
-    calibrates = args.quantize is not None and args.images > 0
+    calibrates = (args.quantize is not None or args.merges == "fixed") and args.images > 0
     if calibrates or args.check_images:
         DataArguments.__post_init__(data_args)
     check_weights(args.model)
@@ -91,7 +99,7 @@ def main(argv=None):
     load = DynViTForImageClassification.from_pretrained if gated else DynViTForImageClassification.from_vit
     model = load(args.model, dtype=torch.float32).eval()
     processor = AutoImageProcessor.from_pretrained(args.model)
-    check_export(model, args.format, args.batch, args.quantize, () if calibrates else None)
+    check_export(model, args.format, args.batch, args.quantize, () if calibrates else None, args.merges)
     check_preprocessing(processor)
 
     def pixels(split, count):
@@ -102,12 +110,12 @@ def main(argv=None):
     calibration = pixels(data_args.train_split, args.images) if calibrates else None
     served = None if calibration is None else to_serve(model, calibration).numpy()
     checked = pixels(data_args.validation_split, args.check_images) if args.check_images else None
-    export(model, args.output, args.format, args.batch, args.quantize, served, processor)
+    export(model, args.output, args.format, args.batch, args.quantize, served, processor, args.merges)
     if checked is None:
         print(f"{args.output}: {args.format}, not compared with PyTorch: --check_images N does")
         return None
     found = agreement(model, DynViTRuntime.from_pretrained(args.output), to_serve(model, checked).numpy())
-    text = found.text(args.model, args.format, args.quantize)
+    text = found.text(args.model, args.format, args.quantize, args.merges)
     ms, rounds = {}, 0
     if args.seconds:
         model = model.prepack(args.kernels) if can_prepack() else model
@@ -123,6 +131,7 @@ def main(argv=None):
         format=args.format,
         batch=args.batch,
         quantize=args.quantize,
+        merges=args.merges,
         dataset=data_args.name(),
         ms=ms,
         kernels=kernels_loaded(),
@@ -132,7 +141,7 @@ def main(argv=None):
     write(Path(args.output) / "deployment.json", results)
     (Path(args.output) / "README.md").write_text(f"# {Path(args.output).name}\n\n{text}\n")
     print(text)
-    if args.quantize is None:
+    if args.quantize is None and args.merges == "own":
         found.check()
     return found
 

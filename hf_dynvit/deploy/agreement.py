@@ -30,11 +30,14 @@ class Agreement(NamedTuple):
                 f"{TOLERANCE:.2g}, and {1 - self.same:.1%} of {self.images} images are decided otherwise"
             )
 
-    def text(self, model, format, quantize):
+    def text(self, model, format, quantize, merges="own"):
         """A paragraph for people."""
         text = f"{model} for {format}, {quantize or 'float32'}, beside PyTorch in float32 on {self.images} images: "
         text += f"the same prediction for {self.top1:.1%}, mean cost {self.cost:.3f}."
-        if quantize is None:
+        text += (
+            " Every image merges as much as the others, in PyTorch as much as it wants." if merges == "fixed" else ""
+        )
+        if quantize is None and merges == "own":
             text += (
                 f" The same decisions for {self.same:.1%}; their largest difference of logits is {self.largest:.2g}."
             )

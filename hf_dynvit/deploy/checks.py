@@ -12,17 +12,19 @@ from ..model.gate_token import LearnedTokenGate, TokenGate
 from ..model.gate_tome import TomeGate
 from ..model.modeling_dynvit import DynViTForImageClassification
 from ..model.scorers import RandomScorer
+from .fixed import check_fixable
 
 
 FORMATS = {"openvino": ("openvino",), "onnx": ("onnx", "onnxscript", "onnxruntime")}  # what each needs
 BATCHES = ("one", "dynamic")
 QUANTIZED = (None, "int8")
+MERGES = ("own", "fixed")
 DROPS = (PatchGate, MergeGate, TomeGate, PitomeGate, TokenGate, LearnedTokenGate, HaltingGate)
 SWITCHES = (BlockGate, SublayerGate)
 MASKED = 'in PyTorch, or exported in the masked layout (model.layout = "masked", torch.export), where nothing is saved'
 
 
-def check_export(model, format, batch="one", quantize=None, calibration=None):
+def check_export(model, format, batch="one", quantize=None, calibration=None, merges="own"):
     """Refuse what cannot be exported.
 
     Raises:
@@ -33,6 +35,7 @@ def check_export(model, format, batch="one", quantize=None, calibration=None):
         ("format", format, list(FORMATS)),
         ("batch", batch, list(BATCHES)),
         ("quantize", quantize, list(QUANTIZED)),
+        ("merges", merges, list(MERGES)),
     ):
         if value not in known:
             raise ValueError(f"{name} must be one of {known}, got {value!r}")
@@ -43,6 +46,10 @@ def check_export(model, format, batch="one", quantize=None, calibration=None):
     if quantize and format == "openvino" and calibration is None:
         raise ValueError("int8 for OpenVINO needs calibration images, got None")
     check_model(model)
+    if merges == "fixed":
+        check_fixable(model)
+        if calibration is None:
+            raise ValueError("fixed merges need calibration images, whose mean they are, got None")
     if quantize and format == "onnx" and batch == "one" and all("sublayers" in gates for gates in model.gates):
         raise ValueError(
             "int8 for ONNX Runtime leaves what stands in a branch in float32, and gates of every layer make one: export this "

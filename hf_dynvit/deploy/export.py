@@ -14,11 +14,14 @@ from ..model.cascade import view
 from ..model.configuration_dynvit import pair
 from . import runtime
 from .checks import check_export
+from .fixed import fix_merges
 from .graphs import write_onnx, write_openvino
 from .runtime import files_of
 
 
-def export(model, folder, format="openvino", batch="one", quantize=None, calibration=None, processor=None):
+def export(
+    model, folder, format="openvino", batch="one", quantize=None, calibration=None, processor=None, merges="own"
+):
     """Write a graph that computes, of each image, what the gates keep and no more.
 
     The folder gets the graph (logits, and cost as a second output), config.json with the labels, preprocessor_config.json,
@@ -33,9 +36,11 @@ def export(model, folder, format="openvino", batch="one", quantize=None, calibra
         batch: "one": of several images each runs alone, exactly what it decides. "dynamic": any number of images run together,
             with as many places for tokens as the fullest of them needs; each sub-layer runs those images that do not skip it.
         quantize: None or "int8", the linear layers of the blocks; gates and matching stay in float32.
-        calibration: pixel_values (images, channels, height, width) for int8, of the exported size. OpenVINO needs them; ONNX
-            Runtime scales activations as they come without them, and ahead with them.
+        calibration: pixel_values (images, channels, height, width), of the exported size, for int8 and fixed merges. int8 of
+            OpenVINO needs them; ONNX Runtime scales activations as they come without them, and ahead with them.
         processor: the image processor to write beside it; None: `predict` is not there, only calls with pixels.
+        merges: "own": each image merges what its thresholds say. "fixed": each as much as the calibration images did on
+            average, those pairs of the least logit, so that all sizes are known ahead (fixed.py).
 
     Returns:
         The folder's path.
@@ -43,7 +48,7 @@ def export(model, folder, format="openvino", batch="one", quantize=None, calibra
     Raises:
         TypeError, ValueError, ImportError: as `check_export`; a folder that is not empty, a processor that cannot be written.
     """
-    check_export(model, format, batch, quantize, calibration)
+    check_export(model, format, batch, quantize, calibration, merges)
     preprocessor, folder = check_preprocessing(processor), Path(folder)
     size = pair(model.config.resolution or model.config.image_size)
     preprocessor = resized_by(preprocessor, size) if model.config.resolution else preprocessor
@@ -60,10 +65,13 @@ def export(model, folder, format="openvino", batch="one", quantize=None, calibra
         try:
             write = {"openvino": write_openvino, "onnx": write_onnx}[format]
             for look, file in zip(looks, files, strict=True):
+                if merges == "fixed":
+                    fix_merges(look, torch.as_tensor(calibration))
                 write(look, shape, file, batch == "dynamic", quantize, calibration)
         finally:
             logging.disable(disabled)
     facts = {"format": format, "batch": batch, "quantize": quantize, "shape": list(shape), "looks": len(looks)}
+    facts["merges"] = merges
     kept = looks[0].config if len(looks) == 1 else model.config  # of one look the graph has no table of budgets
     config = kept.to_dict() | {"deploy": facts, "auto_map": None}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")

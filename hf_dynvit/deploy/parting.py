@@ -11,6 +11,7 @@ from ..model.decisions import as_action
 from ..model.gate_pitome import PitomeGate
 from ..model.gate_token import TokenGate
 from ..model.gate_tome import TomeGate
+from .fixed import FixedMerge
 
 
 class Parting(NamedTuple):
@@ -69,7 +70,7 @@ def keeps_as_many(gate):
     """Whether how many tokens stay depends on how many there are alone."""
     if isinstance(gate, TokenGate):
         return gate.amount in ("keep", "top") or getattr(gate, "by_rank", False)
-    return isinstance(gate, (TomeGate, PitomeGate))
+    return isinstance(gate, (TomeGate, PitomeGate, FixedMerge))
 
 
 def _order(keep):

@@ -49,7 +49,8 @@ class MergeGate(PatchGate):
 
     def forward(self, tokens, gating, replay=None, exploration=NO_EXPLORATION, state=UNTOUCHED):
         """As in `Gate`, an `Action` that says `into`, too."""
-        fast = kernels(tokens) if gating == "threshold" and replay is None else None
+        own = type(self) is MergeGate  # a class that derives from it may decide otherwise
+        fast = kernels(tokens) if own and gating == "threshold" and replay is None else None
         if fast is not None and alive_come_first(state, self.protected):
             keep, into = self._by_kernel(fast, tokens, exploration.shift, state.alive)
             return Action(keep, into=into)

@@ -34,11 +34,15 @@ class Deployment(Results):
     looks: float
     ms: dict
     rounds: int
+    merges: str = "own"  # as in `deploy.export`
     kernels: bool = False  # whether the packed model ran with them
 
 
 GAINED = {
-    "runtime": lambda results: f"{results.format}, {results.quantize or 'float32'}, batch {results.batch}",
+    "runtime": lambda results: (
+        f"{results.format}, {results.quantize or 'float32'}, batch {results.batch}"
+        + (", fixed merges" if results.merges == "fixed" else "")
+    ),
     "decides": lambda results: results.decides,
     "data": lambda results: f"{results.images} images of {results.dataset}",
     "cost": lambda results: f"{results.cost:.3f}",

@@ -1,0 +1,83 @@
+"""Merges in a number that is known ahead: the pairs of the least logit, in a graph without changing sizes."""
+
+import numpy as np
+import pytest
+import torch
+from exported_models import needs
+from models import gated, images, run
+
+from hf_dynvit.deploy import DynViTRuntime, export
+from hf_dynvit.deploy.export import single_look
+from hf_dynvit.deploy.fixed import FixedMerge, fix_merges
+from hf_dynvit.deploy.parting import fixed_counts
+
+
+MERGE = [{"gate": "merge", "distance": 4.0}]
+
+
+@pytest.fixture
+def model(tiny_vit):
+    torch.manual_seed(0)
+    return gated(tiny_vit(3), MERGE).eval()
+
+
+def test_every_image_merges_what_images_merged_on_average(model):
+    pixels = images(7)
+    own = run(model, "packed", pixels)
+    means = [keep.attention_tokens.sum(1).float().mean().round().int().item() for keep in own.decisions]
+    assert any(len(set(keep.attention_tokens.sum(1).tolist())) > 1 for keep in own.decisions)
+    merged = fix_merges(model, pixels)
+    assert sum(merged) == 17 - means[-1] and fixed_counts(model) == means
+    fixed = run(model, "packed", pixels)
+    for keep, mean in zip(fixed.decisions, means, strict=True):
+        assert keep.attention_tokens.sum(1).tolist() == [mean] * 7
+    masked = run(model, "masked", pixels)
+    torch.testing.assert_close(fixed.logits, masked.logits, atol=1e-5, rtol=0)
+
+
+def test_those_merge_that_the_thresholds_would_merge_first(model):
+    gate, tokens = model.gates[0]["attention_tokens"], torch.randn(2, 17, 32)
+    with torch.no_grad():
+        logits = gate.logits(tokens)
+        gate.__class__, gate.merged = FixedMerge, 3
+        keep = gate(tokens, "threshold").keep
+    for row, kept in zip(logits, keep, strict=True):
+        assert sorted(row.argsort()[:3].tolist()) == (~kept).nonzero().squeeze(1).tolist()
+    gate.merged = 100
+    with torch.no_grad():
+        assert gate(tokens, "threshold").keep.sum(1).tolist() == [9, 9]  # [CLS] and the partners
+
+
+@pytest.mark.parametrize("format", ["openvino", "onnx"])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the runtimes' own modules
+def test_a_graph_of_fixed_sizes_gives_what_such_a_model_gives(tiny_vit, tmp_path, format):
+    needs(format)
+    torch.manual_seed(0)
+    looks = [{"budget": 0.5, "resolution": 24}, {"budget": 0.9}]
+    model, pixels = gated(tiny_vit(2, num_labels=3), MERGE, cascade=looks).eval(), images(6)
+    folder = export(model, tmp_path / "out", format, calibration=pixels.numpy(), merges="fixed")
+    found = DynViTRuntime.from_pretrained(folder, threads=1)(pixels.numpy())
+    expected = []
+    for look in (0, 1):
+        one = single_look(model, look)
+        fix_merges(one, pixels)
+        expected.append(run(one, "packed", pixels))
+    assert (found.looks == 2).all()  # without a table
+    mean = torch.stack([out.logits.softmax(-1) for out in expected]).mean(0).log()
+    torch.testing.assert_close(torch.from_numpy(found.logits), mean, atol=1e-4, rtol=0)
+    np.testing.assert_allclose(found.cost, sum(out.cost for out in expected).numpy(), atol=1e-6)
+    assert all(type(gate) is not FixedMerge for gate in model.learned_gates())
+
+
+def test_what_cannot_be_fixed_is_refused(tiny_vit, tmp_path):
+    needs("onnx")
+    with pytest.raises(ValueError, match="where merge gates alone drop tokens, here it is nothing"):
+        export(gated(tiny_vit(), None), tmp_path / "a", "onnx", calibration=images(2).numpy(), merges="fixed")
+    patch = [*MERGE[:1], {"gate": "patch", "drop": True, "layers": [1]}]
+    patch[0] = {**MERGE[0], "layers": [0]}
+    with pytest.raises(ValueError, match=r"here it is \['MergeGate', 'PatchGate'\]"):
+        export(gated(tiny_vit(), patch), tmp_path / "b", "onnx", calibration=images(2).numpy(), merges="fixed")
+    with pytest.raises(ValueError, match="need calibration images"):
+        export(gated(tiny_vit(), MERGE), tmp_path / "c", "onnx", merges="fixed")
+    with pytest.raises(ValueError, match=r"merges must be one of \['own', 'fixed'\], got 'few'"):
+        export(gated(tiny_vit(), MERGE), tmp_path / "d", "onnx", merges="few")
