@@ -220,7 +220,7 @@ def reaches(model, budget):
 
 
 def to_milliseconds(model, batches, args):
-    """Calibrate to a mean time as recipes/evaluate.py runs the model; writes latency.json, returns shift and cost."""
+    """Calibrate to a mean time of the prepacked model; writes latency.json, returns shift and cost."""
     if can_prepack():
         model.prepack(args.kernels)
     found = calibrate(model, batches, milliseconds=args.milliseconds, batch_size=args.batch_size)

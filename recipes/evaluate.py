@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Subset
 
 from hf_dynvit.data import DataArguments
 from hf_dynvit.measure import DTYPES, measured_on, open_models, time_batches
+from hf_dynvit.measure.dense import kernels_at_hand
 from hf_dynvit.measure.looks import measure_looks
 from hf_dynvit.measure.per_image import check_decides, per_image
 from hf_dynvit.measure.runtimes import RUNTIMES, Exported, check_runtimes
@@ -102,9 +103,9 @@ def main(argv=None):
         raise ValueError(f"a batch of {max(args.batch_sizes)} needs as many images, there are {len(images)}")
     if args.compile and args.batch_sizes:
         check_compiler(args.device)
-
+    compiled = bool(args.compile and args.batch_sizes) and args.device == "cpu" and kernels_at_hand()
     if args.device == "cpu" and can_prepack():
-        entrant.model.prepack(kernels=bool(args.compile and args.batch_sizes))
+        entrant.model.prepack(kernels=compiled)
     mixed = shuffled(entrant, args.seed)
     # Before anything is measured: what cannot be exported fails here.
     exported = Exported(entrant.vit, args.runtimes, first_images(mixed)) if args.runtimes else None

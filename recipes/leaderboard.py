@@ -19,6 +19,7 @@ from transformers import set_seed
 
 from hf_dynvit.data import DataArguments, load_image_data
 from hf_dynvit.measure import measured_on, time_batches
+from hf_dynvit.measure.dense import kernels_at_hand
 from hf_dynvit.measure.trained_models import Entrant, dense_vit, shuffled
 from hf_dynvit.model.prepack import can_prepack
 from hf_dynvit.report import Cell, Leaderboard, SmallerDense, read, write
@@ -109,6 +110,7 @@ class Place:
     def __init__(self, board, model_args, data_args, args):
         self.board, self.model_args, self.data_args, self.args = board, model_args, data_args, args
         self.processor, self.config, self.data, self.dense = self._open(model_args)
+        self.kernels = bool(board.batch_sizes) and args.device.type == "cpu" and kernels_at_hand()
         self.smaller = None
         if board.smaller_dense is not None:
             with naming("smaller_dense", board.smaller_dense):
@@ -205,7 +207,7 @@ class Place:
         """The fields of `Scores` and the speeds of a model."""
         model = entrant.model.eval()
         if self.args.device.type == "cpu" and can_prepack():
-            model.prepack(kernels=bool(self.board.batch_sizes))
+            model.prepack(kernels=self.kernels)
         found, timed = evaluate(model, self._loader(entrant.images), name)[0], shuffled(entrant, self.args.seed)
         speeds = [time_batches(timed, size, self.board.seconds) for size in self.board.batch_sizes]
         return vars(found) | {"throughput": speeds}

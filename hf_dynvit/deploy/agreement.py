@@ -16,8 +16,8 @@ class Agreement(NamedTuple):
     """An exported model beside PyTorch, on the same images."""
 
     images: int
-    largest: float  # difference of logits, over images with the same decisions
-    same: float  # share of images whose cost is the same, and so their decisions
+    largest: float | None  # difference of logits, over images with the same decisions; None: they are meant to differ
+    same: float | None  # share of images whose cost is the same, and so their decisions
     top1: float  # share of images with the same prediction
     cost: float  # mean, of the exported model
     looks: float  # mean number, 1 without a cascade

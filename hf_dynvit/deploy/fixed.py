@@ -36,6 +36,8 @@ def check_fixable(model):
 def fix_merges(model, pixel_values):
     """Every merge gate merges what it has merged on average, of these images, from here on.
 
+    Of a cascade that is of all images in every look, though few of them, the harder ones, come to a later look.
+
     Args:
         model: of one look, in evaluation mode, changed in place. pixel_values: float32 (images, channels, height, width).
 
@@ -44,10 +46,8 @@ def fix_merges(model, pixel_values):
     """
     left = torch.zeros(len(model.gates))
     for image in pixel_values.split(1):
-        decisions = model(image).decisions
-        left += torch.tensor(
-            [model.tokens_run if keep is None else int(keep.sum()) for keep in map(_tokens, decisions)]
-        )
+        kept = [decided.attention_tokens for decided in model(image).decisions]
+        left += torch.tensor([model.tokens_run if keep is None else int(keep.sum()) for keep in kept])
     left = [model.tokens_run, *(left / len(pixel_values)).round().int().tolist()]
     merged = [before - after for before, after in zip(left, left[1:], strict=False)]
     for gates, count in zip(model.gates, merged, strict=True):
@@ -55,7 +55,3 @@ def fix_merges(model, pixel_values):
             if type(gate) is MergeGate:
                 gate.__class__, gate.merged = FixedMerge, count
     return merged
-
-
-def _tokens(decisions):
-    return decisions.attention_tokens

@@ -5,12 +5,16 @@ gates, with prepacked weights on CPU: what our products alone are worth is no ga
 """
 
 import copy
+import logging
 
 import torch
 
+from ..model.kernels import load_kernels
 from ..model.modeling_dynvit import DynViTForImageClassification
 from ..model.prepack import can_prepack
 
+
+logger = logging.getLogger(__name__)
 
 KERNELS = ("eager", "sdpa")
 FROZEN, TUNED = "frozen compile", "compile max-autotune"  # on CPU, on CUDA
@@ -46,6 +50,18 @@ def without_gates(vit):
     if vit.device.type == "cpu" and can_prepack():
         model.prepack()
     return model
+
+
+def kernels_at_hand():
+    """Whether the packed model can run with compiled kernels, as a dense one may be compiled; says why not."""
+    if not can_prepack():
+        return False
+    try:
+        load_kernels()
+    except RuntimeError as error:
+        logger.warning("timed without kernels: %s", error)
+        return False
+    return True
 
 
 def twin(module):

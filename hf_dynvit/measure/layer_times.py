@@ -47,7 +47,7 @@ def served(model):
 
 
 def to_serve(model, dtype):
-    """A copy of a model as recipes/evaluate.py runs it: in a dtype, and on a CPU with prepacked weights if torch can."""
+    """A copy of a model to serve: in a dtype, and on a CPU with prepacked weights if torch can; without kernels, unless loaded."""
     model = copy.deepcopy(model).to(dtype).eval()
     if model.device.type == "cpu" and can_prepack():
         model.prepack()

@@ -58,9 +58,10 @@ def take_out(x, keep, into, state, rounded, weighs=True):
     """
     fast = kernels(x)
     stay = _stay(x, keep, into, state, rounded) if fast is None else _stay_fast(fast, x, keep, into, state, rounded)
+    if stay is None:
+        full = keep if state.places is None else state.places.alive
+        return None, state, None if into is None else itself(full).repeat(len(keep), 1)
     kept, lengths, total = stay.kept, stay.lengths, len(stay.kept)
-    if total == keep.numel():
-        return None, state, stay.into
     shape, slots, left = (len(keep), max(lengths)), None, None
     if min(lengths) < shape[1]:
         left = torch.arange(shape[1], device=x.device) < torch.tensor(lengths, device=x.device).unsqueeze(1)
@@ -83,11 +84,13 @@ def take_out(x, keep, into, state, rounded, weighs=True):
 
 
 def _stay(x, keep, into, state, rounded):
-    """The `Staying` of `take_out`, in plain PyTorch."""
+    """The `Staying` of `take_out`, in plain PyTorch; None: all stay."""
     batch, num_tokens = keep.shape
     into = None if into is None else departures(keep, into, state.alive)
     kept = keep.flatten().nonzero().squeeze(1)
     total = len(kept)
+    if total == keep.numel():
+        return None
     lengths = [total] if batch == 1 else keep.sum(1).tolist()
     padding = padding_of(total) if rounded else 0
     rows = x.flatten(0, 1).index_select(0, F.pad(kept, (0, padding)) if padding else kept)
@@ -103,10 +106,14 @@ def _stay(x, keep, into, state, rounded):
     elif size is not None:
         size = size.index_select(0, kept)
     places = state.places
-    if into is not None and places is not None:
-        full = itself(places.alive).repeat(batch, 1)
-        into = full.scatter_(1, places.index, places.index.gather(1, into))
+    into = into if into is None or places is None else _into_full(into, places)
     return Staying(kept, lengths, rows, size, _places(places, keep, kept, lengths), into)
+
+
+def _into_full(into, places):
+    """`into` (B, N) of a stream as that of the full one (B, M)."""
+    full = itself(places.alive).repeat(len(into), 1)
+    return full.scatter_(1, places.index, places.index.gather(1, into))
 
 
 def _stay_fast(fast, x, keep, into, state, rounded):
@@ -117,6 +124,8 @@ def _stay_fast(fast, x, keep, into, state, rounded):
     rows, size, kept, lengths, index, alive, gone, merged = fast.take_out(
         x, keep, into, state.alive, state.size, index, num_tokens, *steps
     )
+    if len(kept) == keep.numel():
+        return None
     size = size if merged or state.size is not None else None
     return Staying(kept, lengths, rows, size, Places(index, alive), None if into is None else gone)
 
@@ -139,7 +148,7 @@ def _places(before, keep, kept, lengths):
 
 
 def in_full(decision, before, after):
-    """`LayerDecisions` made in a compacted stream, in the places of the full one, where `into` is already.
+    """`LayerDecisions` made in a compacted stream, in the places of the full one, where `into` of `take_out` is already.
 
     Args:
         before, after: the `TokenState` before and after the layer.
@@ -156,4 +165,7 @@ def in_full(decision, before, after):
 
     attention = spread(decision.attention_tokens)
     mlp = attention if decision.mlp_tokens is decision.attention_tokens else spread(decision.mlp_tokens)
-    return decision._replace(attention_tokens=attention, mlp_tokens=mlp)
+    into = decision.into
+    if into is not None and into.shape[1] < alive.shape[1]:  # of a gate that merges and takes nothing out
+        into = _into_full(into, places)
+    return decision._replace(attention_tokens=attention, mlp_tokens=mlp, into=into)

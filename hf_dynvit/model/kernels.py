@@ -5,12 +5,16 @@ the machine, when a model asks for it (`prepack(kernels=True)`); without it ever
 tests hold it to.
 """
 
+import hashlib
+import sys
+
 import torch
 
 from .kernels_source import SOURCE
 
 
-NAME = "hf_dynvit"  # of the library of operators
+NAME = f"hf_dynvit_{hashlib.sha256(SOURCE.encode()).hexdigest()[:8]}"  # models from the Hub may carry another source
+FLAGS = {"AVX512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"], "AVX2": ["-mavx2", "-mfma"]}
 _operators = None
 
 
@@ -26,13 +30,15 @@ def load_kernels():
     if hasattr(getattr(torch.ops, NAME), "take_out"):  # by another copy of this code, of a model from the Hub
         _operators = getattr(torch.ops, NAME)
         return
-    from torch.utils import cpp_extension  # takes a second, and needs setuptools
-
+    capability = torch.backends.cpu.get_cpu_capability()
+    flags = FLAGS.get(capability, []) + (["-fopenmp"] if sys.platform == "linux" else [])  # torch's own threads
     try:
+        from torch.utils import cpp_extension  # takes a second, and needs setuptools
+
         cpp_extension.load_inline(
-            f"{NAME}_{torch.backends.cpu.get_cpu_capability().lower()}",  # of a home that several machines share
-            [SOURCE],
-            extra_cflags=["-O3", "-march=native"],
+            f"{NAME}_{capability.lower()}",  # machines that share a home may have other instructions
+            [SOURCE.replace("LIBRARY_NAME", NAME)],
+            extra_cflags=["-O3", *flags],
             is_python_module=False,
             no_implicit_headers=True,
         )

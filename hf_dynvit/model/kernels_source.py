@@ -15,8 +15,13 @@ SOURCE = r"""
 using at::Tensor;
 using Maybe = std::optional<Tensor>;
 
-// Gates of any author may give views, whose numbers do not lie side by side.
-Maybe dense(const Maybe& tensor) { return tensor.has_value() ? Maybe(tensor->contiguous()) : tensor; }
+// Gates of any author may give views, other types, or one row for all images.
+Tensor dense(const Tensor& tensor, at::ScalarType type, at::IntArrayRef shape) {
+  return tensor.to(type).expand(shape).contiguous();
+}
+Maybe dense(const Maybe& tensor, at::ScalarType type, at::IntArrayRef shape) {
+  return tensor.has_value() ? Maybe(dense(*tensor, type, shape)) : tensor;
+}
 
 template <typename T>
 const T* data(const Maybe& tensor) { return tensor.has_value() ? tensor->const_data_ptr<T>() : nullptr; }
@@ -58,7 +63,7 @@ Tensor directions_of(const Tensor& tokens, int64_t start) {
 // The matching of matching.py where tokens alive come first: distance (B, A) and partner (B, A), a place.
 std::tuple<Tensor, Tensor> match(const Tensor& given, const Maybe& given_alive, int64_t first) {
   const Tensor tokens = given.contiguous();
-  const Maybe alive = dense(given_alive);
+  const Maybe alive = dense(given_alive, at::kBool, {given.size(0), given.size(1)});
   const Tensor leaving = directions_of(tokens, first + 1), partners = directions_of(tokens, first);
   const int64_t B = tokens.size(0), N = tokens.size(1), A = leaving.size(1), P = partners.size(1);
   const Tensor likeness = at::bmm(leaving, partners.transpose(1, 2));  // (B, A, P)
@@ -73,9 +78,14 @@ std::tuple<Tensor, Tensor> match(const Tensor& given, const Maybe& given_alive, 
       float most = -2.0f;
       int64_t count = P, best = 0;
       if (there) for (count = 0; count < P && there[(one / A) * N + first + 2 * count];) ++count;
-      for (int64_t other = 0; other < count; ++other) most = likely[other] > most ? likely[other] : most;
-      while (best < count && likely[best] != most) ++best;
-      if (best == count) { best = 0; most = count ? NAN : -1.0f; }  // not a number: nothing is the most
+      bool number = true;
+      for (int64_t other = 0; other < count; ++other) {
+        number &= likely[other] == likely[other];
+        most = likely[other] > most ? likely[other] : most;
+      }
+      while (best < count && (number ? likely[best] != most : likely[best] == likely[best])) ++best;
+      if (!number) most = NAN;  // as torch has it
+      if (!count) { best = 0; most = -1.0f; }
       away[one] = 1.0f - most;
       place[one] = first + 2 * best;
     }
@@ -86,11 +96,12 @@ std::tuple<Tensor, Tensor> match(const Tensor& given, const Maybe& given_alive, 
 // What gate_merge.py keeps (B, N), and into (B, N): which token each would leave for.
 std::tuple<Tensor, Tensor> pairs(const Tensor& tokens, const Tensor& scores, const Maybe& given_alive, int64_t first,
                                  const Tensor& weight, double near, const Maybe& given_shift, double add, double cut) {
-  const Maybe alive = dense(given_alive), shift = dense(given_shift);
+  const Maybe alive = dense(given_alive, at::kBool, {tokens.size(0), tokens.size(1)});
+  const Maybe shift = dense(given_shift, at::kFloat, {tokens.size(0)});
   const auto [distance, partner] = match(tokens, alive, first);
   const int64_t B = tokens.size(0), N = tokens.size(1), A = distance.size(1);
   Tensor keep = at::ones({B, N}, tokens.options().dtype(at::kBool)), into = at::empty({B, N}, partner.options());
-  const Tensor score = scores.to(at::kFloat).contiguous();
+  const Tensor score = dense(scores.squeeze(-1), at::kFloat, {B, N});
   const float slope = weight.to(at::kFloat).item<float>(), *away = distance.const_data_ptr<float>();
   const bool* there = data<bool>(alive);
   for (int64_t b = 0; b < B; ++b) {
@@ -134,10 +145,11 @@ void move_rows(const Tensor& x, const int64_t* kept, int64_t T, int64_t padded, 
 std::tuple<Tensor, Tensor, Tensor, std::vector<int64_t>, Tensor, Tensor, Tensor, int64_t> take_out(
     const Tensor& given, const Tensor& given_keep, const Maybe& given_into, const Maybe& given_alive,
     const Maybe& given_before, const Maybe& given_places, int64_t full, int64_t round_to, int64_t of_rows) {
-  const Tensor x = given.contiguous(), keep = given_keep.contiguous();
-  const Maybe into = dense(given_into), alive = dense(given_alive), before = dense(given_before);
-  const Maybe places = dense(given_places);
+  const Tensor x = given.contiguous();
   const int64_t B = x.size(0), N = x.size(1), D = x.size(2);
+  const Tensor keep = dense(given_keep, at::kBool, {B, N});
+  const Maybe into = dense(given_into, at::kLong, {B, N}), alive = dense(given_alive, at::kBool, {B, N});
+  const Maybe before = dense(given_before, at::kFloat, {B, N}), places = dense(given_places, at::kLong, {B, N});
   const bool *stays = keep.const_data_ptr<bool>(), *there = data<bool>(alive);
   const int64_t *partner = data<int64_t>(into), *where = data<int64_t>(places);
   const float* weight = data<float>(before);
@@ -161,7 +173,11 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<int64_t>, Tensor, Tensor, Tensor,
   float* weighs = size.mutable_data_ptr<float>();
   for (int64_t b = 0; b < B; ++b) {
     int64_t *row = index.mutable_data_ptr<int64_t>() + b * longest, *to = moved.mutable_data_ptr<int64_t>() + b * full;
-    const auto in_full = [&](int64_t n) { return where ? where[b * N + n] : n; };
+    const auto in_full = [&](int64_t n) {
+      const int64_t m = where ? where[b * N + n] : n;
+      TORCH_CHECK_INDEX(m >= 0 && m < full, "a token is at ", m, " of ", full);
+      return m;
+    };
     int64_t last = lengths[b];  // others at the end, each once
     for (int64_t m = 0; m < full; ++m) to[m] = m;
     for (int64_t n = 0, next = 0; n < N; ++n) {
@@ -183,12 +199,13 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<int64_t>, Tensor, Tensor, Tensor,
   while (round_to && step * (of_rows / round_to) * 2 <= T) step *= 2;
   const int64_t padded = round_to ? (T + step - 1) / step * step : T;
   Tensor rows = at::empty({padded, D}, x.options());
+  if (T == B * N) return {rows, size, kept, lengths, index, left, moved, 0};
   const auto move = x.scalar_type() == at::kFloat ? move_rows<float> : move_rows<at::BFloat16>;
   move(x, kept.const_data_ptr<int64_t>(), T, padded, gone, place, slot, weight, weighs, rows);
   return {rows, size, kept, lengths, index, left, moved, static_cast<int64_t>(gone.size())};
 }
 
-TORCH_LIBRARY(hf_dynvit, library) {
+TORCH_LIBRARY(LIBRARY_NAME, library) {
   library.def("match", &match);
   library.def("pairs", &pairs);
   library.def("take_out", &take_out);

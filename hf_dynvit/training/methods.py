@@ -30,6 +30,7 @@ class Method(NamedTuple):
         importance: whether its scores learn the importance of tokens in closed form first.
         resizes: whether images may be smaller: "chosen", as it is best, or "alone", in place of gates.
         looks: whether it is a cascade of two looks, of gates if there are any and of sizes.
+        twin: the method whose looks it takes, for both to see the same images; None: its own.
     """
 
     gates: Callable
@@ -38,6 +39,7 @@ class Method(NamedTuple):
     importance: bool = False
     resizes: str = "never"
     looks: bool = False
+    twin: str | None = None
 
 
 def _patches(config):
@@ -99,7 +101,7 @@ METHODS = {
     "merge-resized": Method(_twin, importance=True, resizes="chosen"),
     "resized": Method(_nothing, resizes="alone"),
     "cascade": Method(_twin, importance=True, looks=True),
-    "cascade-unlearned": Method(_twin, looks=True),
+    "cascade-unlearned": Method(_twin, looks=True, twin="cascade"),
     "cascade-resized": Method(_nothing, looks=True),
     "merge-unlearned": Method(_twin),
     "tome": Method(_merging("tome"), 0.0),
@@ -171,10 +173,9 @@ def prepare(name, vit, budget, batches):
     if name == DENSE:
         return dense
     if method.looks:
+        tried = partial(build, importance=METHODS[method.twin or name].importance)
         choose = (
-            choose_looks(dense, partial(build, importance=True), vit.config, budget, batches)  # of twins the same
-            if gates
-            else looks_for(vit.config, budget, False)
+            choose_looks(dense, tried, vit.config, budget, batches) if gates else looks_for(vit.config, budget, False)
         )
         return build(None, looks=choose)
     if method.resizes == "never":

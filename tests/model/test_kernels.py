@@ -109,6 +109,36 @@ def test_no_token_leaves_for_one_that_is_not_there(operators, into, error):
         operators.take_out(torch.zeros(1, 6, 8), keep, into, None, None, None, 6, 0, 0)
 
 
+def test_one_row_serves_all_images_and_sizes_may_be_in_16_bit(both, operators):
+    x, keep = torch.randn(3, 6, 8), torch.arange(6).expand(3, -1) < 4
+    into, size = torch.tensor([[0, 1, 2, 3, 1, 1]]), torch.full((3, 6), 2.0, dtype=torch.bfloat16)
+    with torch.no_grad():
+        plain, fast = both(lambda: take_out(x, keep, into, TokenState(size=size), rounded=False))
+        torch.testing.assert_close(fast[0].rows, plain[0].rows, atol=1e-2, rtol=0)  # shares in 16 bit
+        scores, weight = torch.zeros(3, 6, 1), torch.ones(1, 1)
+        one, each = torch.tensor([-1.0]), torch.tensor([-1.0] * 3)
+        kept = [operators.pairs(x, scores, None, 1, weight, 0.0, shift, 0.0, 0.0)[0] for shift in (one, each)]
+    assert torch.equal(*kept) and not kept[0].all()
+
+
+def test_where_nothing_leaves_nothing_changes(both):
+    x, keep, into = torch.randn(2, 6, 8), torch.ones(2, 6, dtype=torch.bool), torch.arange(6).expand(2, -1)
+    state = TokenState(places=Places(torch.arange(6).expand(2, -1) + 1, torch.ones(2, 9, dtype=torch.bool)))
+    with torch.no_grad():
+        for known, tokens in ((TokenState(), 6), (state, 9)):
+            for taken, after, gone in both(lambda known=known: take_out(x, keep, into, known, rounded=True)):
+                assert taken is None and after is known and torch.equal(gone, torch.arange(tokens).expand(2, -1))
+
+
+def test_a_partner_that_is_not_a_number_shows_in_all_distances(both):
+    x = torch.randn(1, 9, 8)
+    x[0, 3] = torch.nan
+    with torch.no_grad():
+        plain, fast = both(lambda: match(x))
+    torch.testing.assert_close(fast.distance, plain.distance, equal_nan=True)
+    assert fast.distance.isnan().all() and torch.equal(plain.partner, fast.partner)
+
+
 def test_what_is_not_a_number_is_kept_and_shows(tiny_vit, both):
     model, pixels = gated(tiny_vit(), GATE_SETS["merge by distance"]), images(2)
     pixels[1, 0, 0, 0] = torch.nan
