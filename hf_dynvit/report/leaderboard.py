@@ -27,16 +27,18 @@ SMALLER = (
 
 
 def joined(boards):
-    """Boards of the same checkpoint and images as one, their cells in the order they come."""
+    """Boards of the same checkpoint and images as one, their cells in the order they come; what several hold counts once."""
     found = {}
     for board in boards:
         key = tuple(str(getattr(board, name)) for name in SAME)
         before = found.get(key)
-        own = [
+        cells = list(before.cells) if before else []
+        known = {(cell.method, cell.budget, cell.tuned, cell.seed) for cell in cells}
+        cells += [
             replace(one, commit=one.commit or board.commit, command=one.command or board.command)
             for one in board.cells
+            if (one.method, one.budget, one.tuned, one.seed) not in known
         ]
-        cells = [*(before.cells if before else []), *own]
         found[key] = replace(before or board, cells=cells, smaller=board.smaller or (before and before.smaller))
     return list(found.values())
 

@@ -68,9 +68,11 @@ def test_without_times_of_that_batch_the_smaller_one_is_among_costs_alone(tmp_pa
 
 
 def test_a_board_in_parts_has_the_smaller_model_of_any_and_says_what_it_reaches():
+    other = replace(board().cells[0], seed=1)
     for parts in ([board(smaller=smaller(2)), board()], [board(), board(smaller=smaller(2))]):
+        parts[1].cells.append(other)  # and the first one once more
         (joined,) = leaderboard.joined(parts)
-        assert joined.smaller.model == "vit_small" and len(joined.cells) == 2
+        assert joined.smaller.model == "vit_small" and [cell.seed for cell in joined.cells] == [0, 1]
         text = "\n".join(leaderboard.sections(parts))
         assert "The next smaller dense model, vit_small, has 50.00 at 0.333 of the dense model's computation" in text
         assert ", at 0.75 measured ms per image, batch 2." in text
