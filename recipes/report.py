@@ -17,7 +17,7 @@ from hf_dynvit.report import Benchmark, Comparison, Deployment, Evaluation, Lead
 from hf_dynvit.report import read as read_results
 from hf_dynvit.report.claims import claims_section
 from hf_dynvit.report.comparison import comparison_section
-from hf_dynvit.report.deployment_results import DEPLOYED, GAINED, GAINED_MEANING
+from hf_dynvit.report.deployment_results import DEPLOYED, GAINED, GAINED_MEANING, fastest_deployed
 from hf_dynvit.report.deployment_results import MEANING as DEPLOYED_MEANING
 from hf_dynvit.report.front import COMPARED, INTRODUCTION, front_comparison_rows, front_rows
 from hf_dynvit.report.leaderboard import joined, plot
@@ -129,7 +129,7 @@ def render_front(results):
         for board, name in pictures(results)[:1]
     ]
     parts = [*shown, INTRODUCTION, table(models)] if models else shown
-    timed = sorted((one for one in results if isinstance(one, Deployment) and one.ms), key=lambda one: one.format)
+    timed = fastest_deployed(one for one in results if isinstance(one, Deployment) and one.ms)
     parts += [GAINED_MEANING, table(rows(GAINED, [(one,) for one in timed]))] if timed else []
     parts += [COMPARED, table(compared)] if compared else []
     return "\n\n".join(parts)

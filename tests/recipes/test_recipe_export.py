@@ -1,6 +1,7 @@
 """The export recipe: an exported folder that agrees with PyTorch, and what it needs said before."""
 
 import importlib.util
+from dataclasses import replace
 
 import pytest
 from recipe_place import deploy, report
@@ -28,7 +29,9 @@ def test_a_plain_vit_is_exported_and_compared(place):
     assert made.ms.keys() == {"exported", "dense", "packed"} and min(made.ms.values()) > 0 and made.rounds >= 9
     assert made.images == 3 and made.looks == 1.0
     assert "### Deployed" in report.main([str(output / "deployment.json")])
-    assert "| dense there, ms |" in report.render_front([made])
+    slow, fast = (replace(made, ms={"exported": 2.0, "dense": dense, "packed": 1.0}) for dense in (3.0, 5.0))
+    front = report.render_front([slow, fast, replace(slow, merges="fixed"), replace(made, ms={})])
+    assert front.count("| 1.50× |") == front.count("| 2.50× |") == 1 and "batch dynamic, fixed merges |" in front
     with pytest.raises(ValueError, match="need check_images"):
         deploy.main([*words, "--seconds", "1"])
     with pytest.raises(ValueError, match="is not empty"):
