@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from models import images
-from recipe_place import leaderboard, report
+from recipe_place import leaderboard, merge, report
 
 from hf_dynvit import DynViTForImageClassification
 from hf_dynvit.report import read
@@ -76,6 +76,23 @@ def test_a_cascade_and_its_unlearned_twin_have_the_same_looks(tiny_vit, monkeypa
     assert all(learned[0]) and learned[0] == learned[1] == learned[2] and not any(learned[3])
     looks = [[(look["resolution"], look["budget"]) for look in model.config.cascade] for model in models]
     assert looks[0] == looks[1]
+
+
+def test_parts_of_a_board_become_one_file_unless_their_recipes_differ(place):
+    words = ["--methods", "resized", "--budgets", "0.7", "--tune", "true", "--seeds"]
+    run(place, "first", *words, "1")
+    run(place, "second", *words, "2")
+    parts = [str(place.folder / name / "leaderboard.json") for name in ("first", "second")]
+    merged = merge.main(["--parts", *parts, "--output", str(place.folder / "both")])
+    seeds = [(cell["tuned"], cell["seed"]) for cell in merged["cells"]]
+    assert seeds == [(False, 0), (True, 1), (True, 2)]  # the untrained one is in both
+    assert read(place.folder / "both" / "leaderboard.json", published=True).to_json() == merged
+    run(place, "longer", *words, "3", "--max_steps", "2")
+    longer = str(place.folder / "longer" / "leaderboard.json")
+    with pytest.raises(ValueError, match=r"tuned by another recipe than .*: \['max_steps'\] differ"):
+        merge.main(["--parts", *parts, longer, "--output", str(place.folder / "all")])
+    with pytest.raises(ValueError, match="already holds a comparison"):
+        merge.main(["--parts", *parts, "--output", str(place.folder / "both")])
 
 
 def test_cells_of_another_checkpoint_are_refused(place):
