@@ -99,6 +99,8 @@ class CalibrateArguments:
             check_budget(budget)
         if self.milliseconds is not None and not 0 < self.milliseconds < float("inf"):
             raise ValueError(f"milliseconds must be positive and finite, got {self.milliseconds}")
+        if self.kernels and self.milliseconds is None:
+            raise ValueError("kernels change times, not budgets: they need milliseconds, got none")
         if self.images < 1 or self.bypass_images < 0:
             raise ValueError(
                 f"images must be at least 1 and bypass_images 0, got {self.images} and {self.bypass_images}"

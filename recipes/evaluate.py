@@ -103,7 +103,7 @@ def main(argv=None):
         raise ValueError(f"a batch of {max(args.batch_sizes)} needs as many images, there are {len(images)}")
     if args.compile and args.batch_sizes:
         check_compiler(args.device)
-    compiled = bool(args.compile and args.batch_sizes) and args.device == "cpu" and kernels_at_hand()
+    compiled = bool(args.compile and args.batch_sizes) and args.device == "cpu" and kernels_at_hand(DTYPES[args.dtype])
     if args.device == "cpu" and can_prepack():
         entrant.model.prepack(kernels=compiled)
     mixed = shuffled(entrant, args.seed)

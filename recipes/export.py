@@ -75,6 +75,8 @@ class ExportArguments:
             self.images = 200 if self.format == "openvino" or self.merges == "fixed" else 0
         if self.seconds < 0 or (self.seconds and not self.check_images):
             raise ValueError(f"seconds must be 0 or more, and need check_images to be timed on, got {self.seconds}")
+        if self.kernels and not self.seconds:
+            raise ValueError("kernels are for what is timed, and need seconds, got 0")
         if self.images < 0 or self.check_images < 0:
             raise ValueError(f"images and check_images must be 0 or more, got {self.images} and {self.check_images}")
 

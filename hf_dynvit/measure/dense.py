@@ -9,7 +9,7 @@ import logging
 
 import torch
 
-from ..model.kernels import load_kernels
+from ..model.kernels import SERVED, load_kernels
 from ..model.modeling_dynvit import DynViTForImageClassification
 from ..model.prepack import can_prepack
 
@@ -52,9 +52,9 @@ def without_gates(vit):
     return model
 
 
-def kernels_at_hand():
-    """Whether the packed model can run with compiled kernels, as a dense one may be compiled; says why not."""
-    if not can_prepack():
+def kernels_at_hand(dtype=torch.float32):
+    """Whether the packed model in a dtype can run with compiled kernels, as a dense one may be compiled; says why not."""
+    if not can_prepack() or dtype not in SERVED:
         return False
     try:
         load_kernels()

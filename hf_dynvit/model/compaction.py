@@ -75,10 +75,10 @@ def take_out(x, keep, into, state, rounded, weighs=True):
         rows = values.flatten(0, 1).index_select(0, kept).view(total, -1)
         return taken.stream(rows).view(*shape, *values.shape[2:])
 
-    size = stay.size if weighs or state.size is None else state.size.flatten().index_select(0, kept)
-    size = (
-        None if size is None or not weighs and state.size is None else taken.stream(size.unsqueeze(1), 1.0).squeeze(-1)
-    )
+    size = stay.size
+    if not weighs:
+        size = None if state.size is None else state.size.flatten().index_select(0, kept)
+    size = None if size is None else taken.stream(size.unsqueeze(1), 1.0).squeeze(-1)
     known = (moved(values) for values in (state.attention, state.values, state.halting))
     return taken, TokenState(left, size, moved(state.side), stay.places, *known), stay.into
 

@@ -15,6 +15,7 @@ from .kernels_source import SOURCE
 
 NAME = f"hf_dynvit_{hashlib.sha256(SOURCE.encode()).hexdigest()[:8]}"  # models from the Hub may carry another source
 FLAGS = {"AVX512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"], "AVX2": ["-mavx2", "-mfma"]}
+SERVED = (torch.float32, torch.bfloat16)
 _operators = None
 
 
@@ -56,7 +57,7 @@ def kernels_loaded():
 
 def kernels(like):
     """The compiled operators where they serve tensors as `like`, (..., D), is one; else None."""
-    if _operators is None or like.device.type != "cpu" or like.dtype not in (torch.float32, torch.bfloat16):
+    if _operators is None or like.device.type != "cpu" or like.dtype not in SERVED:
         return None
     if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
         return None

@@ -55,6 +55,8 @@ def test_a_model_is_calibrated_to_milliseconds_and_saved_with_its_latencies(plac
 
 def test_aims_of_the_dial_are_one_at_a_time(place, tmp_path):
     words = ["--model", place.vit, "--data_files", *place.files, "--output", str(tmp_path / "out")]
+    with pytest.raises(ValueError, match="kernels change times"):
+        dial.main([*words, "--budget", "0.5", "--kernels", "true"])
     for aims in ([], ["--budget", "0.5", "--budgets", "0.5", "0.6"], ["--budget", "0.5", "--milliseconds", "8"]):
         with pytest.raises(ValueError, match="one of --budget, --budgets and --milliseconds are needed"):
             dial.main([*words, *aims])

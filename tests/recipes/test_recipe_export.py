@@ -32,6 +32,8 @@ def test_a_plain_vit_is_exported_and_compared(place):
     slow, fast = (replace(made, ms={"exported": 2.0, "dense": dense, "packed": 1.0}) for dense in (3.0, 5.0))
     front = report.render_front([slow, fast, replace(slow, merges="fixed"), replace(made, ms={})])
     assert front.count("| 1.50× |") == front.count("| 2.50× |") == 1 and "batch dynamic, fixed merges |" in front
+    with pytest.raises(ValueError, match="kernels are for what is timed"):
+        deploy.main([*words, "--kernels", "true"])
     with pytest.raises(ValueError, match="need check_images"):
         deploy.main([*words, "--seconds", "1"])
     with pytest.raises(ValueError, match="is not empty"):
