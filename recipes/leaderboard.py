@@ -163,6 +163,7 @@ class Place:
             tuning_budgets=[budget] if thresholds and not looks and recipe.freeze_gates_at < 1 else [],
             importance_images=self.board.images if METHODS[method].importance else 0,
             calibrate_first=thresholds,
+            looks_together=self.args.looks_together and bool(looks),
             save_strategy="no",
         )
         set_seed(seed)

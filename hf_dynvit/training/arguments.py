@@ -86,6 +86,9 @@ class DynViTTrainingArguments(TrainingArguments):
         help="costs that the packed tuning takes in turn, the model's budget first, and for which the model has thresholds "
         "in the end (a table of budgets, with images to calibrate on); none: it alone",
     )
+    looks_together: bool = HfArg(
+        default=False, help="every step trains all looks of a cascade on its images, instead of one look in turn"
+    )
     tuning_gain: float = HfArg(
         default=0.5, help="how fast thresholds follow the budget in packed tuning; 0: not at all"
     )

@@ -103,7 +103,15 @@ def check_cascade(trainer):
     """
     args = trainer.args
     if trainer.model.config.cascade is None:
+        if args.looks_together:
+            raise ValueError(
+                "looks_together is for the looks of a cascade, and this model has none: give cascade, or leave it"
+            )
         return
+    if args.looks_together and args.agent != "none":
+        raise ValueError(
+            f"looks_together would ask agent {args.agent!r} for patches several times a step: train looks in turn"
+        )
     if trainer.calibration_dataset is None or args.calibration_images < 1:
         raise ValueError(
             "a cascade needs images that are not trained on, to find from which confidence an image is done: give "
@@ -118,7 +126,7 @@ def check_cascade(trainer):
         raise ValueError(f"bypass_images are for models of one look, got {args.bypass_images} and a cascade")
     if args.tuning_budgets:
         raise ValueError(
-            f"the looks of a cascade have a budget each, and steps take them in turn: no tuning_budgets, got {args.tuning_budgets}"
+            f"the looks of a cascade have a budget each, which the steps take: no tuning_budgets, got {args.tuning_budgets}"
         )
     if args.objective == "reinforce":
         raise ValueError("objective 'reinforce' rewards one look, and a cascade has several: take 'cost'")

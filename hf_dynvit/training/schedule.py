@@ -22,9 +22,9 @@ class GateSchedule:
         self.trainer, self.args = trainer, trainer.args
         self.full_cost = 1.0
 
-    def step(self):
-        """The `Step` of the next forward, as objectives are given it."""
-        return Step(self.progress(), self.budget(), self.noise())
+    def step(self, look=None):
+        """The `Step` of the next forward, of a look where there are several, as objectives are given it."""
+        return Step(self.progress(), self.budget(look), self.noise())
 
     def progress(self):
         """Share of the training steps that are done."""
@@ -36,19 +36,23 @@ class GateSchedule:
         done = min(1.0, self.progress() / max(self.args.freeze_gates_at, 1e-9))
         return 1.0 - (1.0 - self.args.gate_noise_end) * done
 
-    def budget(self):
-        """The mean cost to aim at now."""
-        config, look = self.trainer.model.config, self.look()
+    def budget(self, look=None):
+        """The mean cost to aim at now, in a look of a cascade at its own."""
+        config = self.trainer.model.config
         budget = config.budget if look is None else config.cascade[look]["budget"]
         ramp = 0.0 if self.args.calibrate_first else self.args.budget_ramp
         done = 1.0 if ramp == 0 else min(1.0, self.progress() / ramp)
         full = self.full_cost if look is None else self.full_cost[look]
         return full - (full - budget) * done
 
-    def look(self):
-        """Which look of a cascade the next step trains: the steps take them in turn. None: there is no cascade."""
+    def looks(self, step=None):
+        """The looks of a cascade that a step trains, the next one unless it is given; [None]: there is no cascade."""
         looks = self.trainer.model.config.cascade
-        return None if looks is None else self.trainer.state.global_step % len(looks)
+        if looks is None:
+            return [None]
+        every = list(range(len(looks)))
+        step = self.trainer.state.global_step if step is None else step
+        return every if self.args.looks_together else [every[step % len(looks)]]
 
     def frozen(self):
         """Whether the packed tuning has begun."""
@@ -60,7 +64,7 @@ class PackedTuning(ResumedCallback):
 
     As the body changes, fixed gates drift to another cost than the one the model is to be used at. After each step
     the gates' common shift moves by `tuning_gain * (budget - mean cost)`; no forward is added. With several
-    `tuning_budgets` the steps take them in turn, each with a shift of its own: one training then serves them all. So do the
+    `tuning_budgets` the steps take them in turn, each with a shift of its own: one training then serves them all. So have the
     looks of a cascade, each at its own budget.
 
     A shift does not move where that changes no cost: towards closing gates that are all closed, or opening ones that are
@@ -112,14 +116,16 @@ class PackedTuning(ResumedCallback):
             return
         accelerator = self.trainer.accelerator
         model = accelerator.unwrap_model(self.trainer.model)
-        turn = self._turn(state.global_step - 1)
-        cost = accelerator.reduce(torch.stack(self.trainer.step_costs).mean(), "mean").item()
-        before, first = self.shifts[turn], self.shifts[0]
-        self.shifts[turn] = self._moved(turn, self._budgets()[turn] - cost, cost)
-        if model.config.cascade is None:
-            shift_gates(model.learned_gates(), (self.shifts[0] - first) - (before - first))
-        else:
+        last, cascade = state.global_step - 1, model.config.cascade is not None
+        turns = self.trainer.schedule.looks(last) if cascade else [self._turn(last)]
+        costs = accelerator.reduce(torch.stack(self.trainer.step_costs).mean(0), "mean").tolist()
+        before, first = self.shifts[turns[0]], self.shifts[0]
+        for turn, cost in zip(turns, costs, strict=True):
+            self.shifts[turn] = self._moved(turn, self._budgets()[turn] - cost, cost)
+        if cascade:
             set_look_shifts(model.config, self.shifts)
+        else:
+            shift_gates(model.learned_gates(), (self.shifts[0] - first) - (before - first))
 
     def _moved(self, turn, distance, cost):
         """The shift of a turn after a step of that mean cost, which is `distance` below its budget."""

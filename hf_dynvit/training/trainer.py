@@ -83,46 +83,62 @@ class DynViTTrainer(CheckpointTrainer):
     # ------------------------------------------------------------------------------------------ objective
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        given, labels = self.task_loss.inputs(inputs), inputs.get("labels")
+        labels = inputs.get("labels")
         if not model.training:
+            given = self.task_loss.inputs(inputs)
             chosen = self.agent is not None and self.agent.evaluates
             outputs = self.agent.forward(model, given) if chosen else model(**given)
             outputs.loss = self.task_loss(outputs, labels, num_items_in_batch)
             self.eval_usage.update(outputs.decisions or ())
             return (outputs.loss, outputs) if return_outputs else outputs.loss
-        step = self.schedule.step()
+        losses, costs, target = [], [], self._target(inputs)
+        for look in self.schedule.looks():
+            loss, outputs = self._look_loss(model, inputs, target, look, num_items_in_batch)
+            losses.append(loss)
+            costs.append(outputs.cost.detach().mean())
+        loss = sum(losses) / len(losses)
+        self._check_loss(loss)
+        if self.agent is not None:
+            self.agent.observe(inputs, outputs)
+        self.step_costs.append(torch.stack(costs))
+        self._train_costs.append(self.step_costs[-1].mean())
+        return (loss, outputs) if return_outputs else loss
+
+    def _target(self, inputs):
+        """The teacher's logits (B, C), if there is a teacher and anything learns from it."""
+        if self.teacher is None or not self.args.distillation_weight or not self.args.prediction_teaches():
+            return None
+        with torch.no_grad():
+            return self.teacher(inputs["pixel_values"]).logits
+
+    def _look_loss(self, model, inputs, target, look, num_items_in_batch):
+        """(loss, outputs) of a training forward: of a look of a cascade, or, None, of a model without."""
+        step = self.schedule.step(look)
         options = {"gating": "threshold" if self.schedule.frozen() else self.objective.gating}
-        options["exploration"] = self.objective.exploration(step)
-        if (look := self.schedule.look()) is not None:
-            options["look"] = look
+        options |= {"exploration": self.objective.exploration(step)} | ({} if look is None else {"look": look})
         if self.agent is not None:
             options |= {"patches": self.agent.choose(inputs["pixel_values"]), "merge_patches": self.agent.agent.merges}
-        outputs = model(**given, **options)
+        outputs = model(**self.task_loss.inputs(inputs), **options)
+        labels, share = inputs.get("labels"), self.task_loss.share()
         outputs.loss = self.task_loss(outputs, labels, num_items_in_batch)
-        teaches, share = self.args.prediction_teaches(), self.task_loss.share()
-        loss = outputs.loss if teaches else 0.0
-        if self.teacher is not None and self.args.distillation_weight and teaches:
-            with torch.no_grad():
-                target = self.teacher(inputs["pixel_values"]).logits
+        loss = outputs.loss if self.args.prediction_teaches() else 0.0
+        if target is not None:
             distance = distillation_loss(outputs.logits, target, self.task_loss.is_multi_label(labels))
             loss = loss + share * self.args.distillation_weight * distance
-        loss = loss + share * self.objective.loss(model, inputs, outputs, step)
+        self.train_usage.update(outputs.decisions)
+        return loss + share * self.objective.loss(model, inputs, outputs, step), outputs
+
+    def _check_loss(self, loss):
         if not torch.is_tensor(loss) or not loss.requires_grad:
             raise ValueError(
                 "nothing learns: the body is not trained and no gate decided in training "
-                f"(gating {options['gating']!r}, objective {self.args.objective!r})"
+                f"(frozen {self.schedule.frozen()}, objective {self.args.objective!r})"
             )
         if not torch.isfinite(loss):
             raise FloatingPointError(
                 f"the loss is {loss.item()} at step {self.state.global_step}: training stops; the checkpoints in "
                 f"{self.args.output_dir} are kept. Lower learning_rate or gate_learning_rate, or train in float32."
             )
-        if self.agent is not None:
-            self.agent.observe(inputs, outputs)
-        self.train_usage.update(outputs.decisions)
-        self._train_costs.append(outputs.cost.detach().mean())
-        self.step_costs.append(self._train_costs[-1])
-        return (loss, outputs) if return_outputs else loss
 
     # ------------------------------------------------------------------------------------------ training
 

@@ -7,6 +7,7 @@ from torch.testing import assert_close
 from trainers import assert_same, build_trainer, weights
 
 from hf_dynvit import DynViTConfig, DynViTForImageClassification, calibrate, fit_importance
+from hf_dynvit.objectives.task_loss import distillation_loss
 from hf_dynvit.training import cascade_calibration
 from hf_dynvit.training.calibration import check_budgets
 from hf_dynvit.training.cascade_calibration import POINTS, confidences
@@ -147,10 +148,12 @@ def test_importance_is_learned_in_all_looks(tiny_vit):
     assert not torch.equal(*shares)  # the last look alone differs, and counts
 
 
-def test_training_takes_looks_in_turn_and_ends_with_a_table(tiny_vit, tmp_path):
+@pytest.mark.parametrize("together", [False, True])
+def test_training_takes_looks_in_turn_or_together_and_ends_with_a_table(tiny_vit, tmp_path, together):
     options = {"freeze_gates_at": 0.0, "max_steps": 24, "per_device_train_batch_size": 16, "tuning_gain": 3.0}
     trainer = build_trainer(tiny_vit, tmp_path, MERGE, 0.8, importance_images=32, calibrate_first=True, **options)
     trainer.model.set_cascade(LOOKS)
+    trainer.args.looks_together = together
     seen = []
 
     def watch(model, args, kwargs, out):
@@ -160,7 +163,7 @@ def test_training_takes_looks_in_turn_and_ends_with_a_table(tiny_vit, tmp_path):
     handle = trainer.model.register_forward_hook(watch, with_kwargs=True)
     trainer.train()
     handle.remove()
-    assert [look for look, _ in seen] == [0, 1] * 12
+    assert [look for look, _ in seen] == [0, 1] * (24 if together else 12)
     for index, look in enumerate(LOOKS):
         costs = [cost for turn, cost in seen if turn == index]
         assert sum(costs) / len(costs) == pytest.approx(look["budget"], abs=0.05)
@@ -168,9 +171,35 @@ def test_training_takes_looks_in_turn_and_ends_with_a_table(tiny_vit, tmp_path):
     assert trainer.evaluate()["eval_cost"] == pytest.approx(0.8, abs=0.12)
 
 
+@pytest.mark.parametrize("teacher", [False, True])
+def test_looks_together_learn_from_the_mean_of_their_losses(tiny_vit, tmp_path, teacher):
+    """Of the labels and of the teacher, which is asked once for all looks."""
+    trainer = build_trainer(tiny_vit, tmp_path, MERGE, 0.8, freeze_gates_at=0.0)
+    trainer.model.set_cascade(LOOKS)
+    trainer.args.looks_together, trainer.schedule.full_cost = True, [1.0, 1.0]
+    asked = []
+    if teacher:
+        torch.manual_seed(1)
+        trainer.teacher = tiny_vit(num_labels=3).eval()
+        trainer.teacher.register_forward_hook(lambda *_: asked.append(None))
+    model, inputs = trainer.model.train(), {"pixel_values": images(4), "labels": torch.tensor([0, 1, 2, 0])}
+    loss = trainer.compute_loss(model, inputs)
+    expected = 0.0
+    for look in range(len(LOOKS)):
+        out = model(**inputs, look=look, gating="threshold")
+        expected = expected + out.loss / len(LOOKS)
+        if teacher:
+            with torch.no_grad():
+                target = trainer.teacher(inputs["pixel_values"]).logits
+            expected = expected + distillation_loss(out.logits, target) / len(LOOKS)
+    assert_close(loss, expected)
+    assert len(asked) == teacher * (1 + len(LOOKS)) and trainer.step_costs[0].shape == (len(LOOKS),)
+
+
 @pytest.mark.parametrize(
     "options, message",
     [
+        ({"looks_together": True, "agent": "random"}, "several times a step"),
         ({"freeze_gates_at": 0.0, "tuning_budgets": [0.5, 0.6]}, "no tuning_budgets"),
         ({"objective": "usage"}, "does not follow"),
         ({"calibration_images": 0}, "needs images that are not trained on"),
@@ -187,6 +216,11 @@ def test_what_does_not_go_with_a_cascade_is_refused(tiny_vit, tmp_path, options,
         type(given)(given.model, args, train_dataset=given.train_dataset, calibration_dataset=given.eval_dataset)
 
 
+def test_looks_together_need_looks(tiny_vit, tmp_path):
+    with pytest.raises(ValueError, match="this model has none"):
+        build_trainer(tiny_vit, tmp_path, MERGE, 0.8, looks_together=True)
+
+
 def test_looks_given_to_the_model_of_a_trainer_are_looked_at_too(tiny_vit, tmp_path):
     trainer = build_trainer(tiny_vit, tmp_path, MERGE, 0.8, freeze_gates_at=0.0, tuning_budgets=[0.8, 0.9])
     trainer.model.set_cascade(LOOKS)
@@ -194,12 +228,13 @@ def test_looks_given_to_the_model_of_a_trainer_are_looked_at_too(tiny_vit, tmp_p
         trainer.train()
 
 
-@pytest.mark.parametrize("freeze", [0.0, 0.5])
-def test_a_training_with_looks_resumes_to_the_bit(tiny_vit, tmp_path, freeze):
+@pytest.mark.parametrize("freeze, together", [(0.0, False), (0.5, False), (0.0, True)])
+def test_a_training_with_looks_resumes_to_the_bit(tiny_vit, tmp_path, freeze, together):
     def trained(folder, resume):
         options = {"max_steps": 8, "save_strategy": "steps", "save_steps": 4, "freeze_gates_at": freeze}
         trainer = build_trainer(tiny_vit, folder, MERGE, 0.8, calibrate_first=True, save_total_limit=2, **options)
         trainer.model.set_cascade(LOOKS)
+        trainer.args.looks_together = together
         trainer.train(resume_from_checkpoint=resume)
         return trainer.model
 
