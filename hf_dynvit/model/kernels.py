@@ -6,7 +6,11 @@ tests hold it to.
 """
 
 import hashlib
+import os
 import sys
+import tempfile
+from contextlib import suppress
+from pathlib import Path
 
 import torch
 
@@ -31,23 +35,42 @@ def load_kernels():
     if hasattr(getattr(torch.ops, NAME), "take_out"):  # by another copy of this code, of a model from the Hub
         _operators = getattr(torch.ops, NAME)
         return
-    capability = torch.backends.cpu.get_cpu_capability()
-    flags = FLAGS.get(capability, []) + (["-fopenmp"] if sys.platform == "linux" else [])  # torch's own threads
     try:
-        from torch.utils import cpp_extension  # takes a second, and needs setuptools
-
-        cpp_extension.load_inline(
-            f"{NAME}_{capability.lower()}",  # machines that share a home may have other instructions
-            [SOURCE.replace("LIBRARY_NAME", NAME)],
-            extra_cflags=["-O3", *flags],
-            is_python_module=False,
-            no_implicit_headers=True,
-        )
+        _load_library()
     except (OSError, RuntimeError, ImportError) as error:
         raise RuntimeError(
             f"kernels need a C++ compiler and ninja (pip install ninja): {error}; without them leave out kernels=True"
         ) from error
     _operators = getattr(torch.ops, NAME)
+
+
+def _load_library():
+    """Compile in a folder of its own, and move what came of it: a compile that is killed leaves no lock and no half."""
+    from torch.utils import cpp_extension  # takes a second, and needs setuptools
+
+    capability = torch.backends.cpu.get_cpu_capability()
+    flags = FLAGS.get(capability, []) + (["-fopenmp"] if sys.platform == "linux" else [])  # torch's own threads
+    name = f"{NAME}_{capability.lower()}"  # machines that share a home may have other instructions
+    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or cpp_extension.get_default_build_root())
+    library = (
+        root / f"torch-{torch.__version__}" / f"{name}{cpp_extension.LIB_EXT}"
+    )  # other torches have other headers
+    if library.exists():
+        torch.ops.load_library(library)
+        return
+    library.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=library.parent, ignore_cleanup_errors=True) as folder:
+        cpp_extension.load_inline(
+            name,
+            [SOURCE.replace("LIBRARY_NAME", NAME)],
+            extra_cflags=["-O3", *flags],
+            build_directory=folder,
+            is_python_module=False,
+            no_implicit_headers=True,
+        )
+        (built,) = Path(folder).glob(f"*{cpp_extension.LIB_EXT}")
+        with suppress(OSError):  # a system that moves no loaded library compiles again next time
+            os.replace(built, library)
 
 
 def kernels_loaded():

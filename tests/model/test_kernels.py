@@ -1,5 +1,7 @@
 """Kernels: the same decisions, costs and logits from compiled C++ as from plain PyTorch, and only where they may serve."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from models import GATE_SETS, gated, images, run
@@ -182,3 +184,22 @@ def test_prepack_loads_them_on_request_and_says_what_is_missing(tiny_vit, operat
 
 def _without_compiler(*args, **options):
     raise RuntimeError("Ninja is required to load C++ extensions")
+
+
+def test_a_compile_that_was_interrupted_leaves_nothing_to_wait_for(tmp_path, monkeypatch):
+    """Each start compiles in a folder of its own, where torch's lock stays behind."""
+    folders = []
+
+    def interrupted(*_, build_directory, **options):
+        folders.append(build_directory)
+        (Path(build_directory) / "lock").touch(exist_ok=False)
+        raise KeyboardInterrupt
+
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    monkeypatch.setattr(kernels, "_operators", None)
+    monkeypatch.setattr(kernels, "NAME", "hf_dynvit_elsewhere")
+    monkeypatch.setattr("torch.utils.cpp_extension.load_inline", interrupted)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            kernels.load_kernels()
+    assert len(set(folders)) == 2 and not list(tmp_path.rglob("*.so"))
