@@ -4,8 +4,8 @@ Prints the tables of the files that are given; --readme and --front write them i
 are stored in recipes/results, and both READMEs written anew from all that is stored there, unless any of it is refused;
 without files from what is there already.
 Each file is one that train.py, evaluate.py, search.py, step_time.py, compare_agents.py, merge_comparisons.py or
-`python -m hf_dynvit.benchmark --json` wrote; all numbers of the tables come from them. README.md shows each training of
-gates and each other model that was timed, beside what it has to beat, and the comparisons of agents.
+`python -m hf_dynvit.benchmark --json` wrote; all numbers of the tables come from them. README.md shows methods that were tuned
+alike, models that were timed, and the comparisons of agents.
 """
 
 import argparse
@@ -15,12 +15,13 @@ from pathlib import Path
 
 from hf_dynvit.report import Benchmark, Comparison, Deployment, Evaluation, Leaderboard, Search, StepTime, Training
 from hf_dynvit.report import read as read_results
+from hf_dynvit.report.beside import COMPARED, INTRODUCTION, agent_rows, beside_rows
 from hf_dynvit.report.claims import claims_section
 from hf_dynvit.report.comparison import comparison_section
 from hf_dynvit.report.deployment_results import DEPLOYED, GAINED, GAINED_MEANING, fastest_deployed
 from hf_dynvit.report.deployment_results import MEANING as DEPLOYED_MEANING
-from hf_dynvit.report.front import COMPARED, INTRODUCTION, front_comparison_rows, front_rows
-from hf_dynvit.report.leaderboard import joined, plot
+from hf_dynvit.report.front import CLOCK, TUNED, clock_rows, tuned_rows
+from hf_dynvit.report.leaderboard import joined, name_of, plot
 from hf_dynvit.report.leaderboard import sections as leaderboard_sections
 from hf_dynvit.report.looks import LOOKS, looks_items
 from hf_dynvit.report.looks import MEANING as LOOKS_MEANING
@@ -40,6 +41,7 @@ from hf_dynvit.report.tables import (
     beyond_promise,
     runtime_items,
 )
+from hf_dynvit.training.methods import METHODS
 
 
 README = Path(__file__).resolve().parent / "README.md"
@@ -96,7 +98,7 @@ def pictures(results):
     """(leaderboard, name of its plot), those with the most tuned cells first."""
     boards = joined([one for one in results if isinstance(one, Leaderboard)])
     boards.sort(key=lambda board: -sum(cell.tuned for cell in board.cells))
-    return [(board, re.sub(r"\W+", "_", board.dataset) + ".png") for board in boards]
+    return [(board, re.sub(r"\W+", "_", name_of(board)) + ".png") for board in boards]
 
 
 def between(file, name, part):
@@ -120,17 +122,18 @@ def read(path):
 
 def render_front(results):
     """The tables of README.md as Markdown; none of either kind leaves its table out."""
-    trainings, evaluations, comparisons = (
-        [one for one in results if isinstance(one, kind)] for kind in (Training, Evaluation, Comparison)
+    boards, evaluations, comparisons = (
+        [one for one in results if isinstance(one, kind)] for kind in (Leaderboard, Evaluation, Comparison)
     )
-    models, compared = front_rows(by_seed(trainings), evaluations), front_comparison_rows(comparisons)
-    shown = [
+    tuned, timed, compared = tuned_rows(boards, list(METHODS)), clock_rows(evaluations), agent_rows(comparisons)
+    parts = [
         f"![Top-1 of all methods against their cost, {board.dataset}]({README.parent.name}/{STORED.name}/{name})"
         for board, name in pictures(results)[:1]
     ]
-    parts = [*shown, INTRODUCTION, table(models)] if models else shown
-    timed = fastest_deployed(one for one in results if isinstance(one, Deployment) and one.ms)
-    parts += [GAINED_MEANING, table(rows(GAINED, [(one,) for one in timed]))] if timed else []
+    parts += [TUNED, table(tuned)] if tuned else []
+    parts += [CLOCK, table(timed)] if timed else []
+    deployed = fastest_deployed(one for one in results if isinstance(one, Deployment) and one.ms)
+    parts += [GAINED_MEANING, table(rows(GAINED, [(one,) for one in deployed]))] if deployed else []
     parts += [COMPARED, table(compared)] if compared else []
     return "\n\n".join(parts)
 
@@ -155,6 +158,8 @@ def render(results):
     if any(len(runs) > 1 for runs in trainings):
         parts += ["Several seeds: ± is the sample standard deviation of top-1, everything else the mean."]
     parts += section("Evaluated", EVALUATED, [([one],) for one in evaluations])
+    beside = beside_rows(trainings, evaluations)
+    parts += ["### Beside what it has to beat", INTRODUCTION, table(beside)] if beside else []
     parts += section("Per image", PER_IMAGE, per_image_items(evaluations), MEANING)
     parts += section("Cascades", LOOKS, looks_items(evaluations), LOOKS_MEANING)
     parts += section("Searched", SEARCHED, [(one,) for one in of(Search)])

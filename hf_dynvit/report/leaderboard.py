@@ -19,7 +19,7 @@ MEANS = (
     "as it was. *Tuned*: "
     "by the same recipe, from the same checkpoint, on as many images. Smaller images (*px*): resized inside the model; of a cascade each look at its cost. Bold: the best of those that met the "
     "budget. On {place}, "
-    "{images} images of {dataset}, commit {commit}, {command}:"
+    "{images} images of {dataset}, {model}, commit {commit}, {command}:"
 )
 SMALLER = (
     "The next smaller dense model, {name}, has {accuracy:.2f} at {share:.3f} of the dense model's computation{time}."
@@ -27,10 +27,15 @@ SMALLER = (
 
 
 def joined(boards):
-    """Boards of the same checkpoint and images as one, their cells in the order they come; what several hold counts once."""
-    found = {}
-    for board in boards:
-        key = tuple(str(getattr(board, name)) for name in SAME)
+    """Boards of the same checkpoint and images as one, their cells in the order they come; what several hold counts once.
+
+    Boards that were tuned for another number of steps stay apart; one without tuned cells goes with the first.
+    """
+    found, first = {}, {}
+    for board in sorted(boards, key=lambda board: not _steps(board)):
+        same = tuple(str(getattr(board, name)) for name in SAME)
+        first.setdefault(same, _steps(board))
+        key = same, _steps(board) or first[same]
         before = found.get(key)
         cells = list(before.cells) if before else []
         known = {(cell.method, cell.budget, cell.tuned, cell.seed) for cell in cells}
@@ -41,6 +46,17 @@ def joined(boards):
         ]
         found[key] = replace(before or board, cells=cells, smaller=board.smaller or (before and before.smaller))
     return list(found.values())
+
+
+def _steps(board):
+    """Of the training of its tuned cells; None without any."""
+    return board.settings["training"]["max_steps"] if any(cell.tuned for cell in board.cells) else None
+
+
+def name_of(board):
+    """The data set, and for how many steps was tuned."""
+    steps = _steps(board)
+    return f"{board.dataset}, {steps} steps" if steps and steps > 0 else board.dataset
 
 
 def sections(boards):
@@ -54,10 +70,11 @@ def sections(boards):
             place=processor(board),
             images=reported_on(board),
             dataset=board.dataset,
+            model=short(board.model),
             commit=" and ".join(dict.fromkeys(cell.commit for cell in board.cells if cell.commit)),
             command=commands.refer([cell.command for cell in board.cells]),
         )
-        parts += [f"### All methods, {short(board.model)}", introduction, table(accuracy_rows(board))]
+        parts += [f"### All methods, {name_of(board)}", introduction, table(accuracy_rows(board))]
         speeds = speed_rows(board)
         parts += [table(speeds)] if speeds else []
         parts += [smaller_dense(board)] if board.smaller else []

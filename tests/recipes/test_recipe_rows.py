@@ -27,7 +27,7 @@ def ruled(place):
 def test_gates_that_are_frozen_from_the_first_step_are_a_rule_in_rows_and_on_cards(place, ruled):
     results, folder = ruled
     assert results["learned"] == {"patch": 0.0} and decides(results) == "rule: novelty + merge"
-    (row,) = report.front_rows([[report.read(folder / "results.json")]], [])
+    (row,) = report.beside_rows([[report.read(folder / "results.json")]], [])
     assert row["decides"] == "rule: novelty + merge" and row["random, tuned"] == "–"
     assert "Decides: rule: novelty + merge." in (folder / "README.md").read_text()
     assert "(validation = validation.parquet)" in (folder / "README.md").read_text()

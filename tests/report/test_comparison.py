@@ -6,8 +6,8 @@ from math import isnan
 import pytest
 from made_results import agent, comparison, run, training
 
+from hf_dynvit.report.beside import BEST, agent_rows
 from hf_dynvit.report.comparison import check_same, comparison_section, mean_curves, merge, summarise
-from hf_dynvit.report.front import BEST, front_comparison_rows
 
 
 # ---------------------------------------------------------------------------------------------- parts
@@ -141,7 +141,7 @@ def test_the_front_names_the_best_of_all_that_took_no_more_time():
         (made_runs("agentvit", (0, 1, 2), 0.78, 50.0), "agentvit: 78.00 ± 0.00 in 0.50, 3 seeds"),
     ]:
         runs += best
-        (row,) = front_comparison_rows([comparison(*runs)])
+        (row,) = agent_rows([comparison(*runs)])
         assert row[BEST] == cell
     assert row["dense"] == "80.00 ± 0.00" and row["agentvit-plus"] == "81.00 ± 0.00 in 0.60" and row["seeds"] == 2
     assert row["dense in fewer steps"] == "76.00 ± 0.00 in 0.60 (max_steps=9)" and row["the same at random"] == "–"
@@ -156,24 +156,21 @@ def test_the_twin_at_random_has_the_patches_the_schedule_the_merging_and_the_ste
     for number, other in enumerate(others):
         runs += made_runs(f"random:x={number}", (0,), 0.7, 50.0, agent=other)
     runs += [run("random:max_steps=9", 0, (0.4, 0.5, 0.7), 50.0, agent=agent(6, **same))]  # another last step
-    assert front_comparison_rows([comparison(*runs)])[0]["the same at random"] == "–"
+    assert agent_rows([comparison(*runs)])[0]["the same at random"] == "–"
     runs += made_runs("random:merge=true,return_fraction=0.5", (0,), 0.79, 90.0, agent=agent(6, **same))
-    found = front_comparison_rows([comparison(*runs)])[0]["the same at random"]
+    found = agent_rows([comparison(*runs)])[0]["the same at random"]
     assert found == "79.00 in 0.90 (merge=true, return_fraction=0.5)"
 
 
 def test_no_row_of_the_front_is_left_out_for_what_was_not_run():
     ours = made_runs("agentvit-plus", (0, 1), 0.81, 60.0, agent=OURS)
-    (row,) = front_comparison_rows([comparison(*ours)])
+    (row,) = agent_rows([comparison(*ours)])
     assert row["agentvit-plus"] == "81.00 ± 0.00" and row["dense"] == row["the same at random"] == row[BEST] == "–"
-    (row,) = front_comparison_rows([comparison(*made_runs("none", (1,), 0.8, 100.0), *ours)])
+    (row,) = agent_rows([comparison(*made_runs("none", (1,), 0.8, 100.0), *ours)])
     assert row["agentvit-plus"] == "81.00 ± 0.00 in 0.60" and row["dense"] == "80.00, 1 seed"
-    (row,) = front_comparison_rows([comparison(*ours, *made_runs("random", (0,), 0.7, 61.0))])  # by seconds
+    (row,) = agent_rows([comparison(*ours, *made_runs("random", (0,), 0.7, 61.0))])  # by seconds
     assert row[BEST] == "random: 70.00, 1 seed"
-    assert (
-        front_comparison_rows([]) == []
-        and front_comparison_rows([comparison(*made_runs("none", (0,), 0.8, 9.0))]) == []
-    )
+    assert agent_rows([]) == [] and agent_rows([comparison(*made_runs("none", (0,), 0.8, 9.0))]) == []
 
 
 def test_an_agent_that_drew_at_random_says_so_in_its_row():

@@ -26,7 +26,7 @@ def board(**facts):
         gates=None,
         throughput=[speed(1, 1.0), speed(**timed)],
     )
-    settings = {"board": {"images": 12}}
+    settings = {"board": {"images": 12}, "training": {"max_steps": 150}}
     same = {"model": "vit", "dataset": "pets", "split": "validation", "split_files": [], "images": 9}
     return Leaderboard(
         **MEASURED, **same, command="python ...", dense=given(), settings=settings, cells=[cell], **facts
