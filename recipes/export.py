@@ -19,7 +19,7 @@ from hf_dynvit.data import DataArguments, load_validation
 from hf_dynvit.deploy import FORMATS, DynViTRuntime, check_export, export
 from hf_dynvit.deploy.agreement import agreement
 from hf_dynvit.deploy.export import check_preprocessing
-from hf_dynvit.deploy.timing import exported_ms, to_serve
+from hf_dynvit.deploy.timing import timings, to_serve
 from hf_dynvit.measure import measured_on
 from hf_dynvit.measure.files import check_weights
 from hf_dynvit.measure.provenance import device_name
@@ -66,6 +66,9 @@ class ExportArguments:
             "help": "time to spend on timing the checked images, beside the dense model in the same runtime; 0: none"
         },
     )
+    batch_sizes: list[int] = field(
+        default_factory=lambda: [1], metadata={"help": "images together when they are timed, none above check_images"}
+    )
     seed: int = field(default=0, metadata={"help": "which images are used"})
 
     def __post_init__(self):
@@ -75,6 +78,8 @@ class ExportArguments:
             self.images = 200 if self.format == "openvino" or self.merges == "fixed" else 0
         if self.seconds < 0 or (self.seconds and not self.check_images):
             raise ValueError(f"seconds must be 0 or more, and need check_images to be timed on, got {self.seconds}")
+        if self.seconds and not all(1 <= size <= self.check_images for size in self.batch_sizes):
+            raise ValueError(f"batch_sizes must be in 1..{self.check_images} (check_images), got {self.batch_sizes}")
         if self.kernels and not self.seconds:
             raise ValueError("kernels are for what is timed, and need seconds, got 0")
         if self.images < 0 or self.check_images < 0:
@@ -120,13 +125,15 @@ def main(argv=None):
     if args.merges == "fixed":
         found = found._replace(largest=None, same=None)
     text = found.text(args.model, args.format, args.quantize, args.merges)
-    ms, rounds = {}, 0
+    timed = []
     if args.seconds:
         model = model.prepack(args.kernels) if can_prepack() else model
-        ms, rounds = exported_ms(model, args.output, checked, args.seconds, args.format, args.quantize, calibration)
+        how = {"format": args.format, "batch": args.batch, "quantize": args.quantize, "calibration": calibration}
+        timed = timings(model, args.output, checked, args.batch_sizes, args.seconds, **how)
+    for one in timed:
         text += (
-            f" An image alone takes {ms['exported']:.2f} ms, the dense model in the same runtime {ms['dense']:.2f}, the same model "
-            f"in PyTorch {ms['packed']:.2f}, on {torch.get_num_threads()} threads of {device_name('cpu')}."
+            f" An image of {one.batch_size} takes {one.exported:.2f} ms, of the dense model in the same runtime {one.dense:.2f}, of "
+            f"the same model in PyTorch {one.packed:.2f}, on {torch.get_num_threads()} threads of {device_name('cpu')}."
         )
     results = Deployment(
         **found._asdict(),
@@ -137,9 +144,8 @@ def main(argv=None):
         quantize=args.quantize,
         merges=args.merges,
         dataset=data_args.name(),
-        ms=ms,
+        timings=timed,
         kernels=kernels_loaded(),
-        rounds=rounds,
         **measured_on("cpu", "float32", args.seed),
     )
     write(Path(args.output) / "deployment.json", results)

@@ -18,7 +18,7 @@ from hf_dynvit.report import read as read_results
 from hf_dynvit.report.beside import COMPARED, INTRODUCTION, agent_rows, beside_rows
 from hf_dynvit.report.claims import claims_section
 from hf_dynvit.report.comparison import comparison_section
-from hf_dynvit.report.deployment_results import DEPLOYED, GAINED, GAINED_MEANING, fastest_deployed
+from hf_dynvit.report.deployment_results import DEPLOYED, GAINED, GAINED_MEANING, deployed_items, fastest_deployed
 from hf_dynvit.report.deployment_results import MEANING as DEPLOYED_MEANING
 from hf_dynvit.report.front import CLOCK, TUNED, clock_rows, tuned_rows
 from hf_dynvit.report.leaderboard import joined, name_of, plot
@@ -132,8 +132,8 @@ def render_front(results):
     ]
     parts += [TUNED, table(tuned)] if tuned else []
     parts += [CLOCK, table(timed)] if timed else []
-    deployed = fastest_deployed(one for one in results if isinstance(one, Deployment) and one.ms)
-    parts += [GAINED_MEANING, table(rows(GAINED, [(one,) for one in deployed]))] if deployed else []
+    deployed = fastest_deployed(one for one in results if isinstance(one, Deployment))
+    parts += [GAINED_MEANING, table(rows(GAINED, deployed))] if deployed else []
     parts += [COMPARED, table(compared)] if compared else []
     return "\n\n".join(parts)
 
@@ -169,7 +169,7 @@ def render(results):
     parts += section("The dense model in other runtimes", RUNTIMES, runtimes)
     timed = [(one, step) for one in steps for step in one.steps]
     parts += section("Training steps", STEPS, timed)
-    parts += section("Deployed", DEPLOYED, [(one,) for one in of(Deployment)], DEPLOYED_MEANING)
+    parts += section("Deployed", DEPLOYED, deployed_items(of(Deployment)), DEPLOYED_MEANING)
     parts += claims_section(trainings, evaluations, of(Search), steps)
     parts += comparison_section(of(Comparison))
     parts += leaderboard_sections(of(Leaderboard))

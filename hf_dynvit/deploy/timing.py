@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from ..measure.timing import interleaved_seconds, rounds_within, with_progress
+from ..measure.timing import Timing, interleaved_seconds, rounds_within, with_progress
 from ..measure.trained_models import dense_vit
 from ..model.modeling_dynvit import DynViTForImageClassification
 from ..model.resolution import resized
@@ -22,42 +22,48 @@ def to_serve(model, pixel_values):
     return resized(pixel_values, model.config.resolution) if model.config.resolution else pixel_values
 
 
-def exported_ms(model, folder, pixel_values, seconds, format, quantize=None, calibration=None):
-    """Milliseconds of one image alone: the mean over images, of the median over repetitions, taken in turns in one run.
+def timings(model, folder, pixel_values, batch_sizes, seconds, **exported):
+    """A `Timing` for each batch size: the mean over batches, of the median over repetitions, taken in turns in one run.
+
+    Where images run one by one, several of them run at the same time, on a stream each, as many as there are threads.
 
     Args:
         model: in evaluation mode, prepacked or not. folder: where it was exported to.
         pixel_values: tensor (images, channels, height, width), as they come: those that the model resizes are so beforehand.
-        seconds: to spend. format, quantize: as in `export`; the dense model is exported in the same way, int8
-            by `calibration`, images as they come.
-
-    Returns:
-        "exported", "dense" (in the same runtime) and "packed" (in PyTorch) -> milliseconds; and the rounds that were timed.
+        batch_sizes: none above the number of images; what does not fill a batch is left out. seconds: to spend on each.
+        exported: arguments of `export` after its folder; the dense model is exported in the same way, int8 on images as they
+            come (`calibration`, a tensor).
     """
     with tempfile.TemporaryDirectory() as place:
         dense = DynViTForImageClassification.from_vit(dense_vit(model))
-        at = export(
-            dense, Path(place) / "dense", format, "one", quantize, None if calibration is None else calibration.numpy()
-        )
-        threads, period = torch.get_num_threads(), len(pixel_values)
-        runs = {
-            "exported": DynViTRuntime.from_pretrained(folder, threads),
-            "dense": DynViTRuntime.from_pretrained(at, threads),
-        }
-        tensors = to_serve(model, pixel_values).split(1)
-        given = {"exported": [one.numpy() for one in tensors], "dense": [one.numpy() for one in pixel_values.split(1)]}
-        calls = {
-            name: lambda index, run=run, images=given[name]: run(images[index % period]) for name, run in runs.items()
-        }
-        calls["packed"] = lambda index: model(tensors[index % period])
+        calibration = exported.pop("calibration", None)
+        calibration = None if calibration is None else calibration.numpy()
+        at = export(dense, Path(place) / "dense", calibration=calibration, **exported)
         with torch.inference_mode():
-            for call in calls.values():  # each number of tokens compiles what it needs
-                for index in range(period):
-                    call(index)
-            repetitions = max(LEAST_REPETITIONS, rounds_within(calls, seconds) // period)
-            rounds = repetitions * period
-            took = interleaved_seconds(with_progress(calls, rounds, warmup=0), rounds, warmup=0)
+            return [_timing(model, folder, at, pixel_values, size, seconds) for size in batch_sizes]
+
+
+def _timing(model, folder, dense, pixel_values, size, seconds):
+    threads, period = torch.get_num_threads(), len(pixel_values) // size
+    streams = min(threads, size)
+    tensors = to_serve(model, pixel_values[: period * size]).split(size)
+    as_they_come = [batch.numpy() for batch in pixel_values[: period * size].split(size)]
+    arrays = {"exported": [batch.numpy() for batch in tensors], "dense": as_they_come}
+    runs = {
+        name: DynViTRuntime.from_pretrained(place, threads, streams)
+        for name, place in (("exported", folder), ("dense", dense))
+    }
+    calls = {name: lambda index, run=run, name=name: run(arrays[name][index % period]) for name, run in runs.items()}
+    calls["packed"] = lambda index: model(tensors[index % period])
+    for call in calls.values():  # each number of tokens compiles what it needs
+        for index in range(period):
+            call(index)
+    repetitions = max(LEAST_REPETITIONS, rounds_within(calls, seconds) // period)
+    rounds = repetitions * period
+    took = interleaved_seconds(with_progress(calls, rounds, warmup=0), rounds, warmup=0)
     medians = {
         name: [statistics.median(times[start::period]) for start in range(period)] for name, times in took.items()
     }
-    return {name: 1e3 * statistics.mean(found) for name, found in medians.items()}, rounds
+    return Timing(
+        size, rounds=rounds, **{name: 1e3 * statistics.mean(found) / size for name, found in medians.items()}
+    )

@@ -2,12 +2,29 @@
 
 import statistics
 import time
+from dataclasses import dataclass
 
 import torch
 from tqdm import tqdm
 
 
 LEAST_ROUNDS, MOST_ROUNDS = 7, 500
+
+
+@dataclass
+class Timing:
+    """Milliseconds of an image in batches of one size: exported, of the dense model in the same runtime, of the same model
+    in PyTorch; and the rounds that were timed."""
+
+    batch_size: int
+    exported: float
+    dense: float
+    packed: float
+    rounds: int
+
+    def speedup(self):
+        """Over the dense model in the same runtime."""
+        return self.dense / self.exported
 
 
 def seconds_of_work(device):

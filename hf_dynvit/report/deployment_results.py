@@ -1,8 +1,9 @@
 """The kind of results that recipes/export.py writes, and their table: a model in a runtime, beside the dense one there."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
+from ..measure.timing import Timing
 from .markdown import ABSENT
 from .names import place, processor, short
 from .schema import Results
@@ -16,8 +17,7 @@ class Deployment(Results):
     Attributes:
         largest: difference of logits from PyTorch's. same, top1: share of images with the same decisions, and prediction. Of
             fixed merges the first two are None.
-        looks: mean number of looks, 1 without a cascade. ms: "exported", "dense" (same runtime), "packed" (PyTorch) -> of an
-            image alone; {} where nothing was timed.
+        looks: mean number of looks, 1 without a cascade. timings: by batch size, [] where nothing was timed.
     """
 
     kind: ClassVar[str] = "deployment"
@@ -33,31 +33,30 @@ class Deployment(Results):
     top1: float
     cost: float
     looks: float
-    ms: dict
-    rounds: int
     merges: str = "own"  # as in `deploy.export`
     kernels: bool = False  # whether the packed model ran with them
+    timings: list[Timing] = field(default_factory=list)
 
-    def speedup(self):
-        """Over the dense model in the same runtime."""
-        return self.ms["dense"] / self.ms["exported"]
+
+def runtime(results):
+    """ "openvino, int8, batch one, fixed merges": how it runs where."""
+    return f"{results.format}, {results.quantize or 'float32'}, batch {results.batch}" + (
+        ", fixed merges" if results.merges == "fixed" else ""
+    )
 
 
 GAINED = {
-    "runtime": lambda results: (
-        f"{results.format}, {results.quantize or 'float32'}, batch {results.batch}"
-        + (", fixed merges" if results.merges == "fixed" else "")
-    ),
-    "decides": lambda results: results.decides,
-    "data": lambda results: f"{results.images} images of {results.dataset}",
-    "cost": lambda results: f"{results.cost:.3f}",
-    "dense there, ms": lambda results: f"{results.ms['dense']:.1f}",
-    "this model there, ms": lambda results: f"{results.ms['exported']:.1f}",
-    "speed-up": lambda results: f"{results.speedup():.2f}×",
-    "this model in PyTorch, ms": lambda results: f"{results.ms['packed']:.1f}" + (" (kernels)" * results.kernels),
-    "same prediction": lambda results: f"{results.top1:.1%}",
-    "device": place,
-    "commit": MEASURED["commit"],
+    "runtime": lambda results, timing: runtime(results),
+    "decides": lambda results, timing: results.decides,
+    "data": lambda results, timing: f"{results.images} images of {results.dataset}",
+    "cost": lambda results, timing: f"{results.cost:.3f}",
+    "dense there, ms": lambda results, timing: f"{timing.dense:.1f}",
+    "this model there, ms": lambda results, timing: f"{timing.exported:.1f}",
+    "speed-up": lambda results, timing: f"{timing.speedup():.2f}×",
+    "this model in PyTorch, ms": lambda results, timing: f"{timing.packed:.1f}" + (" (kernels)" * results.kernels),
+    "same prediction": lambda results, timing: f"{results.top1:.1%}",
+    "device": lambda results, timing: place(results),
+    "commit": lambda results, timing: results.commit,
 }
 GAINED_MEANING = (
     "In the runtimes of a CPU, one image at a time, against the plain ViT exported to the same one. *Fixed merges*: as many for "
@@ -65,33 +64,43 @@ GAINED_MEANING = (
     "way the one that gains most; the others stand in all tables."
 )
 DEPLOYED = {
-    "model": lambda results: short(results.model),
-    "decides": lambda results: results.decides,
+    "model": lambda results, timing: short(results.model),
+    "decides": GAINED["decides"],
     "runtime": GAINED["runtime"],
     "data": GAINED["data"],
     "cost": GAINED["cost"],
-    "looks": lambda results: f"{results.looks:.2f}",
-    "same prediction as PyTorch": lambda results: f"{results.top1:.1%}",
-    "largest difference of logits": lambda results: ABSENT if results.largest is None else f"{results.largest:.1e}",
-    "ms of an image": lambda results: f"{results.ms['exported']:.1f}" if results.ms else ABSENT,
-    "dense, same runtime": lambda results: f"{results.ms['dense']:.1f}" if results.ms else ABSENT,
-    "speed-up": lambda results: f"{results.speedup():.2f}×" if results.ms else ABSENT,
-    "of the MACs' promise": lambda results: f"{results.cost * results.speedup():.2f}" if results.ms else ABSENT,
-    "packed in PyTorch": lambda results: f"{results.ms['packed']:.1f}" if results.ms else ABSENT,
-    "with kernels": lambda results: "yes" if results.kernels else "no",
-    "threads": lambda results: results.threads,
-    "device": lambda results: processor(results),
+    "looks": lambda results, timing: f"{results.looks:.2f}",
+    "same prediction as PyTorch": GAINED["same prediction"],
+    "largest difference of logits": lambda results, timing: (
+        ABSENT if results.largest is None else f"{results.largest:.1e}"
+    ),
+    "images together": lambda results, timing: timing.batch_size if timing else ABSENT,
+    "ms of an image": lambda results, timing: f"{timing.exported:.1f}" if timing else ABSENT,
+    "dense, same runtime": lambda results, timing: f"{timing.dense:.1f}" if timing else ABSENT,
+    "speed-up": lambda results, timing: f"{timing.speedup():.2f}×" if timing else ABSENT,
+    "of the MACs' promise": lambda results, timing: f"{results.cost * timing.speedup():.2f}" if timing else ABSENT,
+    "packed in PyTorch": lambda results, timing: f"{timing.packed:.1f}" if timing else ABSENT,
+    "with kernels": lambda results, timing: "yes" if results.kernels else "no",
+    "threads": lambda results, timing: results.threads,
+    "device": lambda results, timing: processor(results),
     **of({name: MEASURED[name] for name in ("seed", "commit", "command")}),
 }
 MEANING = (
-    "One image at a time, the mean over different images. *Dense* is the plain ViT on the images as they come, exported in the same "
+    "The mean over different images; several of them together are a batch, or run on a stream each where the model takes one. *Dense* is the plain ViT on the images as they come, exported in the same "
     "way; *packed* is the same model in PyTorch, prepacked, with its own merges. *Fixed merges* are others, so that logits differ."
 )
 
 
+def deployed_items(deployments):
+    """Arguments of `DEPLOYED`: a row for each batch size that was timed, or one."""
+    return [(one, timing) for one in deployments for timing in one.timings or [None]]
+
+
 def fastest_deployed(deployments):
-    """Of `Deployment`s that were timed the one of each runtime, and way to run there, that gains most."""
+    """Arguments of `GAINED`: of models that were timed on one image the one of each runtime, and way to run there, that gains
+    most."""
+    timed = [(one, timing) for one, timing in deployed_items(deployments) if timing and timing.batch_size == 1]
     best = {}
-    for one in sorted(deployments, key=lambda one: -one.speedup()):
-        best.setdefault(GAINED["runtime"](one), one)
-    return [best[runtime] for runtime in sorted(best)]
+    for one, timing in sorted(timed, key=lambda item: -item[1].speedup()):
+        best.setdefault(runtime(one), (one, timing))
+    return [best[name] for name in sorted(best)]
