@@ -30,7 +30,7 @@ from hf_dynvit.training.arguments import DynViTTrainingArguments
 from hf_dynvit.training.calibration import mean_cost
 from hf_dynvit.training.looks import words_of
 from hf_dynvit.training.methods import METHODS, check_methods, prepare
-from hf_dynvit.training.presets import preset_arguments
+from hf_dynvit.training.presets import as_taught
 from hf_dynvit.training.starting_model import ModelArguments, load_base, load_model, load_teacher, naming
 from hf_dynvit.training.trainer import DynViTTrainer
 
@@ -77,6 +77,8 @@ def main(argv=None):
         DataArguments,
         DynViTTrainingArguments,
     )
+    if args.looks_together:
+        raise ValueError("looks_together is what the method says: take 'cascade-together' in place of the argument")
     folder = Path(args.output_dir)
     place = Place(board, model_args, data_args, args)
     results = go_on(place.empty(), folder / "leaderboard.json")
@@ -163,7 +165,7 @@ class Place:
             tuning_budgets=[budget] if thresholds and not looks and recipe.freeze_gates_at < 1 else [],
             importance_images=self.board.images if METHODS[method].importance else 0,
             calibrate_first=thresholds,
-            looks_together=self.args.looks_together and bool(looks),
+            looks_together=METHODS[method].together,
             save_strategy="no",
         )
         set_seed(seed)
@@ -212,17 +214,6 @@ class Place:
         found, timed = evaluate(model, self._loader(entrant.images), name)[0], shuffled(entrant, self.args.seed)
         speeds = [time_batches(timed, size, self.board.seconds) for size in self.board.batch_sizes]
         return vars(found) | {"throughput": speeds}
-
-
-def as_taught(args, method):
-    """The arguments of a recipe for a method whose gates learn: by its preset, and to the end unless that says otherwise.
-
-    A recipe for rules freezes gates before the first step, and would leave these as they begin: knowing nothing.
-    """
-    taught = {"freeze_gates_at": 1.0, "tuning_budgets": [], **preset_arguments(method)}
-    if taught["objective"] != args.objective:
-        taught["objective_options"] = None
-    return replace(args, **taught)
 
 
 def go_on(results, file):

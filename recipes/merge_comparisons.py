@@ -49,14 +49,14 @@ def merge_boards(parts):
     Raises:
         ValueError: parts of other checkpoints or images, or whose tuned cells are by another recipe.
     """
-    if len(merged := leaderboard.joined(list(parts.values()))) > 1:
-        raise ValueError(f"{list(parts)} are of {len(merged)} checkpoints or sets of images: merge those of one alone")
     tuned = {path: _recipe(part) for path, part in parts.items() if any(cell.tuned for cell in part.cells)}
     for path, recipe in tuned.items():
         first = next(iter(tuned))
         changed = sorted(key for key in recipe if key in tuned[first] and recipe[key] != tuned[first][key])
         if changed:
             raise ValueError(f"{path} was tuned by another recipe than {first}: {changed} differ")
+    if len(merged := leaderboard.joined(list(parts.values()))) > 1:
+        raise ValueError(f"{list(parts)} are of {len(merged)} checkpoints or sets of images: merge those of one alone")
     return merged[0]
 
 

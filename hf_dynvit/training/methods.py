@@ -31,6 +31,7 @@ class Method(NamedTuple):
         resizes: whether images may be smaller: "chosen", as it is best, or "alone", in place of gates.
         looks: whether it is a cascade of two looks, of gates if there are any and of sizes.
         twin: the method whose looks it takes, for both to see the same images; None: its own.
+        together: whether all looks learn in each step (`looks_together`), not in turn.
     """
 
     gates: Callable
@@ -40,6 +41,7 @@ class Method(NamedTuple):
     resizes: str = "never"
     looks: bool = False
     twin: str | None = None
+    together: bool = False
 
 
 def _patches(config):
@@ -101,6 +103,7 @@ METHODS = {
     "merge-resized": Method(_twin, importance=True, resizes="chosen"),
     "resized": Method(_nothing, resizes="alone"),
     "cascade": Method(_twin, importance=True, looks=True),
+    "cascade-together": Method(_twin, importance=True, looks=True, twin="cascade", together=True),
     "cascade-unlearned": Method(_twin, looks=True, twin="cascade"),
     "cascade-resized": Method(_nothing, looks=True),
     "merge-unlearned": Method(_twin),

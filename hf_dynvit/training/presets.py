@@ -14,6 +14,8 @@
    where it throws all but the last away. Clipping, where it is on, is of body and policies together.
 """
 
+from dataclasses import replace
+
 from ..model.gates import GATES, PRESET_GATES, preset_gates
 
 
@@ -109,3 +111,14 @@ def gate_facts(model):
         name = next((names[kind] for kind in type(gate).__mro__ if kind in names), type(gate).__name__)
         learned[name] = max(learned.get(name, 0.0), moved)
     return {"gates": model.config.gates, "preset": preset_of(model.config), "learned": learned}
+
+
+def as_taught(args, method):
+    """The arguments of a recipe for a method whose gates learn: by its preset, and to the end unless that says otherwise.
+
+    A recipe for rules freezes gates before the first step, and would leave these as they begin: knowing nothing.
+    """
+    taught = {"freeze_gates_at": 1.0, "tuning_budgets": [], **preset_arguments(method)}
+    if taught["objective"] != args.objective:
+        taught["objective_options"] = None
+    return replace(args, **taught)

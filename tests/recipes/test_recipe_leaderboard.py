@@ -54,13 +54,19 @@ def test_the_dense_model_can_be_tuned_beside_them(place):
     assert untrained["cost"] == tuned["cost"] == 1.0 and untrained["gates"] is None is tuned["resolution"]
 
 
-def test_a_cascade_is_tuned_look_by_look(place):
-    words = ["--methods", "cascade", "--budgets", "0.7", "--tune", "true", "--seeds", "1"]
-    untrained, tuned = run(place, "cascade", *words)["cells"]
+@pytest.mark.parametrize("method", ["cascade", "cascade-together"])
+def test_a_cascade_is_tuned_look_by_look(place, monkeypatch, method):
+    words = ["--methods", method, "--budgets", "0.7", "--tune", "true", "--seeds", "1"]
+    trained, build = [], leaderboard.DynViTTrainer
+    monkeypatch.setattr(leaderboard, "DynViTTrainer", lambda **given: trained.append(given["args"]) or build(**given))
+    untrained, tuned = run(place, method, *words)["cells"]
+    assert [args.looks_together for args in trained] == [method == "cascade-together"]
     for cell in (untrained, tuned):
         assert [look["budget"] for look in cell["cascade"]] == pytest.approx([0.4667, 1.0])
         assert cell["cost"] == pytest.approx(0.7, abs=0.2) and cell["resolution"] is None
-    assert "at 0.4667" in (place.folder / "cascade" / "leaderboard.md").read_text()
+    assert "at 0.4667" in (place.folder / method / "leaderboard.md").read_text()
+    with pytest.raises(ValueError, match="looks_together is what the method says: take 'cascade-together'"):
+        run(place, method, *words, "--looks_together", "true")
 
 
 def test_a_cascade_and_its_unlearned_twin_have_the_same_looks(tiny_vit, monkeypatch):
@@ -71,11 +77,13 @@ def test_a_cascade_and_its_unlearned_twin_have_the_same_looks(tiny_vit, monkeypa
         return looks_for(config, budget, True)
 
     monkeypatch.setattr("hf_dynvit.training.methods.choose_looks", choose)
-    models = [prepare(name, tiny_vit(12), 0.7, [images(6)]) for name in ("cascade", "cascade-unlearned")]
+    models = [
+        prepare(name, tiny_vit(12), 0.7, [images(6)]) for name in ("cascade", "cascade-unlearned", "cascade-together")
+    ]
     learned = [[gate.score.weight.abs().sum() > 0 for gate in model.learned_gates()] for model in (*built, *models)]
-    assert all(learned[0]) and learned[0] == learned[1] == learned[2] and not any(learned[3])
+    assert all(all(weights) for weights in [*learned[:4], learned[5]]) and not any(learned[4])
     looks = [[(look["resolution"], look["budget"]) for look in model.config.cascade] for model in models]
-    assert looks[0] == looks[1]
+    assert looks[0] == looks[1] == looks[2]
 
 
 def test_parts_of_a_board_become_one_file_unless_their_recipes_differ(place):
