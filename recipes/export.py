@@ -31,6 +31,9 @@ from hf_dynvit.settings import parse_settings
 from hf_dynvit.training.presets import gate_facts
 
 
+TIMED = 64  # of the images that are compared, at most
+
+
 @dataclass
 class ExportArguments:
     """Which model, for which runtime, and where to write it."""
@@ -67,7 +70,7 @@ class ExportArguments:
         },
     )
     batch_sizes: list[int] = field(
-        default_factory=lambda: [1], metadata={"help": "images together when they are timed, none above check_images"}
+        default_factory=lambda: [1], metadata={"help": f"images together when they are timed, up to {TIMED}"}
     )
     seed: int = field(default=0, metadata={"help": "which images are used"})
 
@@ -78,8 +81,9 @@ class ExportArguments:
             self.images = 200 if self.format == "openvino" or self.merges == "fixed" else 0
         if self.seconds < 0 or (self.seconds and not self.check_images):
             raise ValueError(f"seconds must be 0 or more, and need check_images to be timed on, got {self.seconds}")
-        if self.seconds and not all(1 <= size <= self.check_images for size in self.batch_sizes):
-            raise ValueError(f"batch_sizes must be in 1..{self.check_images} (check_images), got {self.batch_sizes}")
+        most = min(self.check_images, TIMED)
+        if self.seconds and not all(1 <= size <= most for size in self.batch_sizes):
+            raise ValueError(f"batch_sizes must be in 1..{most}, the images that are timed, got {self.batch_sizes}")
         if self.kernels and not self.seconds:
             raise ValueError("kernels are for what is timed, and need seconds, got 0")
         if self.images < 0 or self.check_images < 0:
@@ -112,16 +116,17 @@ def main(argv=None):
     def pixels(split, count):
         images = load_validation(replace(data_args, validation_split=split), processor, model.config, args.seed)
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(args.seed))[:count].tolist()
-        return torch.stack([images[index]["pixel_values"] for index in order])
+        items = [images[index] for index in order]
+        return torch.stack([item["pixel_values"] for item in items]), torch.tensor([item["labels"] for item in items])
 
-    calibration = pixels(data_args.train_split, args.images) if calibrates else None
+    calibration = pixels(data_args.train_split, args.images)[0] if calibrates else None
     served = None if calibration is None else to_serve(model, calibration).numpy()
-    checked = pixels(data_args.validation_split, args.check_images) if args.check_images else None
+    checked, labels = pixels(data_args.validation_split, args.check_images) if args.check_images else (None, None)
     export(model, args.output, args.format, args.batch, args.quantize, served, processor, args.merges)
     if checked is None:
         print(f"{args.output}: {args.format}, not compared with PyTorch: --check_images N does")
         return None
-    found = agreement(model, DynViTRuntime.from_pretrained(args.output), to_serve(model, checked).numpy())
+    found = agreement(model, DynViTRuntime.from_pretrained(args.output), to_serve(model, checked).numpy(), labels)
     if args.merges == "fixed":
         found = found._replace(largest=None, same=None)
     text = found.text(args.model, args.format, args.quantize, args.merges)
@@ -129,7 +134,7 @@ def main(argv=None):
     if args.seconds:
         model = model.prepack(args.kernels) if can_prepack() else model
         how = {"format": args.format, "batch": args.batch, "quantize": args.quantize, "calibration": calibration}
-        timed = timings(model, args.output, checked, args.batch_sizes, args.seconds, **how)
+        timed = timings(model, args.output, checked[:TIMED], args.batch_sizes, args.seconds, **how)
     for one in timed:
         text += (
             f" An image of {one.batch_size} takes {one.exported:.2f} ms, of the dense model in the same runtime {one.dense:.2f}, of "

@@ -21,6 +21,8 @@ class Agreement(NamedTuple):
     top1: float  # share of images with the same prediction
     cost: float  # mean, of the exported model
     looks: float  # mean number, 1 without a cascade
+    accuracy: float | None = None  # of the exported model, where labels are known
+    accuracy_packed: float | None = None  # of the model in PyTorch
 
     def check(self):
         """Raise RuntimeError for what should be the same model and is not."""
@@ -34,6 +36,8 @@ class Agreement(NamedTuple):
         """A paragraph for people."""
         text = f"{model} for {format}, {quantize or 'float32'}, beside PyTorch in float32 on {self.images} images: "
         text += f"the same prediction for {self.top1:.1%}, mean cost {self.cost:.3f}."
+        if self.accuracy is not None:
+            text += f" Top-1 {self.accuracy:.2%}, in PyTorch {self.accuracy_packed:.2%}."
         text += (
             " Every image merges as much as the others, in PyTorch as much as it wants." if merges == "fixed" else ""
         )
@@ -45,11 +49,12 @@ class Agreement(NamedTuple):
 
 
 @torch.no_grad()
-def agreement(model, runtime, pixel_values):
+def agreement(model, runtime, pixel_values, labels=None):
     """The `Agreement` of a `DynViTRuntime`, which may take batches, with the packed model, image by image.
 
     Args:
         model: in evaluation mode. pixel_values: float32 array (images, channels, height, width).
+        labels: int64 tensor (images,); None: they are not known.
     """
     parts = [runtime(pixel_values[start : start + BATCH]) for start in range(0, len(pixel_values), BATCH)]
     found = type(parts[0])(*map(np.concatenate, zip(*parts, strict=True)))
@@ -57,11 +62,15 @@ def agreement(model, runtime, pixel_values):
     logits, cost = (torch.cat([getattr(one, name) for one in wanted]) for name in ("logits", "cost"))
     off = (torch.from_numpy(found.logits) - logits).abs().amax(1)
     same = (torch.from_numpy(found.cost) - cost).abs() < 1e-6
+    guesses = [torch.from_numpy(found.logits).argmax(1), logits.argmax(1)]
+    accuracy = [None, None] if labels is None else [(guess == labels).float().mean().item() for guess in guesses]
     return Agreement(
         images=len(logits),
         largest=off[same].max().item() if same.any() else math.nan,
         same=same.float().mean().item(),
-        top1=(torch.from_numpy(found.logits).argmax(1) == logits.argmax(1)).float().mean().item(),
+        top1=(guesses[0] == guesses[1]).float().mean().item(),
         cost=float(found.cost.mean()),
         looks=float(found.looks.mean()),
+        accuracy=accuracy[0],
+        accuracy_packed=accuracy[1],
     )

@@ -34,6 +34,8 @@ class Deployment(Results):
     cost: float
     looks: float
     merges: str = "own"  # as in `deploy.export`
+    accuracy: float | None = None  # in the runtime, and of the model in PyTorch, on the same images
+    accuracy_packed: float | None = None
     kernels: bool = False  # whether the packed model ran with them
     timings: list[Timing] = field(default_factory=list)
 
@@ -71,6 +73,9 @@ DEPLOYED = {
     "cost": GAINED["cost"],
     "looks": lambda results, timing: f"{results.looks:.2f}",
     "same prediction as PyTorch": GAINED["same prediction"],
+    "top-1 there, in PyTorch": lambda results, timing: (
+        ABSENT if results.accuracy is None else f"{100 * results.accuracy:.2f}, {100 * results.accuracy_packed:.2f}"
+    ),
     "largest difference of logits": lambda results, timing: (
         ABSENT if results.largest is None else f"{results.largest:.1e}"
     ),
