@@ -66,12 +66,11 @@ class ExportArguments:
     seconds: float = field(
         default=0.0,
         metadata={
-            "help": "time to spend on timing the checked images, beside the dense model in the same runtime; 0: none"
+            "help": f"time to spend on timing the first {TIMED} of the checked images, beside the dense model in the same "
+            "runtime; 0: none"
         },
     )
-    batch_sizes: list[int] = field(
-        default_factory=lambda: [1], metadata={"help": f"images together when they are timed, up to {TIMED}"}
-    )
+    batch_sizes: list[int] = field(default_factory=list, metadata={"help": f"to time, up to {TIMED}; 1 unless given"})
     seed: int = field(default=0, metadata={"help": "which images are used"})
 
     def __post_init__(self):
@@ -81,6 +80,9 @@ class ExportArguments:
             self.images = 200 if self.format == "openvino" or self.merges == "fixed" else 0
         if self.seconds < 0 or (self.seconds and not self.check_images):
             raise ValueError(f"seconds must be 0 or more, and need check_images to be timed on, got {self.seconds}")
+        if self.batch_sizes and not self.seconds:
+            raise ValueError(f"batch_sizes {self.batch_sizes} are to be timed, and need seconds, got 0")
+        self.batch_sizes = self.batch_sizes or [1]
         most = min(self.check_images, TIMED)
         if self.seconds and not all(1 <= size <= most for size in self.batch_sizes):
             raise ValueError(f"batch_sizes must be in 1..{most}, the images that are timed, got {self.batch_sizes}")
@@ -137,8 +139,8 @@ def main(argv=None):
         timed = timings(model, args.output, checked[:TIMED], args.batch_sizes, args.seconds, **how)
     for one in timed:
         text += (
-            f" An image of {one.batch_size} takes {one.exported:.2f} ms, of the dense model in the same runtime {one.dense:.2f}, of "
-            f"the same model in PyTorch {one.packed:.2f}, on {torch.get_num_threads()} threads of {device_name('cpu')}."
+            f" In batches of {one.batch_size} an image takes {one.exported:.2f} ms, with the dense model in the same runtime "
+            f"{one.dense:.2f}, with the same model in PyTorch {one.packed:.2f}, on {torch.get_num_threads()} threads of {device_name('cpu')}."
         )
     results = Deployment(
         **found._asdict(),

@@ -94,7 +94,7 @@ def main(argv=None):
     for budget in board.budgets:
         for method in board.methods:
             seeds = board.seeds if board.tune else []
-            wanted = [(False, 0)] * (not METHODS[method].learns) + [(True, seed) for seed in seeds]
+            wanted = [(False, 0)] * METHODS[method].untrained() + [(True, seed) for seed in seeds]
             missing = [one for one in wanted if (method, budget, *one) not in finished]
             start = prepare(method, place.vit, budget, place.batches) if missing else None
             for tuned, seed in missing:
@@ -234,7 +234,7 @@ def go_on(results, file):
     given = json.loads(json.dumps(results.settings))
     for part, free in FREE.items():
         before, now = earlier.settings[part], given[part]
-        changed = sorted(key for key in now if key not in free and before.get(key) != now[key])
+        changed = sorted(key for key in now if key not in free and key in before and before[key] != now[key])
         if changed and (part != "training" or any(cell.tuned for cell in earlier.cells)):
             raise ValueError(f"{file} holds cells of another recipe, {changed} differ: give another output_dir")
     return replace(results, cells=earlier.cells, smaller=earlier.smaller)

@@ -21,7 +21,7 @@ from hf_dynvit.report.comparison import comparison_section
 from hf_dynvit.report.deployment_results import DEPLOYED, GAINED, GAINED_MEANING, deployed_items, fastest_deployed
 from hf_dynvit.report.deployment_results import MEANING as DEPLOYED_MEANING
 from hf_dynvit.report.front import CLOCK, TUNED, clock_rows, tuned_rows
-from hf_dynvit.report.leaderboard import joined, name_of, plot
+from hf_dynvit.report.leaderboard import named, plot
 from hf_dynvit.report.leaderboard import sections as leaderboard_sections
 from hf_dynvit.report.looks import LOOKS, looks_items
 from hf_dynvit.report.looks import MEANING as LOOKS_MEANING
@@ -65,7 +65,7 @@ def main(argv=None):
     parser.add_argument(
         "--readme", type=Path, help="file whose results are written instead of those of recipes/README.md"
     )
-    parser.add_argument("--front", type=Path, help="file whose front table is written instead of that of README.md")
+    parser.add_argument("--front", type=Path, help="file whose front is written instead of that of README.md")
     args = parser.parse_intermixed_args(argv)
     write = args.write and not args.readme
     readme, front = args.readme or (README if write else None), args.front or (FRONT if write else None)
@@ -96,9 +96,9 @@ def draw_boards(results):
 
 def pictures(results):
     """(leaderboard, name of its plot), those with the most tuned cells first."""
-    boards = joined([one for one in results if isinstance(one, Leaderboard)])
-    boards.sort(key=lambda board: -sum(cell.tuned for cell in board.cells))
-    return [(board, re.sub(r"\W+", "_", name_of(board)) + ".png") for board in boards]
+    boards = named([one for one in results if isinstance(one, Leaderboard)])
+    boards.sort(key=lambda item: -sum(cell.tuned for cell in item[1].cells))
+    return [(board, re.sub(r"\W+", "_", name) + ".png") for name, board in boards]
 
 
 def between(file, name, part):

@@ -64,6 +64,11 @@ def _timing(model, folder, dense, pixel_values, size, seconds):
     medians = {
         name: [statistics.median(times[start::period]) for start in range(period)] for name, times in took.items()
     }
+    cost = statistics.mean(float(runs["exported"](images).cost.mean()) for images in arrays["exported"])
     return Timing(
-        size, rounds=rounds, **{name: 1e3 * statistics.mean(found) / size for name, found in medians.items()}
+        size,
+        period * size,
+        cost,
+        rounds=rounds,
+        **{name: 1e3 * statistics.mean(found) / size for name, found in medians.items()},
     )

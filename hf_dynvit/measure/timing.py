@@ -14,9 +14,11 @@ LEAST_ROUNDS, MOST_ROUNDS = 7, 500
 @dataclass
 class Timing:
     """Milliseconds of an image in batches of one size: exported, of the dense model in the same runtime, of the same model
-    in PyTorch; and the rounds that were timed."""
+    in PyTorch; with the number of images, their mean cost, and the rounds that were timed."""
 
     batch_size: int
+    images: int
+    cost: float
     exported: float
     dense: float
     packed: float
@@ -25,6 +27,10 @@ class Timing:
     def speedup(self):
         """Over the dense model in the same runtime."""
         return self.dense / self.exported
+
+    def realised(self):
+        """Which share of what the cost promises is measured."""
+        return self.cost * self.speedup()
 
 
 def seconds_of_work(device):

@@ -7,6 +7,7 @@ tests hold it to.
 
 import hashlib
 import os
+import platform
 import sys
 import tempfile
 from contextlib import suppress
@@ -50,14 +51,15 @@ def _load_library():
 
     capability = torch.backends.cpu.get_cpu_capability()
     flags = FLAGS.get(capability, []) + (["-fopenmp"] if sys.platform == "linux" else [])  # torch's own threads
-    name = f"{NAME}_{capability.lower()}"  # machines that share a home may have other instructions
+    name = f"{NAME}_{platform.machine()}_{capability}".lower()  # machines that share a home may be of other kinds
     root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or cpp_extension.get_default_build_root())
     library = (
         root / f"torch-{torch.__version__}" / f"{name}{cpp_extension.LIB_EXT}"
     )  # other torches have other headers
     if library.exists():
-        torch.ops.load_library(library)
-        return
+        with suppress(OSError):  # of another system
+            torch.ops.load_library(library)
+            return
     library.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=library.parent, ignore_cleanup_errors=True) as folder:
         cpp_extension.load_inline(

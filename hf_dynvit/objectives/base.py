@@ -55,6 +55,8 @@ class Objective:
     def loss(self, model, inputs, outputs, step):
         """The gates' part of the loss, a scalar; 0 where nothing teaches them.
 
+        Of a cascade whose looks learn together it is called once for each look in a step.
+
         Args:
             model: as the trainer calls it, in training mode. inputs: {"pixel_values", "labels"}.
             outputs: of the training forward. step: a `Step`.

@@ -50,13 +50,13 @@ def runtime(results):
 GAINED = {
     "runtime": lambda results, timing: runtime(results),
     "decides": lambda results, timing: results.decides,
-    "data": lambda results, timing: f"{results.images} images of {results.dataset}",
-    "cost": lambda results, timing: f"{results.cost:.3f}",
+    "data": lambda results, timing: f"{timing.images if timing else results.images} images of {results.dataset}",
+    "cost": lambda results, timing: f"{timing.cost if timing else results.cost:.3f}",
     "dense there, ms": lambda results, timing: f"{timing.dense:.1f}",
     "this model there, ms": lambda results, timing: f"{timing.exported:.1f}",
     "speed-up": lambda results, timing: f"{timing.speedup():.2f}×",
     "this model in PyTorch, ms": lambda results, timing: f"{timing.packed:.1f}" + (" (kernels)" * results.kernels),
-    "same prediction": lambda results, timing: f"{results.top1:.1%}",
+    "same prediction": lambda results, timing: f"{results.top1:.1%} of {results.images}",
     "device": lambda results, timing: place(results),
     "commit": lambda results, timing: results.commit,
 }
@@ -79,11 +79,11 @@ DEPLOYED = {
     "largest difference of logits": lambda results, timing: (
         ABSENT if results.largest is None else f"{results.largest:.1e}"
     ),
-    "images together": lambda results, timing: timing.batch_size if timing else ABSENT,
+    "batch size": lambda results, timing: timing.batch_size if timing else ABSENT,
     "ms of an image": lambda results, timing: f"{timing.exported:.1f}" if timing else ABSENT,
     "dense, same runtime": lambda results, timing: f"{timing.dense:.1f}" if timing else ABSENT,
     "speed-up": lambda results, timing: f"{timing.speedup():.2f}×" if timing else ABSENT,
-    "of the MACs' promise": lambda results, timing: f"{results.cost * timing.speedup():.2f}" if timing else ABSENT,
+    "of the MACs' promise": lambda results, timing: f"{timing.realised():.2f}" if timing else ABSENT,
     "packed in PyTorch": lambda results, timing: f"{timing.packed:.1f}" if timing else ABSENT,
     "with kernels": lambda results, timing: "yes" if results.kernels else "no",
     "threads": lambda results, timing: results.threads,
@@ -91,7 +91,7 @@ DEPLOYED = {
     **of({name: MEASURED[name] for name in ("seed", "commit", "command")}),
 }
 MEANING = (
-    "The mean over different images; several of them together are a batch, or run on a stream each where the model takes one. *Dense* is the plain ViT on the images as they come, exported in the same "
+    "The mean over different images; of several together they are a batch or, where the export takes single images, run in parallel streams. *Dense* is the plain ViT on the images as they come, exported in the same "
     "way; *packed* is the same model in PyTorch, prepacked, with its own merges. *Fixed merges* are others, so that logits differ."
 )
 

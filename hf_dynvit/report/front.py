@@ -1,22 +1,23 @@
 """README's first tables: methods tuned alike at a few budgets, and what models gain on the clock."""
 
-from .leaderboard import DENSE, TOO_DEAR, by_cell, joined, name_of
+from .leaderboard import DENSE, TOO_DEAR, by_cell, named
 from .markdown import ABSENT
 from .names import cost_spread, model_name, place
 from .rivals import counted, mean, percent
 
 
 TUNED = (
-    "Top-1 in per cent, tuned by the same recipe, from the same checkpoint, on as many images, at the mean cost of the column (a "
-    "share of the dense model's computation; said where it was missed). ± is the deviation over seeds. *cascade*: a cheap look, "
-    "and another one only where it leaves the model unsure; *merge*: tokens merge by likeness and learned importance; "
-    "*-unlearned*: the same without what is learned; *resized*: smaller images, chosen for the budget. Bold: the best of those "
-    "that met the budget. [All tables](recipes/README.md#results) have the command of each number, [what each model has to "
-    "beat](recipes/README.md#beside-what-it-has-to-beat) among them."
+    "Top-1 in per cent, tuned by the same recipe, from the same checkpoint, on as many images; a column is a budget, a share of the "
+    "dense model's computation, and each cell says what was spent. ± is the deviation over seeds; differences below a point "
+    "between rows of one seed are noise. –: not run. *merge*: tokens merge by likeness and learned importance; *tome*: by likeness "
+    "alone, as many in every image; *cascade*: a cheap look, and another one only where it leaves the model unsure (*-together*: "
+    "both looks learn in each step, which takes longer); *-unlearned*: without learned importance; *resized*: smaller images alone, "
+    "*-resized*: their size is chosen too. Bold: the best of those that met the budget, of cells with the most seeds. "
+    "[More about the methods](recipes/README.md#all-methods), [all tables and commands](recipes/README.md#results)."
 )
 CLOCK = (
-    "On the clock, PyTorch: how many times as fast as the fastest dense model there is here; in brackets what that is of the "
-    "gain that the cost of the timed images promises."
+    "On the clock, PyTorch: how many times as fast as the fastest dense model there is here; in brackets the share of the gain "
+    "that the cost of the timed images promises, and that cost. Cost: its mean, deviation and ends over all images."
 )
 FEWEST = 3  # methods tuned at a budget: a column of fewer compares nothing
 
@@ -28,15 +29,15 @@ def tuned_rows(boards, order=()):
         boards: `Leaderboard`s. order: names of methods, in which their rows come; others follow.
     """
     columns, dense, given = {}, {}, {}  # (data set, budget) -> method -> cells; data set -> accuracy
-    for board in sorted(joined(boards), key=lambda board: -sum(cell.tuned for cell in board.cells)):
+    for name, board in sorted(named(boards), key=lambda item: -sum(cell.tuned for cell in item[1].cells)):
         tuned = {method: cells for (method, kind), cells in by_cell(board).items() if kind}
         budgets = sorted({budget for cells in tuned.values() for budget in cells}, reverse=True)
         for budget in budgets:
             column = {method: cells[budget] for method, cells in tuned.items() if budget in cells and method != DENSE}
             if len(column) >= FEWEST:
-                columns[name_of(board), budget] = column
-                given[name_of(board)] = f"{100 * board.dense.accuracy:.2f}"
-        dense[name_of(board)] = next(iter(tuned.get(DENSE, {}).values()), None)
+                columns[name, budget] = column
+                given[name] = f"{100 * board.dense.accuracy:.2f}"
+        dense[name] = next(iter(tuned.get(DENSE, {}).values()), None)
     if not columns:
         return []
     shown = {name: percent(runs) + counted(runs) if runs else ABSENT for name, runs in dense.items()}
@@ -57,16 +58,16 @@ def _heading(name, budget):
 def _cell(method, column, budget):
     if method not in column:
         return ABSENT
-    met = {name: mean(runs, "accuracy") for name, runs in column.items() if _meets(runs, budget)}
+    most = max(len(runs) for runs in column.values())
+    met = [mean(runs, "accuracy") for runs in column.values() if _competes(runs, budget, most)]
     runs = column[method]
     text = percent(runs)
-    text = f"**{text}**" if method in met and met[method] == max(met.values()) else text
-    missed = abs(mean(runs, "cost") - budget) > TOO_DEAR
-    return text + (f" at {mean(runs, 'cost'):.3f}" if missed else "") + counted(runs)
+    text = f"**{text}**" if _competes(runs, budget, most) and mean(runs, "accuracy") == max(met) else text
+    return f"{text} at {mean(runs, 'cost'):.3f}{counted(runs)}"
 
 
-def _meets(runs, budget):
-    return mean(runs, "cost") <= budget + TOO_DEAR
+def _competes(runs, budget, most):
+    return len(runs) == most and mean(runs, "cost") <= budget + TOO_DEAR
 
 
 def clock_rows(evaluations):
@@ -75,10 +76,14 @@ def clock_rows(evaluations):
     sizes = sorted({speed.batch_size for one in timed for speed in one.throughput})
     rows = []
     for one in sorted(timed, key=lambda one: (one.dataset, one.cost)):
-        speeds = {speed.batch_size: f"{speed.speedup:.2f}× ({speed.realised:.2f})" for speed in one.throughput}
+        speeds = {speed.batch_size: _gain(speed) for speed in one.throughput}
         rows.append(
             {"data": one.dataset, "decides": model_name(one), "top-1": percent([one]), "cost": cost_spread([one])}
             | {f"batch {size}": speeds.get(size, ABSENT) for size in sizes}
             | {"device": place(one), "commit": one.commit}
         )
     return rows
+
+
+def _gain(speed):
+    return f"{speed.speedup:.2f}× ({speed.realised:.2f} at {speed.timed_cost:.2f})"

@@ -17,7 +17,7 @@ MEANS = (
     "Top-1 in per cent, ± its deviation over seeds, at the mean cost that was met; the checkpoint has {dense:.2f}. *Untrained*: "
     "thresholds and importance were found on {count} images without labels, amounts on the first batch of them; the backbone is "
     "as it was. *Tuned*: "
-    "by the same recipe, from the same checkpoint, on as many images. Smaller images (*px*): resized inside the model; of a cascade each look at its cost. Bold: the best of those that met the "
+    "by the same recipe, from the same checkpoint, on as many images (`cascade-together`: on each of them once for every look). Smaller images (*px*): resized inside the model; of a cascade each look at its cost. Bold: the best of those that met the "
     "budget. On {place}, "
     "{images} images of {dataset}, {model}, commit {commit}, {command}:"
 )
@@ -29,13 +29,13 @@ SMALLER = (
 def joined(boards):
     """Boards of the same checkpoint and images as one, their cells in the order they come; what several hold counts once.
 
-    Boards that were tuned for another number of steps stay apart; one without tuned cells goes with the first.
+    Boards that were tuned for longer or shorter stay apart; one without tuned cells goes with that of most tuned ones.
     """
     found, first = {}, {}
-    for board in sorted(boards, key=lambda board: not _steps(board)):
+    for board in sorted(boards, key=lambda board: -sum(cell.tuned for cell in board.cells)):
         same = tuple(str(getattr(board, name)) for name in SAME)
-        first.setdefault(same, _steps(board))
-        key = same, _steps(board) or first[same]
+        first.setdefault(same, _length(board))
+        key = same, _length(board) or first[same]
         before = found.get(key)
         cells = list(before.cells) if before else []
         known = {(cell.method, cell.budget, cell.tuned, cell.seed) for cell in cells}
@@ -48,21 +48,30 @@ def joined(boards):
     return list(found.values())
 
 
-def _steps(board):
-    """Of the training of its tuned cells; None without any."""
-    return board.settings["training"]["max_steps"] if any(cell.tuned for cell in board.cells) else None
+def _length(board):
+    """Of the training of its tuned cells, "150 steps" or "3 epochs"; "" without any."""
+    if not any(cell.tuned for cell in board.cells):
+        return ""
+    training = board.settings["training"]
+    return (
+        f"{training['max_steps']} steps" if training["max_steps"] > 0 else f"{training['num_train_epochs']:g} epochs"
+    )
 
 
-def name_of(board):
-    """The data set, and for how many steps was tuned."""
-    steps = _steps(board)
-    return f"{board.dataset}, {steps} steps" if steps and steps > 0 else board.dataset
+def named(boards):
+    """(name, board) of joined boards: the data set and the length of the tuning, and the model where others have these too."""
+    found = joined(boards)
+    names = [", ".join(filter(None, (board.dataset, _length(board)))) for board in found]
+    return [
+        (f"{name}, {short(board.model)}" if names.count(name) > 1 else name, board)
+        for name, board in zip(names, found, strict=True)
+    ]
 
 
 def sections(boards):
     """Markdown parts: a table for each checkpoint and images, and one of the speeds that were measured."""
     parts = []
-    for board in joined(boards):
+    for name, board in named(boards):
         commands = Commands()
         introduction = MEANS.format(
             dense=100 * board.dense.accuracy,
@@ -74,7 +83,7 @@ def sections(boards):
             commit=" and ".join(dict.fromkeys(cell.commit for cell in board.cells if cell.commit)),
             command=commands.refer([cell.command for cell in board.cells]),
         )
-        parts += [f"### All methods, {name_of(board)}", introduction, table(accuracy_rows(board))]
+        parts += [f"### All methods, {name}", introduction, table(accuracy_rows(board))]
         speeds = speed_rows(board)
         parts += [table(speeds)] if speeds else []
         parts += [smaller_dense(board)] if board.smaller else []

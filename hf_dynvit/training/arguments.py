@@ -87,7 +87,9 @@ class DynViTTrainingArguments(TrainingArguments):
         "in the end (a table of budgets, with images to calibrate on); none: it alone",
     )
     looks_together: bool = HfArg(
-        default=False, help="every step trains all looks of a cascade on its images, instead of one look in turn"
+        default=False,
+        help="every step trains all looks of a cascade on its images, not one look in turn, at the price of all of their "
+        "time and memory",
     )
     tuning_gain: float = HfArg(
         default=0.5, help="how fast thresholds follow the budget in packed tuning; 0: not at all"

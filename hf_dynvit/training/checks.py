@@ -108,6 +108,11 @@ def check_cascade(trainer):
                 "looks_together is for the looks of a cascade, and this model has none: give cascade, or leave it"
             )
         return
+    if args.looks_together and args.world_size > 1:
+        raise ValueError(
+            f"looks_together runs several forwards for a backward, which processes that share gradients do not: give one process, "
+            f"got {args.world_size}, or train looks in turn"
+        )
     if args.looks_together and args.agent != "none":
         raise ValueError(
             f"looks_together would ask agent {args.agent!r} for patches several times a step: train looks in turn"

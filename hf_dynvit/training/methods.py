@@ -43,6 +43,10 @@ class Method(NamedTuple):
     twin: str | None = None
     together: bool = False
 
+    def untrained(self):
+        """Whether it is something of its own without training."""
+        return not (self.learns or self.together)
+
 
 def _patches(config):
     (height, width), (patch_height, patch_width) = pair(config.image_size), pair(config.patch_size)
@@ -136,14 +140,14 @@ def check_methods(names, tuned):
     Raises:
         ValueError: a name that is not on the shelf, or one that is nothing without training, where there is none.
     """
-    every = [name for name in METHODS if name != DENSE and (tuned or not METHODS[name].learns)]
+    every = [name for name in METHODS if name != DENSE and (tuned or METHODS[name].untrained())]
     names = every if names == ["all"] else names
     wrong = [name for name in names if name not in METHODS]
     if wrong or not names:
         raise ValueError(f"methods must be 'all' or of {sorted(METHODS)}, got {wrong or names}")
-    fresh = [name for name in names if METHODS[name].learns and not tuned]
+    fresh = [name for name in names if not (tuned or METHODS[name].untrained())]
     if fresh:
-        raise ValueError(f"{fresh} decide nothing before they are trained: give a recipe to train them by")
+        raise ValueError(f"{fresh} are nothing of their own before they are trained: give a recipe to train them by")
     return names
 
 

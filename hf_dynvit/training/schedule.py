@@ -39,6 +39,7 @@ class GateSchedule:
     def budget(self, look=None):
         """The mean cost to aim at now, in a look of a cascade at its own."""
         config = self.trainer.model.config
+        look = self.looks()[0] if look is None else look
         budget = config.budget if look is None else config.cascade[look]["budget"]
         ramp = 0.0 if self.args.calibrate_first else self.args.budget_ramp
         done = 1.0 if ramp == 0 else min(1.0, self.progress() / ramp)
@@ -64,8 +65,8 @@ class PackedTuning(ResumedCallback):
 
     As the body changes, fixed gates drift to another cost than the one the model is to be used at. After each step
     the gates' common shift moves by `tuning_gain * (budget - mean cost)`; no forward is added. With several
-    `tuning_budgets` the steps take them in turn, each with a shift of its own: one training then serves them all. So have the
-    looks of a cascade, each at its own budget.
+    `tuning_budgets` the steps take them in turn, each with a shift of its own: one training then serves them all. The looks
+    of a cascade have a shift each, too, for their own budgets.
 
     A shift does not move where that changes no cost: towards closing gates that are all closed, or opening ones that are
     all open, nor further than the calibration goes; it would only have to come back later (anti-windup). Under an

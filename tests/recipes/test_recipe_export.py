@@ -25,7 +25,7 @@ def test_a_plain_vit_is_exported_and_compared(place):
     assert found.images == 5 and found.same == found.top1 == 1.0 and found.largest < 1e-4 and found.cost == 1.0
     said = (output / "README.md").read_text()
     assert f"The same decisions for 100.0%; their largest difference of logits is {found.largest:.2g}." in said
-    assert "mean cost 1.000. Top-1 " in said and "An image of 2 takes" in said
+    assert "mean cost 1.000. Top-1 " in said and "In batches of 2 an image takes" in said
     made = read(output / "deployment.json")
     assert [timing.batch_size for timing in made.timings] == [1, 2]
     for timing, batches in zip(made.timings, (5, 2), strict=True):  # of five images two batches are full
@@ -33,11 +33,11 @@ def test_a_plain_vit_is_exported_and_compared(place):
     assert all(min(timing.exported, timing.dense, timing.packed) > 0 for timing in made.timings)
     assert made.images == 5 and made.looks == 1.0 and 0 <= made.accuracy == made.accuracy_packed <= 1
     assert "### Deployed" in report.main([str(output / "deployment.json")])
-    slow, fast = (replace(made, timings=[Timing(1, 2.0, dense, 1.0, 9)]) for dense in (3.0, 5.0))
+    slow, fast = (replace(made, timings=[Timing(1, 5, 1.0, 2.0, dense, 1.0, 9)]) for dense in (3.0, 5.0))
     others = [
         replace(slow, merges="fixed"),
         replace(made, timings=[]),
-        replace(fast, timings=[Timing(8, 1.0, 9.0, 1.0, 9)]),
+        replace(fast, timings=[Timing(8, 8, 1.0, 1.0, 9.0, 1.0, 9)]),
     ]
     front = report.render_front([slow, fast, *others])
     assert front.count("| 1.50× |") == front.count("| 2.50× |") == 1 and "batch dynamic, fixed merges |" in front
@@ -45,6 +45,8 @@ def test_a_plain_vit_is_exported_and_compared(place):
         deploy.main([*words, "--kernels", "true"])
     with pytest.raises(ValueError, match=r"batch_sizes must be in 1\.\.3, .* got \[4\]"):
         deploy.main([*words, "--check_images", "3", "--seconds", "1", "--batch_sizes", "4"])
+    with pytest.raises(ValueError, match=r"batch_sizes \[1, 8\] are to be timed, and need seconds"):
+        deploy.main([*words, "--check_images", "9", "--batch_sizes", "1", "8"])
     with pytest.raises(ValueError, match="need check_images"):
         deploy.main([*words, "--seconds", "1"])
     with pytest.raises(ValueError, match="is not empty"):

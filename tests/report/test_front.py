@@ -7,7 +7,7 @@ from recipe_place import report
 
 from hf_dynvit.report import Cell, Leaderboard
 from hf_dynvit.report.front import clock_rows, tuned_rows
-from hf_dynvit.report.leaderboard import joined, name_of
+from hf_dynvit.report.leaderboard import named
 
 
 def cell(method, accuracy, budget=0.5, cost=None, seed=0, tuned=True):
@@ -16,7 +16,7 @@ def cell(method, accuracy, budget=0.5, cost=None, seed=0, tuned=True):
 
 
 def board(*cells, dataset="pets", steps=150):
-    settings = {"board": {"images": 12}, "training": {"max_steps": steps}}
+    settings = {"board": {"images": 12}, "training": {"max_steps": steps, "num_train_epochs": 3.0}}
     same = {"model": "vit", "dataset": dataset, "split": "validation", "split_files": [], "images": 9}
     return Leaderboard(**MEASURED, **same, command="python ...", dense=given(), settings=settings, cells=list(cells))
 
@@ -37,9 +37,9 @@ def test_methods_tuned_alike_stand_in_a_row_each_and_the_best_within_the_budget_
     assert [list(row.values()) for row in rows] == [
         ["dense, as given", "60.00"],
         ["dense, tuned", "76.00 ± 1.41 (2 seeds)"],
-        ["merge", "**71.00 ± 1.41** (2 seeds)"],
+        ["merge", "**71.00 ± 1.41** at 0.500 (2 seeds)"],
         ["cascade", "80.00 at 0.540"],
-        ["tome", "50.00"],
+        ["tome", "50.00 at 0.500"],
     ]
     assert list(rows[0]) == ["method", "pets, 150 steps, 0.5"]
 
@@ -48,16 +48,28 @@ def test_what_was_not_run_is_said_and_fewer_than_three_methods_are_no_column():
     rows = tuned_rows([board(*HALF), board(*HALF[:2], cell("cascade", 0.6), cell("evit", 0.1), dataset="birds")])
     assert list(rows[0]) == ["method", "pets, 150 steps, 0.5", "birds, 150 steps, 0.5"]
     assert rows[1] == {"method": "dense, tuned", "pets, 150 steps, 0.5": "–", "birds, 150 steps, 0.5": "–"}
-    assert rows[-1]["pets, 150 steps, 0.5"] == "–" and rows[-1]["birds, 150 steps, 0.5"] == "10.00"
+    assert rows[-1]["pets, 150 steps, 0.5"] == "–" and rows[-1]["birds, 150 steps, 0.5"] == "10.00 at 0.500"
     assert tuned_rows([board(*HALF[:2])]) == [] == tuned_rows([])
 
 
 def test_boards_of_other_numbers_of_steps_stay_apart_and_untrained_ones_go_with_the_first():
     untrained = board(cell("evit", 0.2, tuned=False), steps=300)
-    longer = board(cell("merge", 0.9), steps=640)
-    found = joined([untrained, board(*HALF), longer])
-    assert [(name_of(one), len(one.cells)) for one in found] == [("pets, 150 steps", 6), ("pets, 640 steps", 1)]
-    assert [name_of(one) for one in joined([untrained])] == ["pets"]
+    longer, epochs = board(cell("merge", 0.9), steps=640), board(cell("merge", 0.8), steps=-1)
+    found = named([untrained, longer, board(*HALF), epochs])
+    lengths = [("pets, 150 steps", 6), ("pets, 640 steps", 1), ("pets, 3 epochs", 1)]
+    assert [(name, len(one.cells)) for name, one in found] == lengths
+    assert [name for name, _ in named([untrained])] == ["pets"]
+
+
+def test_boards_of_two_checkpoints_never_share_a_name():
+    both = [board(*HALF), replace(board(*HALF), model="vit_small")]
+    assert [name for name, _ in named(both)] == ["pets, 150 steps, vit", "pets, 150 steps, vit_small"]
+    assert len(tuned_rows(both)[0]) == 3 and report.render(both).count("### All methods, pets, 150 steps, vit") == 2
+
+
+def test_the_best_in_bold_was_run_with_as_many_seeds_as_the_others():
+    rows = tuned_rows([board(*HALF, cell("evit", 0.9))])
+    assert [row["method"] for row in rows if "**" in row["pets, 150 steps, 0.5"]] == ["merge"]
 
 
 def test_models_that_were_timed_stand_with_their_gain_and_the_cheapest_comes_first():
@@ -66,8 +78,12 @@ def test_models_that_were_timed_stand_with_their_gain_and_the_cheapest_comes_fir
     fast = evaluation(gates, 0.6, 0.3, "fast", throughput=[speed(1, 1.5, 0.3)])
     dense = replace(slow, gates=None, cost=1.0)
     first, second = clock_rows([slow, dense, fast, replace(slow, throughput=[])])
-    assert (first["top-1"], first["batch 1"], first["batch 8"]) == ("60.00", "1.50× (0.45)", "–")
-    assert (second["top-1"], second["batch 1"], second["batch 8"]) == ("70.00", "1.20× (0.60)", "1.60× (0.80)")
+    assert (first["top-1"], first["batch 1"], first["batch 8"]) == ("60.00", "1.50× (0.45 at 0.30)", "–")
+    assert (second["top-1"], second["batch 1"], second["batch 8"]) == (
+        "70.00",
+        "1.20× (0.60 at 0.50)",
+        "1.60× (0.80 at 0.50)",
+    )
     assert clock_rows([dense]) == []
 
 

@@ -11,6 +11,7 @@ from hf_dynvit.objectives.task_loss import distillation_loss
 from hf_dynvit.training import cascade_calibration
 from hf_dynvit.training.calibration import check_budgets
 from hf_dynvit.training.cascade_calibration import POINTS, confidences
+from hf_dynvit.training.checks import check_cascade
 from hf_dynvit.training.looks import read_looks
 
 
@@ -219,6 +220,15 @@ def test_what_does_not_go_with_a_cascade_is_refused(tiny_vit, tmp_path, options,
 def test_looks_together_need_looks(tiny_vit, tmp_path):
     with pytest.raises(ValueError, match="this model has none"):
         build_trainer(tiny_vit, tmp_path, MERGE, 0.8, looks_together=True)
+
+
+def test_looks_together_are_for_one_process(tiny_vit, tmp_path, monkeypatch):
+    trainer = build_trainer(tiny_vit, tmp_path, MERGE, 0.8)
+    trainer.model.set_cascade(LOOKS)
+    trainer.args.looks_together = True
+    monkeypatch.setattr(type(trainer.args), "world_size", 2)
+    with pytest.raises(ValueError, match="give one process, got 2"):
+        check_cascade(trainer)
 
 
 def test_looks_given_to_the_model_of_a_trainer_are_looked_at_too(tiny_vit, tmp_path):
