@@ -59,9 +59,10 @@ def test_a_cascade_is_tuned_look_by_look(place, monkeypatch, method):
     words = ["--methods", method, "--budgets", "0.7", "--tune", "true", "--seeds", "1"]
     trained, build = [], leaderboard.DynViTTrainer
     monkeypatch.setattr(leaderboard, "DynViTTrainer", lambda **given: trained.append(given["args"]) or build(**given))
-    untrained, tuned = run(place, method, *words)["cells"]
-    assert [args.looks_together for args in trained] == [method == "cascade-together"]
-    for cell in (untrained, tuned):
+    cells, together = run(place, method, *words)["cells"], method == "cascade-together"
+    assert [args.looks_together for args in trained] == [together]
+    assert [cell["tuned"] for cell in cells] == ([True] if together else [False, True])  # untrained they are the same
+    for cell in cells:
         assert [look["budget"] for look in cell["cascade"]] == pytest.approx([0.4667, 1.0])
         assert cell["cost"] == pytest.approx(0.7, abs=0.2) and cell["resolution"] is None
     assert "at 0.4667" in (place.folder / method / "leaderboard.md").read_text()
