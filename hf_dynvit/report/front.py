@@ -1,6 +1,6 @@
 """README's first tables: methods tuned alike at a few budgets, and what models gain on the clock."""
 
-from .leaderboard import DENSE, TOO_DEAR, by_cell, named
+from .leaderboard import DENSE, by_cell, named, top1
 from .markdown import ABSENT
 from .names import cost_spread, model_name, place
 from .rivals import counted, mean, percent
@@ -46,7 +46,7 @@ def tuned_rows(boards, order=()):
     methods = list(dict.fromkeys(method for column in columns.values() for method in column))
     methods.sort(key=lambda method: order.index(method) if method in order else len(order))
     for method in methods:
-        cells = {_heading(*key): _cell(method, column, key[1]) for key, column in columns.items()}
+        cells = {_heading(*key): _cell(method, column) for key, column in columns.items()}
         rows.append({"method": method} | cells)
     return rows
 
@@ -55,19 +55,11 @@ def _heading(name, budget):
     return f"{name}, {budget:g}"
 
 
-def _cell(method, column, budget):
+def _cell(method, column):
     if method not in column:
         return ABSENT
-    most = max(len(runs) for runs in column.values())
-    met = [mean(runs, "accuracy") for runs in column.values() if _competes(runs, budget, most)]
     runs = column[method]
-    text = percent(runs)
-    text = f"**{text}**" if _competes(runs, budget, most) and mean(runs, "accuracy") == max(met) else text
-    return f"{text} at {mean(runs, 'cost'):.3f}{counted(runs)}"
-
-
-def _competes(runs, budget, most):
-    return len(runs) == most and mean(runs, "cost") <= budget + TOO_DEAR
+    return f"{top1(runs, column.values())} at {mean(runs, 'cost'):.3f}{counted(runs)}"
 
 
 def clock_rows(evaluations):

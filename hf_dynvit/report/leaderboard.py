@@ -18,7 +18,7 @@ MEANS = (
     "thresholds and importance were found on {count} images without labels, amounts on the first batch of them; the backbone is "
     "as it was. *Tuned*: "
     "by the same recipe, from the same checkpoint, on as many images (`cascade-together`: on each of them once for every look). Smaller images (*px*): resized inside the model; of a cascade each look at its cost. Bold: the best of those that met the "
-    "budget. On {place}, "
+    "budget and have the most seeds. On {place}, "
     "{images} images of {dataset}, {model}, commit {commit}, {command}:"
 )
 SMALLER = (
@@ -114,24 +114,29 @@ def accuracy_rows(board):
     """A row for each method, untrained and tuned, a column for each budget; the best at that budget in bold."""
     budgets = sorted({cell.budget for cell in board.cells}, reverse=True)
     grouped, rows = by_cell(board), []
-    best = {}
+    columns = {}
     for (_, tuned), cells in grouped.items():
         for budget, runs in cells.items():
-            if mean(runs, "cost") <= budget + TOO_DEAR:
-                best[tuned, budget] = max(best.get((tuned, budget), 0.0), mean(runs, "accuracy"))
+            columns.setdefault((tuned, budget), []).append(runs)
     for (method, tuned), cells in grouped.items():
         row = {"method": method, "": "tuned" if tuned else "untrained"}
         for budget in budgets:
-            runs = cells.get(budget)
-            row[str(budget)] = _shown(runs, best.get((tuned, budget))) if runs else ABSENT
+            row[str(budget)] = _shown(cells[budget], columns[tuned, budget]) if budget in cells else ABSENT
         rows.append(row)
     return rows
 
 
-def _shown(runs, best):
-    text = percent(runs)
-    met = mean(runs, "cost") <= runs[0].budget + TOO_DEAR
-    text = f"**{text}**" if met and mean(runs, "accuracy") == best else text
+def top1(runs, column):
+    """Top-1 of cells that differ by seed alone, in bold if of a column, the cells of one budget, they are the best: of those
+    that met it and have the most seeds."""
+    most = max(len(others) for others in column)
+    met = [others for others in column if len(others) == most and mean(others, "cost") <= others[0].budget + TOO_DEAR]
+    best = max((mean(others, "accuracy") for others in met), default=None)
+    return f"**{percent(runs)}**" if runs in met and mean(runs, "accuracy") == best else percent(runs)
+
+
+def _shown(runs, column):
+    text = top1(runs, column)
     pixels = f", {runs[0].resolution} px" if runs[0].resolution else ""
     pixels = f", {looks_text(runs[0].cascade)}" if runs[0].cascade else pixels
     return f"{text} at {mean(runs, 'cost'):.3f}{pixels}{counted(runs)}"
