@@ -12,7 +12,7 @@ from transformers.hf_argparser import string_to_bool
 
 
 def parse_settings(argv, *dataclass_types, defaults=None, set_aside=None):
-    """Parse `[FILE.yaml] [--key value | --key=value ...]`; the command line wins over the file.
+    """Parse `[FILE.yaml] [--key value | --key=value ...]`; the command line wins over the file, `--key` alone empties a list.
 
     Args:
         argv: the words after the program's name.
@@ -39,6 +39,8 @@ def parse_settings(argv, *dataclass_types, defaults=None, set_aside=None):
         kind = string_to_bool if isinstance(option.default, bool) else type(option.default)
         spellings = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))  # as HfArgumentParser has them
         parser.add_argument(*spellings, dest=name, type=kind, default=SUPPRESS, help=option.metadata.get("help"))
+    for action in parser._actions:
+        action.nargs = "*" if action.nargs == "+" else action.nargs  # a list of the file can be emptied
     if defaults is not None:
         parser.set_defaults(**defaults(words + argv))
     namespace, unknown = parser.parse_known_args(words + argv)

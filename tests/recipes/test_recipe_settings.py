@@ -32,6 +32,16 @@ def test_the_command_line_wins_over_the_file(place, tmp_path):
     assert model.gate_list() == [{"gate": "sublayer", "layers": [1]}]
 
 
+def test_a_list_of_the_file_is_emptied_by_its_key_alone(place, tmp_path):
+    types = (ModelArguments, train.DataArguments, train.DynViTTrainingArguments)
+    file = tmp_path / "listed.yaml"
+    file.write_text(f"{place.recipe.read_text()}\nfreeze_gates_at: 0.0\ntuning_budgets: [0.5, 0.6]\n")
+    words = [str(file), "--output_dir", str(tmp_path)]
+    assert parse_settings(words, *types)[2].tuning_budgets == [0.5, 0.6]
+    assert parse_settings([*words, "--tuning_budgets"], *types)[2].tuning_budgets == []
+    assert parse_settings([*words, "--tuning_budgets", "--bf16", "false"], *types)[2].tuning_budgets == []
+
+
 def test_an_unknown_key_is_named(place, tmp_path):
     with pytest.raises(ValueError, match="unknown key 'gate_learnin_rate' in the command line; did you mean gate_lea"):
         place.train("unknown", "--gate_learnin_rate", "1")
