@@ -103,8 +103,9 @@ def deployed_items(deployments):
 
 def fastest_deployed(deployments):
     """Arguments of `GAINED`: of models that were timed on one image the one of each runtime, and way to run there, that gains
-    most."""
-    timed = [(one, timing) for one, timing in deployed_items(deployments) if timing and timing.batch_size == 1]
+    most. Not one that is never right: its weights are random, for the sake of its times."""
+    useful = [one for one in deployments if one.accuracy != 0]
+    timed = [(one, timing) for one, timing in deployed_items(useful) if timing and timing.batch_size == 1]
     best = {}
     for one, timing in sorted(timed, key=lambda item: -item[1].speedup()):
         best.setdefault(runtime(one), (one, timing))

@@ -39,8 +39,13 @@ def test_a_plain_vit_is_exported_and_compared(place):
         replace(made, timings=[]),
         replace(fast, timings=[Timing(8, 8, 1.0, 1.0, 9.0, 1.0, 9)]),
     ]
+    others.append(replace(made, timings=[Timing(1, 5, 1.0, 1.0, 99.0, 1.0, 9)], accuracy=0.0))
     front = report.render_front([slow, fast, *others])
-    assert front.count("| 1.50× |") == front.count("| 2.50× |") == 1 and "batch dynamic, fixed merges |" in front
+    assert (
+        front.count("| 1.50× |") == front.count("| 2.50× |") == 1
+        and "99.00×" not in front
+        and "batch dynamic, fixed merges |" in front
+    )
     with pytest.raises(ValueError, match="kernels are for what is timed"):
         deploy.main([*words, "--kernels", "true"])
     with pytest.raises(ValueError, match=r"batch_sizes must be in 1\.\.3, .* got \[4\]"):
