@@ -160,7 +160,7 @@ def test_every_method_meets_a_budget(tiny_vit, method):
 def test_what_cannot_be_compared_is_refused():
     with pytest.raises(ValueError, match=r"methods must be 'all' or of .*, got \['x'\]"):
         check_methods(["x"], tuned=False)
-    with pytest.raises(ValueError, match="decide nothing before they are trained"):
+    with pytest.raises(ValueError, match="are nothing of their own before they are trained"):
         check_methods(["dynamicvit"], tuned=False)
     assert "dynamicvit" in check_methods(["all"], tuned=True) and "dynamicvit" not in check_methods(["all"], False)
 
