@@ -234,7 +234,7 @@ def go_on(results, file):
     given = json.loads(json.dumps(results.settings))
     for part, free in FREE.items():
         before, now = earlier.settings[part], given[part]
-        changed = sorted(key for key in now if key not in free and key in before and before[key] != now[key])
+        changed = sorted(key for key in now if key not in free and before.get(key) != now[key])
         if changed and (part != "training" or any(cell.tuned for cell in earlier.cells)):
             raise ValueError(f"{file} holds cells of another recipe, {changed} differ: give another output_dir")
     return replace(results, cells=earlier.cells, smaller=earlier.smaller)

@@ -32,27 +32,32 @@ def timings(model, folder, pixel_values, batch_sizes, seconds, **exported):
         pixel_values: tensor (images, channels, height, width), as they come: those that the model resizes are so beforehand.
         batch_sizes: none above the number of images; what does not fill a batch is left out. seconds: to spend on each.
         exported: arguments of `export` after its folder; the dense model is exported in the same way, int8 on images as they
-            come (`calibration`, a tensor).
+            come (`calibration`, a tensor). Several images of it run on streams and as a batch: the fastest way counts.
     """
     with tempfile.TemporaryDirectory() as place:
         dense = DynViTForImageClassification.from_vit(dense_vit(model))
         calibration = exported.pop("calibration", None)
         calibration = None if calibration is None else calibration.numpy()
-        at = export(dense, Path(place) / "dense", calibration=calibration, **exported)
+        ways = {exported["batch"], "dynamic"} if max(batch_sizes) > 1 else {exported["batch"]}
+        rivals = [
+            export(dense, Path(place) / batch, calibration=calibration, **{**exported, "batch": batch})
+            for batch in sorted(ways)
+        ]
         with torch.inference_mode():
-            return [_timing(model, folder, at, pixel_values, size, seconds) for size in batch_sizes]
+            return [_timing(model, folder, rivals, pixel_values, size, seconds) for size in batch_sizes]
 
 
-def _timing(model, folder, dense, pixel_values, size, seconds):
+def _timing(model, folder, rivals, pixel_values, size, seconds):
     threads, period = torch.get_num_threads(), len(pixel_values) // size
     streams = min(threads, size)
     tensors = to_serve(model, pixel_values[: period * size]).split(size)
     as_they_come = [batch.numpy() for batch in pixel_values[: period * size].split(size)]
-    arrays = {"exported": [batch.numpy() for batch in tensors], "dense": as_they_come}
-    runs = {
-        name: DynViTRuntime.from_pretrained(place, threads, streams)
-        for name, place in (("exported", folder), ("dense", dense))
-    }
+    ways = {(place, streams) for place in rivals} | {
+        (place, 1) for place in rivals
+    }  # in parts, and whole on all threads
+    places = {"exported": (folder, streams)} | {f"dense {n}": way for n, way in enumerate(sorted(ways))}
+    arrays = dict.fromkeys(places, as_they_come) | {"exported": [batch.numpy() for batch in tensors]}
+    runs = {name: DynViTRuntime.from_pretrained(place, threads, count) for name, (place, count) in places.items()}
     calls = {name: lambda index, run=run, name=name: run(arrays[name][index % period]) for name, run in runs.items()}
     calls["packed"] = lambda index: model(tensors[index % period])
     for call in calls.values():  # each number of tokens compiles what it needs
@@ -64,11 +69,7 @@ def _timing(model, folder, dense, pixel_values, size, seconds):
     medians = {
         name: [statistics.median(times[start::period]) for start in range(period)] for name, times in took.items()
     }
+    ms = {name: 1e3 * statistics.mean(found) / size for name, found in medians.items()}
+    dense = min(ms[name] for name in ms if name.startswith("dense"))
     cost = statistics.mean(float(runs["exported"](images).cost.mean()) for images in arrays["exported"])
-    return Timing(
-        size,
-        period * size,
-        cost,
-        rounds=rounds,
-        **{name: 1e3 * statistics.mean(found) / size for name, found in medians.items()},
-    )
+    return Timing(size, period * size, cost, ms["exported"], dense, ms["packed"], rounds)

@@ -32,6 +32,10 @@ def test_a_plain_vit_is_exported_and_compared(place):
         assert timing.rounds >= 3 * batches and timing.rounds % batches == 0
     assert all(min(timing.exported, timing.dense, timing.packed) > 0 for timing in made.timings)
     assert made.images == 5 and made.looks == 1.0 and 0 <= made.accuracy == made.accuracy_packed <= 1
+    one = [*words[:4], "--batch", "one", "--output", str(place.folder / "one_by_one"), "--data_files", *place.files]
+    deploy.main([*one, "--check_images", "2", "--seconds", "0.1", "--batch_sizes", "2"])
+    (timing,) = read(place.folder / "one_by_one" / "deployment.json").timings
+    assert timing.images == timing.batch_size == 2 and timing.cost == 1.0 and min(timing.dense, timing.exported) > 0
     assert "### Deployed" in report.main([str(output / "deployment.json")])
     slow, fast = (replace(made, timings=[Timing(1, 5, 1.0, 2.0, dense, 1.0, 9)]) for dense in (3.0, 5.0))
     others = [
