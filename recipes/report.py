@@ -13,7 +13,17 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from hf_dynvit.report import Benchmark, Comparison, Deployment, Evaluation, Leaderboard, Search, StepTime, Training
+from hf_dynvit.report import (
+    Benchmark,
+    Comparison,
+    Deployment,
+    Evaluation,
+    Leaderboard,
+    Runtimes,
+    Search,
+    StepTime,
+    Training,
+)
 from hf_dynvit.report import read as read_results
 from hf_dynvit.report.beside import COMPARED, INTRODUCTION, agent_rows, beside_rows
 from hf_dynvit.report.claims import claims_section
@@ -28,6 +38,9 @@ from hf_dynvit.report.looks import MEANING as LOOKS_MEANING
 from hf_dynvit.report.markdown import numbered, rows, table
 from hf_dynvit.report.per_image import MEANING, PER_IMAGE, per_image_items
 from hf_dynvit.report.rivals import by_seed
+from hf_dynvit.report.runtime_results import EVERYWHERE, GAINED_EVERYWHERE, front_rows
+from hf_dynvit.report.runtime_results import MEANING as EVERYWHERE_MEANING
+from hf_dynvit.report.runtime_results import runtime_items as way_items
 from hf_dynvit.report.stored import by_name, keep, stored, take
 from hf_dynvit.report.tables import (
     BENCHMARKED,
@@ -132,6 +145,8 @@ def render_front(results):
     ]
     parts += [TUNED, table(tuned)] if tuned else []
     parts += [CLOCK, table(timed)] if timed else []
+    everywhere = front_rows([one for one in results if isinstance(one, Runtimes)])
+    parts += [GAINED_EVERYWHERE, table(everywhere)] if everywhere else []
     deployed = fastest_deployed(one for one in results if isinstance(one, Deployment))
     parts += [GAINED_MEANING, table(rows(GAINED, deployed))] if deployed else []
     parts += [COMPARED, table(compared)] if compared else []
@@ -169,6 +184,7 @@ def render(results):
     parts += section("The dense model in other runtimes", RUNTIMES, runtimes)
     timed = [(one, step) for one in steps for step in one.steps]
     parts += section("Training steps", STEPS, timed)
+    parts += section("Every runtime", EVERYWHERE, way_items(of(Runtimes)), EVERYWHERE_MEANING)
     parts += section("Deployed", DEPLOYED, deployed_items(of(Deployment)), DEPLOYED_MEANING)
     parts += claims_section(trainings, evaluations, of(Search), steps)
     parts += comparison_section(of(Comparison))

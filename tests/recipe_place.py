@@ -30,8 +30,11 @@ NAMES_OF_SCRIPTS = (
     "merge_comparisons",
     "export",
     "leaderboard",
+    "runtimes",
 )
-train, evaluate, report, dial, search, step_time, compare, merge, deploy, leaderboard = map(script, NAMES_OF_SCRIPTS)
+train, evaluate, report, dial, search, step_time, compare, merge, deploy, leaderboard, runtimes = map(
+    script, NAMES_OF_SCRIPTS
+)
 START, END = report.markers("results")
 
 

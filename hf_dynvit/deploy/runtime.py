@@ -8,6 +8,7 @@ Letters: B images, C classes.
 
 import json
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,16 +47,19 @@ class DynViTRuntime:
         self.config, self.preprocessor, self._runs, self.streams = config, preprocessor, runs, streams
 
     @classmethod
-    def from_pretrained(cls, folder, threads=None, streams=1):
+    def from_pretrained(cls, folder, threads=None, streams=1, bfloat16=False):
         """Load a folder.
 
         Args:
             threads: of the CPU, for all streams together; None: what the runtime finds right.
             streams: images, or parts of a batch where it was exported for batches, that are computed at the same time. More
                 of them raise the throughput.
+            bfloat16: products in 16 bits, where OpenVINO has them on this CPU. Look at the agreement first: what is near a
+                threshold is decided otherwise.
 
         Raises:
-            ValueError: no exported model, or numbers below 1. ImportError: its runtime is not installed.
+            ValueError: no exported model, numbers below 1, or 16 bits of another runtime. ImportError: its runtime is not
+                installed.
         """
         folder = Path(folder)
         if streams < 1 or (threads is not None and threads < streams):
@@ -66,7 +70,9 @@ class DynViTRuntime:
                 f"{folder} holds no exported model: hf_dynvit.deploy.export or recipes/export.py makes one"
             )
         format, looks = config["deploy"]["format"], config["deploy"].get("looks", 1)
-        start = {"openvino": _openvino, "onnx": _onnx}[format]
+        if bfloat16 and format != "openvino":
+            raise ValueError(f"only OpenVINO has products in 16 bits on a CPU, and {folder} is for {format}")
+        start = {"openvino": partial(_openvino, bfloat16=bfloat16), "onnx": _onnx}[format]
         runs = [start(folder / name, threads, streams) for name in files_of(format, looks)]
         return cls(config, preprocessor, runs, streams)
 
@@ -212,10 +218,11 @@ def _onnx(file, threads, streams):
     return lambda images: list(pool.map(one, images))
 
 
-def _openvino(file, threads, streams):
+def _openvino(file, threads, streams, bfloat16=False):
     import openvino
 
-    settings = {"INFERENCE_PRECISION_HINT": "f32", "NUM_STREAMS": streams}  # sixteen bits would decide otherwise
+    precision = "bf16" if bfloat16 else "f32"  # left to itself it would take 16 bits where the CPU has them
+    settings = {"INFERENCE_PRECISION_HINT": precision, "NUM_STREAMS": streams}
     if threads is not None:
         settings["INFERENCE_NUM_THREADS"] = threads
     queue = openvino.AsyncInferQueue(openvino.Core().compile_model(file, "CPU", settings), streams)

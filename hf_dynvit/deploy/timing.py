@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from ..measure.timing import Timing, interleaved_seconds, rounds_within, with_progress
+from ..measure.timing import Timing, milliseconds_of_each
 from ..measure.trained_models import dense_vit
 from ..model.modeling_dynvit import DynViTForImageClassification
 from ..model.resolution import resized
@@ -63,13 +63,8 @@ def _timing(model, folder, rivals, pixel_values, size, seconds):
     for call in calls.values():  # each number of tokens compiles what it needs
         for index in range(period):
             call(index)
-    repetitions = max(LEAST_REPETITIONS, rounds_within(calls, seconds) // period)
-    rounds = repetitions * period
-    took = interleaved_seconds(with_progress(calls, rounds, warmup=0), rounds, warmup=0)
-    medians = {
-        name: [statistics.median(times[start::period]) for start in range(period)] for name, times in took.items()
-    }
-    ms = {name: 1e3 * statistics.mean(found) / size for name, found in medians.items()}
+    found, rounds = milliseconds_of_each(calls, period, seconds, LEAST_REPETITIONS)
+    ms = {name: batch / size for name, batch in found.items()}
     dense = min(ms[name] for name in ms if name.startswith("dense"))
     cost = statistics.mean(float(runs["exported"](images).cost.mean()) for images in arrays["exported"])
     return Timing(size, period * size, cost, ms["exported"], dense, ms["packed"], rounds)

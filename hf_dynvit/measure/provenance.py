@@ -49,7 +49,7 @@ def device_name(device):
 
 
 def instructions(device):
-    """What a processor has for products: "AVX-512, bf16", "AVX2"; "compute capability 9.0"; None where unknown."""
+    """What a processor has for products: "AVX-512, bf16, AMX", "AVX2"; "compute capability 9.0"; None where unknown."""
     device = torch.device(device)
     if device.type == "cuda":
         return "compute capability {}.{}".format(*torch.cuda.get_device_capability(device))
@@ -57,7 +57,8 @@ def instructions(device):
         return None
     name = torch.backends.cpu.get_cpu_capability().replace("AVX512", "AVX-512")
     has_bf16 = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
-    return name + (", bf16" if has_bf16() else "")
+    has_tiles = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)  # of 16 and of 8 bits
+    return name + (", bf16" if has_bf16() else "") + (", AMX" if has_tiles() else "")
 
 
 def versions():

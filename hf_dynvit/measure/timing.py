@@ -63,6 +63,21 @@ def interleaved_seconds(calls, rounds, warmup=1):
     return seconds
 
 
+def milliseconds_of_each(calls, period, seconds, least):
+    """(name -> milliseconds of a call, rounds): the mean over inputs, of the median over the repetitions of each.
+
+    Args:
+        calls: as in `interleaved_seconds`, each run once on every input before. period: after so many rounds inputs repeat.
+        seconds: about what all rounds take. least: repetitions of each input, whatever the seconds.
+    """
+    rounds = max(least, rounds_within(calls, seconds, warmup=0) // period) * period
+    took = interleaved_seconds(with_progress(calls, rounds, warmup=0), rounds, warmup=0)
+    medians = {
+        name: [statistics.median(times[start::period]) for start in range(period)] for name, times in took.items()
+    }
+    return {name: 1e3 * statistics.mean(found) for name, found in medians.items()}, rounds
+
+
 def interleaved_medians(calls, rounds, warmup=1):
     """Median seconds of each call; the arguments are those of `interleaved_seconds`."""
     return {name: statistics.median(times) for name, times in interleaved_seconds(calls, rounds, warmup).items()}

@@ -19,6 +19,7 @@ from .results import (
     StepTime,
     Training,
 )
+from .runtime_results import Runtimes
 from .schema import Results, read, write
 
 
@@ -33,6 +34,7 @@ __all__ = [
     "Results",
     "Run",
     "Runtime",
+    "Runtimes",
     "Scores",
     "Search",
     "SmallerDense",

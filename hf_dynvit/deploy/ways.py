@@ -1,0 +1,173 @@
+"""A model in each runtime, number format and state of its gates: all that can be run here, to be timed side by side.
+
+Letters: B images.
+"""
+
+import copy
+import logging
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from tqdm import tqdm
+
+from ..measure.dense import dense_calls, kernels_at_hand
+from ..measure.forwards import DTYPES
+from ..measure.trained_models import dense_vit
+from ..model.budgets import shift_gates
+from ..model.modeling_dynvit import DynViTForImageClassification
+from ..model.prepack import can_prepack
+from .checks import check_export
+from .export import export
+from .runtime import DynViTRuntime
+from .timing import to_serve
+
+
+logger = logging.getLogger(__name__)
+
+DENSE, OPEN, GATED = "dense", "gates open", "gated"
+PYTORCH, FORMATS = "PyTorch", {"ONNX Runtime": "onnx", "OpenVINO": "openvino"}
+QUANTIZED = {"int8": True, "int8 dynamic": False}  # whether activations are scaled ahead, on calibration images
+PRECISIONS = {  # of each runtime
+    PYTORCH: ("float32", "bfloat16"),
+    "ONNX Runtime": ("float32", *QUANTIZED),
+    "OpenVINO": ("float32", "bfloat16", "int8"),
+}
+OPENED = 1e4  # added to logits, it opens a gate whatever else is in them
+
+
+class Way(NamedTuple):
+    """In which runtime, number format and state of its gates a model runs."""
+
+    runtime: str
+    precision: str
+    gates: str
+
+
+class Run(NamedTuple):
+    """One way of several to run a batch.
+
+    Attributes:
+        how: "streams", "batch", or the dense way of PyTorch. call: pixel_values as `shape` wants them -> logits and cost.
+        resized: whether it takes images as the model resizes them. numpy: whether it takes and gives arrays.
+    """
+
+    how: str
+    call: object
+    resized: bool
+    numpy: bool
+
+
+def check_ways(runtimes, precisions):
+    """Refuse what is unknown, before any work; returns the `Way`s without their gates: pairs of runtime and precision.
+
+    Raises:
+        ValueError: a runtime or precision that is not in `PRECISIONS`, or a precision that none of the runtimes has.
+    """
+    known = {precision for runtime in PRECISIONS for precision in PRECISIONS[runtime]}
+    for name, given, allowed in (("runtimes", runtimes, list(PRECISIONS)), ("precisions", precisions, sorted(known))):
+        wrong = [one for one in given if one not in allowed]
+        if wrong or not given:
+            raise ValueError(f"{name} must be of {allowed}, got {wrong or given}")
+    pairs = [(runtime, one) for runtime in runtimes for one in precisions if one in PRECISIONS[runtime]]
+    absent = [one for one in precisions if one not in {precision for _, precision in pairs}]
+    if absent:
+        raise ValueError(f"{absent} is in none of {runtimes}: {PRECISIONS}")
+    return pairs
+
+
+def states(model):
+    """State of the gates -> model: without gates, with all of them open, and as it decides.
+
+    Fixed numbers and looks of a cascade have no open state.
+    """
+    found = {DENSE: DynViTForImageClassification.from_vit(dense_vit(model))}
+    if model.config.cascade is None and model.learned_gates():
+        found[OPEN] = copy.deepcopy(model).drop_budgets()
+        shift_gates(found[OPEN].learned_gates(), OPENED)
+    return found | {GATED: model}
+
+
+class Graphs:
+    """Exported graphs of a model's states, each in a folder.
+
+    Args:
+        models: of `states`. folder: an empty one. pairs: of `check_ways`; those of PyTorch are passed over.
+        many: whether several images run at a time, so that graphs for batches are made too.
+        calibration: tensor (images, channels, height, width), as images come. fixed: formats whose merges are fixed.
+    """
+
+    def __init__(self, models, folder, pairs, many, calibration, fixed=()):
+        self.models, self.folders = models, {}
+        made = {}  # graphs in float32 serve 16 bits too
+        for runtime, precision in pairs:
+            if runtime != PYTORCH:
+                quantize = precision if precision in QUANTIZED else None
+                made.setdefault((FORMATS[runtime], quantize), []).append((runtime, precision))
+        wanted = [
+            (*graph, gates, batch) for graph in made for gates in models for batch in ("one", "dynamic")[: 1 + many]
+        ]
+        ready = [one for one in wanted if self._can(*one, calibration, fixed)]
+        for format, quantize, gates, batch in tqdm(ready, desc="exporting", unit="graph"):
+            place = Path(folder) / "_".join([format, (quantize or "float32").replace(" ", "_"), gates, batch])
+            given = self._given(format, quantize, gates, calibration, fixed)
+            export(models[gates], place, format, batch, quantize and "int8", **given)
+            for runtime, precision in made[format, quantize]:
+                self.folders.setdefault(Way(runtime, precision, gates), {})[batch] = place
+
+    def _given(self, format, quantize, gates, calibration, fixed):
+        merges = "fixed" if format in fixed and gates != DENSE else "own"
+        needed = merges == "fixed" or QUANTIZED.get(quantize, False)
+        images = to_serve(self.models[gates], calibration).numpy() if needed else None
+        return {"calibration": images, "merges": merges}
+
+    def _can(self, format, quantize, gates, batch, calibration, fixed):
+        given = self._given(format, quantize, gates, calibration, fixed)
+        try:
+            check_export(self.models[gates], format, batch, quantize and "int8", **given)
+        except ValueError as error:
+            logger.warning("left out: %s, %s, %s, batch %s: %s", format, quantize, gates, batch, error)
+            return False
+        return True
+
+
+def runs_of(graphs, pairs, size, threads):
+    """`Way` -> its `Run`s, for batches of one size on so many threads."""
+    found = {}
+    for runtime, precision in pairs:
+        if runtime == PYTORCH:
+            found |= _in_pytorch(graphs.models, precision)
+    for way, folders in graphs.folders.items():
+        streams = min(threads, size)
+        places = [("streams", folders["one"], streams)] if "one" in folders else []
+        if "dynamic" in folders and size > 1:
+            places += [("batch", folders["dynamic"], 1), ("batch in parts", folders["dynamic"], streams)]
+        found[way] = []
+        for how, place, count in places:
+            runtime = DynViTRuntime.from_pretrained(place, threads, count, way.precision == "bfloat16")
+            found[way].append(Run(how if size > 1 else "", _both(runtime), way.gates != DENSE, True))
+    return found
+
+
+def _both(runtime):
+    return lambda images: runtime(images)[:2]
+
+
+def _in_pytorch(models, precision):
+    dtype, found = DTYPES[precision], {}
+    kernels = kernels_at_hand(dtype)
+    for gates, model in models.items():
+        if gates == DENSE:
+            calls = dense_calls(dense_vit(model).to(dtype), compiled=True)
+        else:
+            own = copy.deepcopy(model).to(dtype).eval()
+            calls = {"kernels" if kernels else "": own.prepack(kernels) if can_prepack() else own}
+        found[Way(PYTORCH, precision, gates)] = [
+            Run(how, partial(_forward, call), gates != DENSE, False) for how, call in calls.items()
+        ]
+    return found
+
+
+def _forward(call, images):
+    out = call(images)
+    return out.logits, getattr(out, "cost", None)

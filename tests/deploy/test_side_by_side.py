@@ -1,0 +1,88 @@
+"""Every way to run a model: what is refused ahead, which states there are, that all predict the same, and how they are timed."""
+
+import pytest
+import torch
+from exported_models import needs
+from models import gated, images
+
+from hf_dynvit.deploy.side_by_side import score_ways, time_ways
+from hf_dynvit.deploy.ways import DENSE, GATED, OPEN, PYTORCH, Graphs, Way, check_ways, runs_of, states
+
+
+@pytest.fixture
+def model(tiny_vit):
+    torch.manual_seed(0)
+    return gated(tiny_vit(), [{"gate": "merge", "distance": 4.0}]).eval()
+
+
+def test_a_runtime_or_number_format_that_is_not_there_is_refused_by_name():
+    assert check_ways([PYTORCH, "OpenVINO"], ["float32", "int8"]) == [
+        (PYTORCH, "float32"),
+        ("OpenVINO", "float32"),
+        ("OpenVINO", "int8"),
+    ]
+    with pytest.raises(ValueError, match=r"runtimes must be of .* got \['TensorRT'\]"):
+        check_ways(["TensorRT"], ["float32"])
+    with pytest.raises(ValueError, match=r"precisions must be of .* got \['int4'\]"):
+        check_ways([PYTORCH], ["int4"])
+    with pytest.raises(ValueError, match=r"\['int8'\] is in none of \['PyTorch'\]"):
+        check_ways([PYTORCH], ["float32", "int8"])
+
+
+def test_open_gates_keep_everything_and_the_model_is_left_as_it_was(model):
+    pixel_values = images(3)
+    before = model(pixel_values).cost
+    found = states(model)
+    assert list(found) == [DENSE, OPEN, GATED] and found[GATED] is model
+    with torch.no_grad():
+        dense, opened = (found[name](pixel_values) for name in (DENSE, OPEN))
+    assert (dense.logits - opened.logits).abs().max() < 1e-5
+    assert (dense.cost == 1).all() and (opened.cost >= 1).all() and (before < 1).any()
+    assert (model(pixel_values).cost == before).all()
+
+
+def test_fixed_numbers_and_cascades_have_no_open_state(tiny_vit):
+    assert list(states(gated(tiny_vit(), [{"gate": "tome", "merged": 2}]).eval())) == [DENSE, GATED]
+    looks = gated(tiny_vit(), [{"gate": "merge", "distance": 4.0}]).eval()
+    looks.set_cascade([{"budget": 0.5, "resolution": 16}, {"budget": 0.9}])
+    assert list(states(looks)) == [DENSE, GATED]
+
+
+def test_every_exported_way_predicts_what_pytorch_does_and_is_timed_with_its_cost(model, tmp_path):
+    needs("onnx")
+    pairs, pixel_values = check_ways(["ONNX Runtime"], ["float32", "int8 dynamic"]), images(6)
+    graphs = Graphs(states(model), tmp_path, pairs, False, images(4))
+    assert len(graphs.folders) == 6 and all(set(made) == {"one"} for made in graphs.folders.values())
+    with torch.no_grad():
+        out = model(pixel_values)
+    scores = {
+        one.precision: one for one in score_ways(graphs, pairs, pixel_values, out.logits.argmax(1))
+    }  # the last of each: gated
+    assert scores["float32"].gates == GATED and scores["float32"].accuracy == 1.0
+    assert all(one.same is None and one.images == 6 for one in scores.values())  # PyTorch is not among them
+    for size in (1, 3):
+        times = time_ways(graphs, pairs, pixel_values, size, 0.05)
+        assert len(times) == 6 and all(one.ms > 0 and one.batch_size == size for one in times)
+        assert all(one.rounds >= 3 * 6 // size and one.rounds % (6 // size) == 0 for one in times)
+        assert {one.how for one in times} == {"" if size == 1 else "streams"}
+        costs = {(one.precision, one.gates): one.cost for one in times}
+        assert costs["float32", GATED] == pytest.approx(out.cost.mean().item(), abs=1e-6)
+        assert costs["float32", DENSE] == 1.0
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated")  # where torch compiles
+def test_ways_of_pytorch_are_the_dense_ones_and_the_packed_model(model, tmp_path):
+    pairs, pixel_values = check_ways([PYTORCH], ["float32", "bfloat16"]), images(4)
+    graphs = Graphs(states(model), tmp_path, pairs, True, pixel_values)
+    assert not graphs.folders and not list(tmp_path.iterdir())
+    with torch.inference_mode():
+        found = runs_of(graphs, pairs, 4, 1)
+        assert {way.gates for way in found} == {DENSE, OPEN, GATED} and len(found) == 6
+        dense = found[Way(PYTORCH, "float32", DENSE)]
+        assert {"eager", "sdpa", "frozen compile", "ours, no gates"} == {run.how for run in dense}
+        (packed,) = found[Way(PYTORCH, "float32", GATED)]
+        logits, cost = packed.call(pixel_values)
+        wanted = model(pixel_values)
+        assert (logits - wanted.logits).abs().max() < 1e-5 and (cost == wanted.cost).all()
+        (half,) = found[Way(PYTORCH, "bfloat16", OPEN)]
+        assert half.call(pixel_values.bfloat16())[0].dtype == torch.bfloat16
