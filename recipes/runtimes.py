@@ -9,6 +9,8 @@ table; `report.py --write OUT/*/runtimes.json` stores them. Nothing is trained; 
 import sys
 import tempfile
 from dataclasses import dataclass, field, replace
+from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,6 +35,7 @@ from hf_dynvit.training.calibration import calibrate
 from hf_dynvit.training.presets import gate_facts
 
 
+PACKAGES = ("onnxruntime", "openvino", "nncf")
 AT_ONCE = 32  # images of a forward in calibration
 
 
@@ -63,7 +66,10 @@ class RuntimesArguments:
     images: int = field(default=64, metadata={"help": "of train, for int8, fixed merges and random weights"})
     timed_images: int = field(default=32, metadata={"help": "of validation, at least the largest batch"})
     check_images: int = field(default=0, metadata={"help": "of validation, for top-1 and agreement; 0: none"})
-    seconds: float = field(default=20.0, metadata={"help": "about what is timed of a model at a batch size"})
+    seconds: float = field(
+        default=20.0,
+        metadata={"help": "about what is timed of a model at a batch size, at least three times each batch"},
+    )
     seed: int = field(default=0, metadata={"help": "which images are used"})
 
     def __post_init__(self):
@@ -100,10 +106,12 @@ def main(argv=None):
     pairs, found = check_ways(args.runtimes, args.precisions), []
     entrants = [*map(trained, args.models), *(random(size, args) for size in args.sizes)]
     fixed = [fixed_formats(entrant.model, args.fixed) for entrant in entrants]
+    if "onnx" in (args.fixed or ()) and "int8 dynamic" in args.precisions:
+        raise ValueError('fixed merges of onnx come with int8 that is calibrated: leave out "int8 dynamic"')
     for entrant, formats in zip(entrants, fixed, strict=True):
-        found.append(measured(entrant, formats, pairs, args, data_args))
         place = Path(args.output_dir) / Path(entrant.name).name
         place.mkdir(parents=True)
+        found.append(measured(entrant, formats, pairs, args, data_args))
         write(place / "runtimes.json", found[-1])
         print("\n\n".join(numbered(rows(EVERYWHERE, runtime_items(found[-1:])))))
     return found
@@ -125,6 +133,8 @@ def random(size, args):
     torch.manual_seed(args.seed)
     vit = random_vit(size)
     model = DynViTForImageClassification.from_vit(vit, gates=args.gates, budget=args.budget).eval()
+    if not model.learned_gates():
+        raise ValueError(f"gates of random weights are brought to a budget by thresholds, {args.gates!r} has none")
     return Entrant(size, model, ViTImageProcessor(), True)
 
 
@@ -158,6 +168,10 @@ def measured(entrant, fixed, pairs, args, data_args):
     train, _ = pixels(data_args.train_split, args.images)
     checked = 0 if entrant.random else args.check_images
     images, labels = pixels(data_args.validation_split, max(checked, args.timed_images))
+    if len(images) < args.timed_images:
+        raise ValueError(
+            f"timed_images is {args.timed_images}, and {data_args.validation_split} has {len(images)} images"
+        )
     if entrant.random:
         calibrate(model, list(train.split(AT_ONCE)), args.budget)
     with tempfile.TemporaryDirectory() as folder:
@@ -165,17 +179,19 @@ def measured(entrant, fixed, pairs, args, data_args):
         scores = score_ways(graphs, pairs, images[:checked], labels[:checked]) if checked else []
         timed = images[: args.timed_images]
         times = [one for size in args.batch_sizes for one in time_ways(graphs, pairs, timed, size, args.seconds)]
+    where = measured_on("cpu", "float32", args.seed)
+    where["versions"] |= {name: metadata.version(name) for name in PACKAGES if find_spec(name)}
     return Runtimes(
         model=entrant.name,
         decides=decides(gate_facts(model)) + seen(model.config),
         random=entrant.random,
         dataset=data_args.name(),
         images=len(timed),
-        checked=checked,
+        checked=len(images[:checked]),
         fixed=list(fixed),
         times=times,
         scores=scores,
-        **measured_on("cpu", "float32", args.seed),
+        **where,
     )
 
 

@@ -39,10 +39,7 @@ def check_export(model, format, batch="one", quantize=None, calibration=None, me
     ):
         if value not in known:
             raise ValueError(f"{name} must be one of {known}, got {value!r}")
-    needed = FORMATS[format] + (("nncf",) if quantize and format == "openvino" else ())
-    missing = [package for package in needed if importlib.util.find_spec(package) is None]
-    if missing:
-        raise ImportError(f"to export for {format}, {missing} must be installed: pip install 'hf_dynvit[deploy]'")
+    check_packages(format, quantize)
     if quantize and format == "openvino" and calibration is None:
         raise ValueError("int8 for OpenVINO needs calibration images, got None")
     check_model(model)
@@ -55,6 +52,14 @@ def check_export(model, format, batch="one", quantize=None, calibration=None, me
             "int8 for ONNX Runtime leaves what stands in a branch in float32, and gates of every layer make one: export this "
             'model for batch "dynamic", or for OpenVINO'
         )
+
+
+def check_packages(format, quantize=None):
+    """Raise ImportError for a format, in 8 bits or not, that needs a package which is missing."""
+    needed = FORMATS[format] + (("nncf",) if quantize and format == "openvino" else ())
+    missing = [package for package in needed if importlib.util.find_spec(package) is None]
+    if missing:
+        raise ImportError(f"to export for {format}, {missing} must be installed: pip install 'hf_dynvit[deploy]'")
 
 
 def check_model(model):

@@ -47,7 +47,7 @@ class DynViTRuntime:
         self.config, self.preprocessor, self._runs, self.streams = config, preprocessor, runs, streams
 
     @classmethod
-    def from_pretrained(cls, folder, threads=None, streams=1, bfloat16=False):
+    def from_pretrained(cls, folder, threads=None, streams=1, bfloat16=False, images=None):
         """Load a folder.
 
         Args:
@@ -56,6 +56,7 @@ class DynViTRuntime:
                 of them raise the throughput.
             bfloat16: products in 16 bits, where OpenVINO has them on this CPU. Look at the agreement first: what is near a
                 threshold is decided otherwise.
+            images: of each stream's part of a batch, which is then of no other size: the runtime can plan for it. None: any.
 
         Raises:
             ValueError: no exported model, numbers below 1, or 16 bits of another runtime. ImportError: its runtime is not
@@ -73,6 +74,7 @@ class DynViTRuntime:
         if bfloat16 and format != "openvino":
             raise ValueError(f"only OpenVINO has products in 16 bits on a CPU, and {folder} is for {format}")
         start = {"openvino": partial(_openvino, bfloat16=bfloat16), "onnx": _onnx}[format]
+        start = partial(start, images=None if config["deploy"]["batch"] == "one" else images)
         runs = [start(folder / name, threads, streams) for name in files_of(format, looks)]
         return cls(config, preprocessor, runs, streams)
 
@@ -193,7 +195,7 @@ def _read(file):
     return json.loads(file.read_text())
 
 
-def _onnx(file, threads, streams):
+def _onnx(file, threads, streams, images=None):
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -207,6 +209,8 @@ def _onnx(file, threads, streams):
     options.add_session_config_entry(
         "session.force_spinning_stop", "1"
     )  # between images its threads would block others
+    if images is not None:
+        options.add_free_dimension_override_by_name("images", images)
     session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
 
     def one(image):
@@ -218,14 +222,18 @@ def _onnx(file, threads, streams):
     return lambda images: list(pool.map(one, images))
 
 
-def _openvino(file, threads, streams, bfloat16=False):
+def _openvino(file, threads, streams, bfloat16=False, images=None):
     import openvino
 
     precision = "bf16" if bfloat16 else "f32"  # left to itself it would take 16 bits where the CPU has them
     settings = {"INFERENCE_PRECISION_HINT": precision, "NUM_STREAMS": streams}
     if threads is not None:
         settings["INFERENCE_NUM_THREADS"] = threads
-    queue = openvino.AsyncInferQueue(openvino.Core().compile_model(file, "CPU", settings), streams)
+    core = openvino.Core()
+    graph = core.read_model(file)
+    if images is not None:
+        graph.reshape([images, *(size.get_length() for size in list(graph.input(0).partial_shape)[1:])])
+    queue = openvino.AsyncInferQueue(core.compile_model(graph, "CPU", settings), streams)
 
     def run(images):
         found = [None] * len(images)

@@ -30,40 +30,52 @@ def time_ways(graphs, pairs, pixel_values, size, seconds):
     period = len(pixel_values) // size
     used, threads = pixel_values[: period * size], torch.get_num_threads()
     served = to_serve(graphs.models[GATED], used)
-    best, costs = {}, {}
+    best = {}
     with torch.inference_mode():
-        for way, runs in tqdm(runs_of(graphs, pairs, size, threads).items(), desc=f"batch {size}: first", unit="way"):
-            calls, spent = {}, []
-            for run in runs:
-                images = (served if run.resized else used).split(size)
-                images = _as_taken(images, run, way)
-                calls[run.how] = lambda index, run=run, images=images: run.call(images[index % period])
-                spent = [calls[run.how](index)[1] for index in range(period)]  # kernels for each number of tokens
-            took = (
-                interleaved_seconds(calls, TRIALS * period, warmup=0) if len(calls) > 1 else dict.fromkeys(calls, [0])
-            )
-            how = min(took, key=lambda name: statistics.median(took[name]))
-            best[way], costs[way] = (how, calls[how]), 1.0 if spent[0] is None else _mean(spent)
-        calls = {way: call for way, (_, call) in best.items()}
-        ms, rounds = milliseconds_of_each(calls, period, seconds, LEAST_REPETITIONS)
+        for way, runs in tqdm(runs_of(graphs, pairs, size, threads), desc=f"batch {size}: first", unit="way"):
+            batches = [_as_taken((served if run.resized else used).split(size), run, way) for run in runs]
+            best[way] = _fastest(runs, batches)
+        ms, rounds = milliseconds_of_each(
+            {way: call for way, (_, call, _) in best.items()}, period, seconds, LEAST_REPETITIONS
+        )
     return [
-        WayTime(**way._asdict(), batch_size=size, how=how, ms=ms[way] / size, cost=costs[way], rounds=rounds)
-        for way, (how, _) in best.items()
+        WayTime(**way._asdict(), batch_size=size, how=how, ms=ms[way] / size, cost=cost, rounds=rounds)
+        for way, (how, _, cost) in best.items()
     ]
 
 
+def _fastest(runs, batches):
+    """(how, function of the round's number, mean cost) of the `Run` that is fastest in two trials; the others are freed.
+
+    Args:
+        batches: of each run, those that it takes in turns.
+    """
+
+    def in_turns(run, taken):
+        return lambda index: run.call(taken[index % len(taken)])
+
+    calls = {run.how: in_turns(run, taken) for run, taken in zip(runs, batches, strict=True)}
+    period = len(batches[0])
+    spent = {how: [call(index)[1] for index in range(period)] for how, call in calls.items()}  # compiles what it needs
+    how = next(iter(calls))
+    if len(calls) > 1:
+        took = interleaved_seconds(calls, TRIALS * period, warmup=0)
+        how = min(took, key=lambda name: statistics.median(took[name]))
+    return how, calls[how], 1.0 if spent[how][0] is None else _mean(spent[how])
+
+
 def score_ways(graphs, pairs, pixel_values, labels=None):
-    """A `WayScore` for each way, on the same images.
+    """A `WayScore` for each way, of single images where it runs them.
 
     Args:
         graphs, pairs, pixel_values: as in `time_ways`. labels: int64 tensor (images,); None: they are not known.
     """
     size = min(AT_ONCE, len(pixel_values))
-    runs = {way: runs[0] for way, runs in runs_of(graphs, pairs, size, torch.get_num_threads()).items()}
+    every = runs_of(graphs, pairs, size, torch.get_num_threads(), most=1)
     batches = {True: to_serve(graphs.models[GATED], pixel_values).split(size), False: pixel_values.split(size)}
     guesses = {}
     with torch.inference_mode():
-        for way, run in tqdm(runs.items(), desc="predictions", unit="way"):
+        for way, (run, *_) in tqdm(every, desc="predictions", unit="way"):
             images = _as_taken(batches[run.resized], run, way)
             guesses[way] = torch.cat([torch.as_tensor(run.call(batch)[0]).argmax(1) for batch in images])
     found = []

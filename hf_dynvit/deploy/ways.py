@@ -15,9 +15,10 @@ from ..measure.dense import dense_calls, kernels_at_hand
 from ..measure.forwards import DTYPES
 from ..measure.trained_models import dense_vit
 from ..model.budgets import shift_gates
+from ..model.gate import LearnedGate
 from ..model.modeling_dynvit import DynViTForImageClassification
 from ..model.prepack import can_prepack
-from .checks import check_export
+from .checks import check_export, check_packages
 from .export import export
 from .runtime import DynViTRuntime
 from .timing import to_serve
@@ -63,6 +64,7 @@ def check_ways(runtimes, precisions):
 
     Raises:
         ValueError: a runtime or precision that is not in `PRECISIONS`, or a precision that none of the runtimes has.
+        ImportError: a package that is missing.
     """
     known = {precision for runtime in PRECISIONS for precision in PRECISIONS[runtime]}
     for name, given, allowed in (("runtimes", runtimes, list(PRECISIONS)), ("precisions", precisions, sorted(known))):
@@ -73,23 +75,34 @@ def check_ways(runtimes, precisions):
     absent = [one for one in precisions if one not in {precision for _, precision in pairs}]
     if absent:
         raise ValueError(f"{absent} is in none of {runtimes}: {PRECISIONS}")
+    for runtime, precision in pairs:
+        if runtime != PYTORCH:
+            check_packages(FORMATS[runtime], precision in QUANTIZED)
     return pairs
 
 
 def states(model):
     """State of the gates -> model: without gates, with all of them open, and as it decides.
 
-    Fixed numbers and looks of a cascade have no open state.
+    Only thresholds have an open state, not fixed numbers, draws, and looks of a cascade.
     """
     found = {DENSE: DynViTForImageClassification.from_vit(dense_vit(model))}
-    if model.config.cascade is None and model.learned_gates():
+    gates = [gate for layer in model.gates for gate in layer.values()]
+    by_threshold = all(isinstance(gate, LearnedGate) and _has_threshold(gate) for gate in gates)
+    if model.config.cascade is None and gates and by_threshold:
         found[OPEN] = copy.deepcopy(model).drop_budgets()
         shift_gates(found[OPEN].learned_gates(), OPENED)
     return found | {GATED: model}
 
 
+def _has_threshold(gate):
+    return getattr(gate, "amount", "threshold") == "threshold"
+
+
 class Graphs:
     """Exported graphs of a model's states, each in a folder.
+
+    What cannot be exported is left out, and it is said. Where merges are fixed there is no open state: none would merge.
 
     Args:
         models: of `states`. folder: an empty one. pairs: of `check_ways`; those of PyTorch are passed over.
@@ -105,13 +118,21 @@ class Graphs:
                 quantize = precision if precision in QUANTIZED else None
                 made.setdefault((FORMATS[runtime], quantize), []).append((runtime, precision))
         wanted = [
-            (*graph, gates, batch) for graph in made for gates in models for batch in ("one", "dynamic")[: 1 + many]
+            (*graph, gates, batch)
+            for graph in made
+            for gates in models
+            for batch in ("one", "dynamic")[: 1 + many]
+            if not (gates == OPEN and graph[0] in fixed)
         ]
         ready = [one for one in wanted if self._can(*one, calibration, fixed)]
         for format, quantize, gates, batch in tqdm(ready, desc="exporting", unit="graph"):
             place = Path(folder) / "_".join([format, (quantize or "float32").replace(" ", "_"), gates, batch])
             given = self._given(format, quantize, gates, calibration, fixed)
-            export(models[gates], place, format, batch, quantize and "int8", **given)
+            try:
+                export(models[gates], place, format, batch, quantize and "int8", **given)
+            except Exception as error:  # exporters and quantisers have their own kinds; the other ways go on
+                logger.warning("left out: %s, %s, %s, batch %s: %s", format, quantize, gates, batch, error)
+                continue
             for runtime, precision in made[format, quantize]:
                 self.folders.setdefault(Way(runtime, precision, gates), {})[batch] = place
 
@@ -131,22 +152,28 @@ class Graphs:
         return True
 
 
-def runs_of(graphs, pairs, size, threads):
-    """`Way` -> its `Run`s, for batches of one size on so many threads."""
-    found = {}
+def runs_of(graphs, pairs, size, threads, most=None):
+    """Yields each `Way` with its `Run`s, for batches of one size on so many threads; what is not kept of them is freed.
+
+    Args:
+        most: runs of an exported way, all unless given; the first ones are single images.
+    """
     for runtime, precision in pairs:
         if runtime == PYTORCH:
-            found |= _in_pytorch(graphs.models, precision)
+            yield from _in_pytorch(graphs.models, precision).items()
     for way, folders in graphs.folders.items():
         streams = min(threads, size)
-        places = [("streams", folders["one"], streams)] if "one" in folders else []
-        if "dynamic" in folders and size > 1:
-            places += [("batch", folders["dynamic"], 1), ("batch in parts", folders["dynamic"], streams)]
-        found[way] = []
-        for how, place, count in places:
-            runtime = DynViTRuntime.from_pretrained(place, threads, count, way.precision == "bfloat16")
-            found[way].append(Run(how if size > 1 else "", _both(runtime), way.gates != DENSE, True))
-    return found
+        places = [("streams", folders["one"], streams, 1)] if "one" in folders else []
+        if "dynamic" in folders and (size > 1 or not places):
+            places += [("batch", folders["dynamic"], 1, size)]
+        if "dynamic" in folders and size > 1 and size % streams == 0 and streams > 1:
+            places += [("batch in parts", folders["dynamic"], streams, size // streams)]
+        runs = []
+        for how, place, count, images in places[:most]:
+            fixed = None if most else images  # a last batch may be smaller where predictions are compared
+            runtime = DynViTRuntime.from_pretrained(place, threads, count, way.precision == "bfloat16", fixed)
+            runs.append(Run(how if size > 1 else "", _both(runtime), way.gates != DENSE, True))
+        yield way, runs
 
 
 def _both(runtime):

@@ -1,5 +1,6 @@
 """Seconds of things to compare, measured in turns so that a machine that slows down slows all of them."""
 
+import random
 import statistics
 import time
 from dataclasses import dataclass
@@ -43,7 +44,7 @@ def seconds_of_work(device):
 
 
 def interleaved_seconds(calls, rounds, warmup=1):
-    """Time each call once per round, in an order that shifts from round to round.
+    """Time each call once per round, in another order each time, the same in every run.
 
     Args:
         calls: name -> function of the round's number, so that rounds can use different batches; warm-up rounds get 0.
@@ -56,9 +57,10 @@ def interleaved_seconds(calls, rounds, warmup=1):
         raise ValueError(f"rounds must be at least 1, got {rounds}")
     names, seconds = list(calls), {name: [] for name in calls}
     _run(calls, warmup)
+    shuffle = random.Random(0).shuffle
     for index in range(rounds):
-        start = index % len(names)  # nobody always runs after the same neighbour's cache
-        for name in names[start:] + names[:start]:
+        shuffle(names)  # nobody always runs after the same neighbour, its cache and its threads that wait for more
+        for name in names:
             seconds[name].append(_seconds(calls[name], index))
     return seconds
 

@@ -140,8 +140,8 @@ EVERYWHERE = GAINS | {
 MEANING = (
     "Timed in turns in one run, on different images; in brackets the fastest way to run a batch there (*streams*: images one by one, "
     "in parallel; *batch*: together; *batch in parts*: a part for each thread). *Dense*: the plain ViT on the images as they come, in the "
-    "same runtime and number format; *of all*: the fastest dense one of all runtimes in that number format. *Gates open*: what "
-    "gates themselves take. *Fixed merges*: as many for every image. Top-1 is of the images predicted."
+    "same runtime and number format; *of all*: the fastest dense one of all runtimes timed, in that number format. *Gates open*: what "
+    "gates themselves take. *Fixed merges*: as many for every image. Where they are, there is no open state. Top-1 is of the images predicted, one by one."
 )
 GAINED_EVERYWHERE = (
     "In each runtime and number format, milliseconds of an image, of the plain ViT there → with gates at work, and how many times as "

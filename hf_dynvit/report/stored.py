@@ -12,7 +12,13 @@ from .schema import parse
 from .traces import refuse_names, with_relative_paths
 
 
-SAY_NOTHING = ("results", "front", "compare", "leaderboard")  # names that recipes give, each in the folder of its run
+SAY_NOTHING = (
+    "results",
+    "front",
+    "compare",
+    "leaderboard",
+    "runtimes",
+)  # names that recipes give, each in the folder of its run
 
 
 def stored_name(path):

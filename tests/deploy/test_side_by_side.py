@@ -1,10 +1,14 @@
 """Every way to run a model: what is refused ahead, which states there are, that all predict the same, and how they are timed."""
 
+import json
+
+import numpy as np
 import pytest
 import torch
 from exported_models import needs
 from models import gated, images
 
+from hf_dynvit.deploy import DynViTRuntime, export
 from hf_dynvit.deploy.side_by_side import score_ways, time_ways
 from hf_dynvit.deploy.ways import DENSE, GATED, OPEN, PYTORCH, Graphs, Way, check_ways, runs_of, states
 
@@ -46,6 +50,45 @@ def test_fixed_numbers_and_cascades_have_no_open_state(tiny_vit):
     looks = gated(tiny_vit(), [{"gate": "merge", "distance": 4.0}]).eval()
     looks.set_cascade([{"budget": 0.5, "resolution": 16}, {"budget": 0.9}])
     assert list(states(looks)) == [DENSE, GATED]
+    assert list(states(gated(tiny_vit(), "dynamicvit").eval())) == [DENSE, GATED]  # learned, and a fixed number stay
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # where torch compiles
+def test_what_runs_single_images_nowhere_runs_as_a_batch_of_one(tiny_vit, tmp_path):
+    needs("onnx")
+    torch.manual_seed(0)
+    model, pixel_values = gated(tiny_vit(), [{"gate": "sublayer"}]).eval(), images(4)
+    pairs = check_ways([PYTORCH, "ONNX Runtime"], ["float32", "int8"])
+    graphs = Graphs({GATED: model}, tmp_path, pairs, True, pixel_values)
+    exported = [Way("ONNX Runtime", "float32", GATED), Way("ONNX Runtime", "int8", GATED)]
+    assert [sorted(graphs.folders[way]) for way in exported] == [["dynamic", "one"], ["dynamic"]]
+    scores = score_ways(graphs, pairs, pixel_values)
+    assert [(one.runtime, one.precision) for one in scores] == [(PYTORCH, "float32"), *(way[:2] for way in exported)]
+    assert scores[0].same == scores[1].same == 1.0 and scores[1].accuracy is None
+    for size, hows in ((1, [[""], [""]]), (4, [["streams", "batch", "batch in parts"], ["batch", "batch in parts"]])):
+        with torch.inference_mode():
+            runs = dict(runs_of(graphs, pairs[1:], size, 2))
+            assert [[run.how for run in runs[way]] for way in exported] == hows
+            wanted = model(pixel_values[:size]).logits
+            for run in runs[exported[0]]:
+                logits, _ = run.call(pixel_values[:size].numpy())
+                assert (torch.from_numpy(logits) - wanted).abs().max() < 1e-5
+
+
+def test_sixteen_bits_in_openvino_and_none_in_onnx_runtime(model, tmp_path):
+    needs("openvino")
+    place = export(model, tmp_path / "exported", "openvino", "dynamic")
+    pixel_values = images(4)
+    full = DynViTRuntime.from_pretrained(place, threads=1, images=4)(pixel_values.numpy())
+    half = DynViTRuntime.from_pretrained(place, threads=1, bfloat16=True)(pixel_values.numpy())
+    with torch.no_grad():
+        wanted = model(pixel_values)
+    assert abs(full.logits - wanted.logits.numpy()).max() < 1e-5 and abs(full.cost - wanted.cost.numpy()).max() < 1e-6
+    assert np.isfinite(half.logits).all() and abs(half.logits - full.logits).max() < 0.1
+    config = json.loads((place / "config.json").read_text())
+    (place / "config.json").write_text(json.dumps(config | {"deploy": config["deploy"] | {"format": "onnx"}}))
+    with pytest.raises(ValueError, match="only OpenVINO has products in 16 bits"):
+        DynViTRuntime.from_pretrained(place, bfloat16=True)
 
 
 def test_every_exported_way_predicts_what_pytorch_does_and_is_timed_with_its_cost(model, tmp_path):
@@ -76,7 +119,7 @@ def test_ways_of_pytorch_are_the_dense_ones_and_the_packed_model(model, tmp_path
     graphs = Graphs(states(model), tmp_path, pairs, True, pixel_values)
     assert not graphs.folders and not list(tmp_path.iterdir())
     with torch.inference_mode():
-        found = runs_of(graphs, pairs, 4, 1)
+        found = dict(runs_of(graphs, pairs, 4, 1))
         assert {way.gates for way in found} == {DENSE, OPEN, GATED} and len(found) == 6
         dense = found[Way(PYTORCH, "float32", DENSE)]
         assert {"eager", "sdpa", "frozen compile", "ours, no gates"} == {run.how for run in dense}

@@ -11,6 +11,7 @@ from hf_dynvit import DynViTForImageClassification
 from hf_dynvit.measure.ways import WayTime
 from hf_dynvit.report import read
 from hf_dynvit.report.runtime_results import front_rows, rows_of
+from hf_dynvit.report.stored import stored_name
 
 
 pytestmark = pytest.mark.skipif(
@@ -51,6 +52,7 @@ def test_gains_of_a_model_in_a_runtime_are_measured_stored_and_shown(place, merg
         assert all(score.images == 5 and 0 <= score.accuracy <= 1 for score in row.scores)
     shown = report.main([str(output / "merging" / "runtimes.json")])
     assert "### Every runtime" in shown and shown.count("| ONNX Runtime | float32 |") == 2
+    assert runtimes.PACKAGES[0] in made.versions and stored_name(output / "merging" / "runtimes.json") == "merging"
     with pytest.raises(ValueError, match=r"would hold \['merging'\] twice"):
         runtimes.main([*words, "--output_dir", str(output)])
 
@@ -111,6 +113,10 @@ def test_what_cannot_be_timed_is_refused_before_any_work(place, merging):
         runtimes.main([*words, "--batch_sizes", "64"])
     with pytest.raises(ValueError, match=r"fixed must be of .* got \['coreml'\]"):
         runtimes.main([*words, "--fixed", "coreml"])
+    with pytest.raises(ValueError, match="'tome' has none"):
+        runtimes.main([*words, "--sizes", "tiny", "--gates", "tome"])
+    with pytest.raises(ValueError, match='leave out "int8 dynamic"'):
+        runtimes.main([*words, "--fixed", "onnx", "--precisions", "int8 dynamic"])
     with pytest.raises(ValueError, match="has neither gates nor a cascade"):
         runtimes.main(["--models", place.vit, *words[2:]])
     skipping = DynViTForImageClassification.from_vit(place.vit, gates=[{"gate": "sublayer"}])
