@@ -29,7 +29,8 @@ SMALLER = (
 def joined(boards):
     """Boards of the same checkpoint and images as one, their cells in the order they come; what several hold counts once.
 
-    Boards that were tuned for longer or shorter stay apart; one without tuned cells goes with that of most tuned ones.
+    Boards that were tuned for longer or shorter stay apart; one without tuned cells goes with that of most tuned ones. Where
+    devices differ, all are named.
     """
     found, first = {}, {}
     for board in sorted(boards, key=lambda board: -sum(cell.tuned for cell in board.cells)):
@@ -45,6 +46,9 @@ def joined(boards):
             if (one.method, one.budget, one.tuned, one.seed) not in known
         ]
         found[key] = replace(before or board, cells=cells, smaller=board.smaller or (before and before.smaller))
+        if before and processor(board) not in processor(before):
+            both = f"{processor(before)} and {processor(board)}"
+            found[key] = replace(found[key], device=both, instructions=None)
     return list(found.values())
 
 

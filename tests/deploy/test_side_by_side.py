@@ -1,5 +1,6 @@
 """Every way to run a model: what is refused ahead, which states there are, that all predict the same, and how they are timed."""
 
+import importlib.util
 import json
 
 import numpy as np
@@ -19,12 +20,16 @@ def model(tiny_vit):
     return gated(tiny_vit(), [{"gate": "merge", "distance": 4.0}]).eval()
 
 
-def test_a_runtime_or_number_format_that_is_not_there_is_refused_by_name():
-    assert check_ways([PYTORCH, "OpenVINO"], ["float32", "int8"]) == [
+def test_a_runtime_or_number_format_that_is_not_there_is_refused_by_name(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "nncf" else "there")
+    assert check_ways([PYTORCH, "OpenVINO"], ["float32", "bfloat16"]) == [
         (PYTORCH, "float32"),
+        (PYTORCH, "bfloat16"),
         ("OpenVINO", "float32"),
-        ("OpenVINO", "int8"),
+        ("OpenVINO", "bfloat16"),
     ]
+    with pytest.raises(ImportError, match=r"to export for openvino, \['nncf'\] must be installed"):
+        check_ways([PYTORCH, "OpenVINO"], ["float32", "int8"])
     with pytest.raises(ValueError, match=r"runtimes must be of .* got \['TensorRT'\]"):
         check_ways(["TensorRT"], ["float32"])
     with pytest.raises(ValueError, match=r"precisions must be of .* got \['int4'\]"):

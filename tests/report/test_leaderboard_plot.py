@@ -78,6 +78,15 @@ def test_a_board_in_parts_has_the_smaller_model_of_any_and_says_what_it_reaches(
         assert ", at 0.75 measured ms per image, batch 2." in text
 
 
+def test_a_board_in_parts_of_several_machines_names_all_of_them():
+    here, there = board(), replace(board(), device="Other CPU", instructions="AVX2")
+    there.cells[0] = replace(there.cells[0], seed=1)
+    (joined,) = leaderboard.joined([here, there])
+    assert joined.device.endswith(" and Other CPU (AVX2)") and joined.device.startswith(here.device)
+    (again,) = leaderboard.joined([joined, there, here])
+    assert (again.device, again.instructions) == (joined.device, None)
+
+
 def test_a_dense_model_tuned_alike_takes_the_place_of_the_given_one(tmp_path, monkeypatch):
     made = board()
     made.cells.append(replace(made.cells[0], method="dense", budget=1.0, accuracy=0.7, cost=1.0, throughput=[]))
