@@ -8,6 +8,9 @@ from .resolution import choose_resolution, nearest_of, nearest_size, sizes_for
 
 # Of a cascade's budget: with a second look for one image in five the two make the whole.
 FIRST_LOOK, SECOND_LOOK = 2 / 3, 5 / 3
+# Of this budget are the looks of dearer cascades, too: more images get the second one. Dearer looks would be of the same
+# size twice, and two that see the same know little more than one.
+MOST_SPLIT = 0.5
 TOO_DEAR = 0.02  # cost above that of a look, where gates do not reach it
 LEFT_IN_FIRST = 0.45  # what gates leave of the first look's size
 
@@ -43,12 +46,14 @@ def words_of(cascade):
 def looks_for(config, budget, gated):
     """Two looks of a cascade (`DynViTConfig`) for a mean cost: a first one for all images, a second one for one in five.
 
+    Above a budget of `MOST_SPLIT` they are those of `MOST_SPLIT`, for more images.
+
     Args:
         config: of a ViT with square images. budget: mean cost of the cascade.
         gated: whether gates meet the budget of a look; else the size of images alone does.
     """
-    side = pair(config.image_size)[0]
-    first, second = round(FIRST_LOOK * budget, 4), round(min(1.0, SECOND_LOOK * budget), 4)
+    side, split = pair(config.image_size)[0], min(budget, MOST_SPLIT)
+    first, second = round(FIRST_LOOK * split, 4), round(SECOND_LOOK * split, 4)
     sizes = (nearest_size(config, min(1.0, first / LEFT_IN_FIRST)), None) if gated else ()
     sizes = sizes or (nearest_size(config, first), nearest_size(config, second))
     return [{"resolution": size or side, "budget": cost} for size, cost in zip(sizes, (first, second), strict=True)]

@@ -87,7 +87,7 @@ def test_sizes_of_looks_are_tried(place, tmp_path, capsys):
     ]
     dial.main([*words, "--output", str(tmp_path / "auto")])
     looks = DynViTForImageClassification.from_pretrained(tmp_path / "auto").config.cascade
-    assert [look["budget"] for look in looks] == [0.4, 1.0] and all(
+    assert [look["budget"] for look in looks] == [0.3333, 0.8333] and all(
         look["resolution"] in (16, 24, 32) for look in looks
     )
     said = ", ".join(f"{look['resolution']} px at a mean cost of {look['budget']}" for look in looks)

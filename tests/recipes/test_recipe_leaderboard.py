@@ -56,6 +56,7 @@ def test_the_dense_model_can_be_tuned_beside_them(place):
 
 @pytest.mark.parametrize("method", ["cascade", "cascade-together"])
 def test_a_cascade_is_tuned_look_by_look(place, monkeypatch, method):
+    monkeypatch.setattr("hf_dynvit.training.looks.MOST_SPLIT", 0.6)  # less is out of reach of this small model
     words = ["--methods", method, "--budgets", "0.7", "--tune", "true", "--seeds", "1"]
     trained, build = [], leaderboard.DynViTTrainer
     monkeypatch.setattr(leaderboard, "DynViTTrainer", lambda **given: trained.append(given["args"]) or build(**given))
@@ -63,9 +64,9 @@ def test_a_cascade_is_tuned_look_by_look(place, monkeypatch, method):
     assert [args.looks_together for args in trained] == [together]
     assert [cell["tuned"] for cell in cells] == ([True] if together else [False, True])  # untrained they are the same
     for cell in cells:
-        assert [look["budget"] for look in cell["cascade"]] == pytest.approx([0.4667, 1.0])
+        assert [look["budget"] for look in cell["cascade"]] == pytest.approx([0.4, 1.0])
         assert cell["cost"] == pytest.approx(0.7, abs=0.2) and cell["resolution"] is None
-    assert "at 0.4667" in (place.folder / method / "leaderboard.md").read_text()
+    assert "at 0.4," in (place.folder / method / "leaderboard.md").read_text()
     with pytest.raises(ValueError, match="looks_together is what the method says: take 'cascade-together'"):
         run(place, method, *words, "--looks_together", "true")
 

@@ -126,6 +126,9 @@ def test_words_name_looks():
     config = DynViTConfig(hidden_size=192, num_attention_heads=3, intermediate_size=768)
     first, second = read_looks(["auto"], config, 0.3)
     assert first == {"resolution": 160, "budget": 0.2} and second == {"resolution": 224, "budget": 0.5}
+    half = read_looks(["auto"], config, 0.5)
+    assert [look["budget"] for look in half] == [0.3333, 0.8333] and half[0]["resolution"] < half[1]["resolution"]
+    assert half == read_looks(["auto"], config, 0.65) == read_looks(["auto"], config, 1.0)  # for more images
     with pytest.raises(ValueError, match="auto or looks such as 160@0.2 224@0.5"):
         read_looks(["160"])
 
