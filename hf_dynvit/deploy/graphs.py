@@ -23,7 +23,9 @@ def write_openvino(model, shape, file, many, quantize, calibration):
     """
     import openvino
 
-    graph = openvino.convert_model(_program(Stream(model, step=STEP, many=many, given=_given(model, shape)), shape))
+    graph = openvino.convert_model(
+        _program(Stream(model, step=STEP, many=many, given=given_size(model, shape)), shape)
+    )
     graph.reshape([-1 if many else 1, *shape])
     graph.input(0).get_tensor().set_names({"pixel_values"})
     for index, name in enumerate(("logits", "cost")):
@@ -36,7 +38,7 @@ def write_openvino(model, shape, file, many, quantize, calibration):
 def write_onnx(model, shape, file, many, quantize, calibration):
     """An ONNX file; the rest as `write_openvino`."""
     program = torch.onnx.export(
-        _program(Stream(model, square=True, many=many, given=_given(model, shape)), shape),
+        _program(Stream(model, square=True, many=many, given=given_size(model, shape)), shape),
         dynamo=True,
         opset_version=OPSET,
         input_names=["pixel_values"],
@@ -49,7 +51,7 @@ def write_onnx(model, shape, file, many, quantize, calibration):
         quantize_onnx(file, model, calibration)
 
 
-def _given(model, shape):
+def given_size(model, shape):
     """The size of images (channels, height, width) that the graph has to resize; None: it is the model's."""
     resolution = model.config.resolution
     return None if resolution is None or pair(resolution) == tuple(shape[1:]) else tuple(shape[1:])

@@ -32,7 +32,7 @@ class Parting(NamedTuple):
         if not self.many and self.step == 1:
             return _hinted(keep[0].nonzero().squeeze(1)).unsqueeze(0), None
         most = count.max()
-        places = torch.arange(keep.shape[1])
+        places = torch.arange(keep.shape[1], device=keep.device)
         columns = _hinted((places < most + -most % self.step).nonzero().squeeze(1))  # (K,)
         return _order(keep).index_select(1, columns), columns < count.unsqueeze(1)
 
@@ -41,7 +41,7 @@ class Parting(NamedTuple):
         if self.fixed is not None:
             gone = _order(keep)[:, self.fixed :]
             return gone, gone >= first
-        places, some = torch.arange(keep.shape[1]), (count > first).unsqueeze(1)
+        places, some = torch.arange(keep.shape[1], device=keep.device), (count > first).unsqueeze(1)
         if not self.many and self.step == 1:
             gone = (~keep[0] | (places < first)).nonzero().transpose(0, 1)  # the protected, too, for there to be any
             return gone, (gone >= first) & some
@@ -75,7 +75,7 @@ def keeps_as_many(gate):
 
 def _order(keep):
     """int64 (B, N): the places of the tokens that stay, in their order, and then those of the others."""
-    places = torch.arange(keep.shape[1], dtype=torch.float32)
+    places = torch.arange(keep.shape[1], dtype=torch.float32, device=keep.device)
     return torch.where(keep, places, places + keep.shape[1]).argsort(
         1
     )  # no two alike: runtimes differ in who is first

@@ -13,7 +13,7 @@ from ..measure.forwards import DTYPES
 from ..measure.timing import interleaved_seconds, milliseconds_of_each
 from ..measure.ways import WayScore, WayTime
 from .timing import LEAST_REPETITIONS, to_serve
-from .ways import GATED, PYTORCH, Way, runs_of
+from .ways import FIXED, GATED, PYTORCH, Way, runs_of
 
 
 TRIALS = 2  # rounds after which the fastest of several ways to run a batch is taken
@@ -80,7 +80,7 @@ def score_ways(graphs, pairs, pixel_values, labels=None):
             guesses[way] = torch.cat([torch.as_tensor(run.call(batch)[0]).argmax(1) for batch in images])
     found = []
     for way, guess in guesses.items():
-        wanted = guesses.get(Way(PYTORCH, "float32", way.gates))
+        wanted = guesses.get(Way(PYTORCH, "float32", GATED if way.gates == FIXED else way.gates))
         found.append(
             WayScore(
                 **way._asdict(),

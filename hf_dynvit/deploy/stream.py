@@ -21,6 +21,7 @@ from ..model.encoder import layer_notes
 from ..model.gate_merge import MergeGate
 from ..model.gates import GATES
 from ..model.layer_packed import spread_heads
+from ..model.prepack import are_joinable
 from ..model.resolution import resized
 from .leaving import leave, word_places
 from .parting import Parting, fixed_counts
@@ -40,15 +41,16 @@ class Stream(nn.Module):
             several images, and with one where merge gates alone drop.
         many: whether B is any number; else it is 1.
         given: height and width of images that the graph itself resizes to the model's resolution; None: they have it.
+        joint: whether queries, keys and values are one product, of weights that a compiler joins beforehand.
     """
 
-    def __init__(self, model, square=False, step=1, many=False, given=None):
+    def __init__(self, model, square=False, step=1, many=False, given=None, joint=False):
         super().__init__()
         self.resizes = given is not None
         if self.resizes:
             self.rows, self.columns = map(nn.Buffer, resizing(given, pair(model.config.resolution)))
         drops = [gate for gates in model.gates for gate in gates.values() if gate.drop]
-        self.model, self.square, self.many = model, square, many
+        self.model, self.square, self.many, self.joint = model, square, many, joint
         step = step if many or all(isinstance(gate, MergeGate) for gate in drops) else 1
         self.partings = [Parting(fixed, many, step) for fixed in fixed_counts(model)]
         self.notes = layer_notes(model)
@@ -95,7 +97,7 @@ class Stream(nn.Module):
         tokens = run(steps, bypass_of(gates), whole, tokens, sublayers, allowed, self.many)
         asked = any(allowed)
         if not all(allowed):
-            allowed = torch.tensor([allowed])
+            allowed = torch.tensor([allowed], device=before.device)
             sublayers = allowed.expand(len(before), -1) if sublayers is None else sublayers & allowed
         return tokens, Ran(before, tokens.count, heads, sublayers, searched, asked)
 
@@ -103,7 +105,11 @@ class Stream(nn.Module):
         """`Tokens` after it, with what it notes of them. Products with weights are those of all rows side by side."""
         x, size = tokens.x, tokens.size
         rows = parts.attention_norm(x).flatten(0, 1)
-        joint = [linear(rows) for linear in parts.projections]
+        if self.joint and are_joinable(parts.projections):
+            weights, biases = zip(*((linear.weight, linear.bias) for linear in parts.projections), strict=True)
+            joint = [F.linear(rows, torch.cat(weights), None if biases[0] is None else torch.cat(biases))]
+        else:
+            joint = [linear(rows) for linear in parts.projections]
         parted = joint if len(joint) == 3 else joint[0].chunk(3, -1)
         q, k, v = (t.view(*x.shape[:2], -1, parts.head_dim) for t in parted)  # (B, N, H, d)
         if parts.turn is not None:
@@ -137,7 +143,8 @@ class Stream(nn.Module):
         kept = [one.kept.unsqueeze(1) for one in ran]
         decisions = [LayerDecisions(own, own, one.heads, one.sublayers) for own, one in zip(kept, ran, strict=True)]
         config, tokens, full = model.config, model.tokens_run, model.num_tokens
-        macs = sum(one.searched for one in ran) + torch.zeros(batch)
+        device = ran[0].before.device
+        macs = sum(one.searched for one in ran) + torch.zeros(batch, device=device)
         for entry in config.gates or []:  # alike but for their weights
             layers = [layer for layer in entry.get("layers", range(len(ran))) if ran[layer].asked]
             if layers:
@@ -146,7 +153,7 @@ class Stream(nn.Module):
                 macs = macs + (spent.sum(0) if torch.is_tensor(spent) else spent * len(layers))
         for notes, decided in zip(self.notes, decisions, strict=True):
             macs = macs + noting_macs(config, decided, tokens) if notes else macs
-        return cost(config, decisions, batch, tokens, model.num_labels, macs, "cpu", full, model.gates, tokens)
+        return cost(config, decisions, batch, tokens, model.num_labels, macs, device, full, model.gates, tokens)
 
 
 def resizing(given, wanted):

@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from ..measure.dense import dense_calls, kernels_at_hand
+from ..measure.compiled import compiled
+from ..measure.dense import AHEAD, dense_calls, kernels_at_hand
 from ..measure.forwards import DTYPES
 from ..measure.trained_models import dense_vit
 from ..model.budgets import shift_gates
@@ -19,14 +20,17 @@ from ..model.gate import LearnedGate
 from ..model.modeling_dynvit import DynViTForImageClassification
 from ..model.prepack import can_prepack
 from .checks import check_export, check_packages
+from .compiled import CompiledDynViT
 from .export import export
+from .fixed import check_fixable
 from .runtime import DynViTRuntime
+from .stream import Stream
 from .timing import to_serve
 
 
 logger = logging.getLogger(__name__)
 
-DENSE, OPEN, GATED = "dense", "gates open", "gated"
+DENSE, OPEN, GATED, FIXED = "dense", "gates open", "gated", "fixed merges"
 PYTORCH, FORMATS = "PyTorch", {"ONNX Runtime": "onnx", "OpenVINO": "openvino"}
 QUANTIZED = {"int8": True, "int8 dynamic": False}  # whether activations are scaled ahead, on calibration images
 PRECISIONS = {  # of each runtime
@@ -95,14 +99,23 @@ def states(model):
     return found | {GATED: model}
 
 
+def _is_fixable(model):
+    try:
+        check_fixable(model)
+    except ValueError:
+        return False
+    return True
+
+
 def _has_threshold(gate):
     return getattr(gate, "amount", "threshold") == "threshold"
 
 
 class Graphs:
-    """Exported graphs of a model's states, each in a folder.
+    """Exported graphs of a model's states, each in a folder, and its compiled forms.
 
-    What cannot be exported is left out, and it is said. Where merges are fixed there is no open state: none would merge.
+    What cannot be exported is left out, and it is said. Where merges are fixed there is no open state: none would merge. PyTorch
+    runs a model that merges and does nothing else in both ways, as each image decides, and fixed and compiled.
 
     Args:
         models: of `states`. folder: an empty one. pairs: of `check_ways`; those of PyTorch are passed over.
@@ -111,7 +124,10 @@ class Graphs:
     """
 
     def __init__(self, models, folder, pairs, many, calibration, fixed=()):
-        self.models, self.folders = models, {}
+        self.models, self.folders, self.compiled = models, {}, {}
+        for runtime, precision in pairs:
+            if runtime == PYTORCH and _is_fixable(models[GATED]):
+                self.compiled[precision] = CompiledDynViT(models[GATED], calibration, DTYPES[precision])
         made = {}  # graphs in float32 serve 16 bits too
         for runtime, precision in pairs:
             if runtime != PYTORCH:
@@ -161,6 +177,9 @@ def runs_of(graphs, pairs, size, threads, most=None):
     for runtime, precision in pairs:
         if runtime == PYTORCH:
             yield from _in_pytorch(graphs.models, precision).items()
+            if precision in graphs.compiled:
+                call = partial(_forward, graphs.compiled[precision])
+                yield Way(runtime, precision, FIXED), [Run(AHEAD, call, False, False)]
     for way, folders in graphs.folders.items():
         streams = min(threads, size)
         places = [("streams", folders["one"], streams, 1)] if "one" in folders else []
@@ -185,7 +204,8 @@ def _in_pytorch(models, precision):
     kernels = kernels_at_hand(dtype)
     for gates, model in models.items():
         if gates == DENSE:
-            calls = dense_calls(dense_vit(model).to(dtype), compiled=True)
+            calls = dense_calls(dense_vit(model).to(dtype), compiled=False)
+            calls[AHEAD] = compiled(Stream(copy.deepcopy(model).to(dtype).eval(), many=True, joint=True))
         else:
             own = copy.deepcopy(model).to(dtype).eval()
             calls = {"kernels" if kernels else "": own.prepack(kernels) if can_prepack() else own}

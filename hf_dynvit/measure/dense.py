@@ -1,6 +1,6 @@
 """What a packed model is held against: the dense ViT in the fastest of the ways that PyTorch and this package have.
 
-Eager, SDPA, compiled with frozen weights (CUDA: tuned as far as the compiler goes), and this package's own model without
+Eager, SDPA, compiled ahead of time with weights as constants (CUDA: tuned as far as the compiler goes), and this package's own model without
 gates, with prepacked weights on CPU: what our products alone are worth is no gain of skipping.
 """
 
@@ -12,14 +12,15 @@ import torch
 from ..model.kernels import SERVED, load_kernels
 from ..model.modeling_dynvit import DynViTForImageClassification
 from ..model.prepack import can_prepack
+from .compiled import compiled as compiled_of
 
 
 logger = logging.getLogger(__name__)
 
 KERNELS = ("eager", "sdpa")
-FROZEN, TUNED = "frozen compile", "compile max-autotune"  # on CPU, on CUDA
+AHEAD, TUNED = "compiled ahead of time", "compile max-autotune"  # on CPU, on CUDA
+FROZEN = "frozen compile"  # of stored results: the same program, started from Python
 OURS = "ours, no gates"
-GRAPHS = 64  # models of one class that may be compiled beside each other; torch gives up silently after 8
 
 
 def dense_calls(vit, compiled):
@@ -30,14 +31,14 @@ def dense_calls(vit, compiled):
         compiled: whether the compiled model is among them. A published number needs it.
 
     Returns:
-        dict: `KERNELS`, `FROZEN` or `TUNED`, and `OURS`.
+        dict: `KERNELS`, `AHEAD` or `TUNED`, and `OURS`.
     """
     calls = {}
     for kernel in KERNELS:
         calls[kernel] = twin(vit)
         calls[kernel].set_attn_implementation(kernel)
     if compiled:
-        calls[TUNED if vit.device.type == "cuda" else FROZEN] = Compiled(calls["sdpa"])
+        calls[AHEAD if vit.device.type == "cpu" else TUNED] = compiled_of(calls["sdpa"])
     calls[OURS] = without_gates(vit)
     return calls
 
@@ -67,26 +68,3 @@ def kernels_at_hand(dtype=torch.float32):
 def twin(module):
     """A copy that shares the weights."""
     return copy.deepcopy(module, memo={id(weight): weight for weight in module.parameters()})
-
-
-class Compiled:
-    """A dense model compiled once for each shape of images; on CPU its weights become constants of the program.
-
-    torch freezes where the setting is on and no gradient is recorded *while it compiles*: the setting is on for that time
-    alone, so that nothing else freezes.
-    """
-
-    def __init__(self, vit):
-        self.frozen = vit.device.type != "cuda"
-        self.model = torch.compile(vit, dynamic=False, mode=None if self.frozen else "max-autotune")
-        self.shapes = set()
-
-    def __call__(self, images):
-        if images.shape in self.shapes:
-            return self.model(images)
-        if torch.is_grad_enabled():
-            raise RuntimeError("weights are frozen only where no gradient is recorded: call it in torch.no_grad()")
-        with torch._inductor.config.patch(freezing=self.frozen), torch._dynamo.config.patch(recompile_limit=GRAPHS):
-            out = self.model(images)
-        self.shapes.add(images.shape)
-        return out

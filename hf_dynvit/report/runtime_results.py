@@ -10,7 +10,7 @@ from .schema import Results
 from .tables import MEASURED, of
 
 
-DENSE, OPEN, GATED = "dense", "gates open", "gated"  # as in deploy/ways.py
+DENSE, OPEN, GATED, FIXED = "dense", "gates open", "gated", "fixed merges"  # as in deploy/ways.py
 
 
 @dataclass(kw_only=True)
@@ -20,7 +20,8 @@ class Runtimes(Results):
     Attributes:
         model: folder, Hub id, or a size of random weights. decides: what its gates do. random: whether weights are, so that
             only times say something.
-        images, checked: how many were timed, and how many predictions are of. fixed: formats whose merges are fixed.
+        images, checked: how many were timed, and how many predictions are of. fixed: formats whose merges are fixed where gates
+            are at work; PyTorch has both states.
         times, scores: of each way; scores [] where none was asked for.
     """
 
@@ -70,7 +71,7 @@ def rows_of(results):
     """A `Row` for each, of what has gates at work."""
     found, formats = [], {"ONNX Runtime": "onnx", "OpenVINO": "openvino"}
     for gated in results.times:
-        if gated.gates != GATED:
+        if gated.gates not in (GATED, FIXED):
             continue
         way, size = (gated.runtime, gated.precision), gated.batch_size
         rivals = [
@@ -83,11 +84,12 @@ def rows_of(results):
                 Row(
                     *way,
                     size,
-                    *(results.time(*way, gates, size) for gates in (DENSE, OPEN)),
+                    results.time(*way, DENSE, size),
+                    results.time(*way, OPEN, size) if gated.gates == GATED else None,
                     gated,
                     min(rivals, key=lambda one: one.ms),
-                    formats.get(gated.runtime) in results.fixed,
-                    tuple(results.score(*way, gates) for gates in (DENSE, GATED)),
+                    gated.gates == FIXED or formats.get(gated.runtime) in results.fixed,
+                    tuple(results.score(*way, gates) for gates in (DENSE, gated.gates)),
                 )
             )
     return found
@@ -156,7 +158,7 @@ def front_rows(found):
     for results in found:
         ways = {}
         for row in rows_of(results):
-            ways.setdefault((row.runtime, row.precision), {})[row.batch_size] = row
+            ways.setdefault((row.runtime, row.precision, row.fixed), {})[row.batch_size] = row
         for by_size in ways.values():
             first = next(iter(by_size.values()))
             shown = {name: GAINS[name](results, first) for name in ("model", "runtime", "number format", "cost")}

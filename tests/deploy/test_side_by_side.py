@@ -6,12 +6,13 @@ import json
 import numpy as np
 import pytest
 import torch
-from exported_models import needs
+from exported_models import needs, without_the_compiler
 from models import gated, images
 
 from hf_dynvit.deploy import DynViTRuntime, export
 from hf_dynvit.deploy.side_by_side import score_ways, time_ways
-from hf_dynvit.deploy.ways import DENSE, GATED, OPEN, PYTORCH, Graphs, Way, check_ways, runs_of, states
+from hf_dynvit.deploy.ways import DENSE, FIXED, GATED, OPEN, PYTORCH, Graphs, Way, check_ways, runs_of, states
+from hf_dynvit.measure.dense import AHEAD
 
 
 @pytest.fixture
@@ -58,7 +59,7 @@ def test_fixed_numbers_and_cascades_have_no_open_state(tiny_vit):
     assert list(states(gated(tiny_vit(), "dynamicvit").eval())) == [DENSE, GATED]  # learned, and a fixed number stay
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # where torch compiles
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the runtime's own modules
 def test_what_runs_single_images_nowhere_runs_as_a_batch_of_one(tiny_vit, tmp_path):
     needs("onnx")
     torch.manual_seed(0)
@@ -118,19 +119,24 @@ def test_every_exported_way_predicts_what_pytorch_does_and_is_timed_with_its_cos
         assert costs["float32", DENSE] == 1.0
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated")  # where torch compiles
-def test_ways_of_pytorch_are_the_dense_ones_and_the_packed_model(model, tmp_path):
+def test_ways_of_pytorch_are_the_dense_ones_the_packed_model_and_its_fixed_form(model, tmp_path, monkeypatch):
+    without_the_compiler(monkeypatch)
     pairs, pixel_values = check_ways([PYTORCH], ["float32", "bfloat16"]), images(4)
     graphs = Graphs(states(model), tmp_path, pairs, True, pixel_values)
     assert not graphs.folders and not list(tmp_path.iterdir())
     with torch.inference_mode():
         found = dict(runs_of(graphs, pairs, 4, 1))
-        assert {way.gates for way in found} == {DENSE, OPEN, GATED} and len(found) == 6
+        assert {way.gates for way in found} == {DENSE, OPEN, GATED, FIXED} and len(found) == 8
         dense = found[Way(PYTORCH, "float32", DENSE)]
-        assert {"eager", "sdpa", "frozen compile", "ours, no gates"} == {run.how for run in dense}
+        assert {"eager", "sdpa", AHEAD, "ours, no gates"} == {run.how for run in dense}
         (packed,) = found[Way(PYTORCH, "float32", GATED)]
         logits, cost = packed.call(pixel_values)
         wanted = model(pixel_values)
         assert (logits - wanted.logits).abs().max() < 1e-5 and (cost == wanted.cost).all()
         (half,) = found[Way(PYTORCH, "bfloat16", OPEN)]
         assert half.call(pixel_values.bfloat16())[0].dtype == torch.bfloat16
+        (fixed,) = found[Way(PYTORCH, "float32", FIXED)]
+        assert fixed.how == AHEAD and len(set(fixed.call(pixel_values)[1].tolist())) == 1
+    scores = score_ways(graphs, pairs, pixel_values)
+    assert [one.same for one in scores if (one.precision, one.gates) == ("float32", GATED)] == [1.0]
+    assert all(one.same is not None for one in scores if one.gates == FIXED)

@@ -10,7 +10,8 @@ from recipe_place import END, START, report
 
 from hf_dynvit.benchmark import BenchmarkArguments
 from hf_dynvit.data.rows import DataArguments
-from hf_dynvit.measure.dense import FROZEN, OURS, Compiled, dense_calls
+from hf_dynvit.measure.compiled import Ahead
+from hf_dynvit.measure.dense import AHEAD, OURS, dense_calls
 from hf_dynvit.measure.forwards import Setting, measure
 from hf_dynvit.measure.random_decisions import gate_entries
 from hf_dynvit.measure.trained_models import open_models, time_batches
@@ -30,17 +31,17 @@ def fresh_compiler():
 
 
 @pytest.mark.filterwarnings(COMPILED)
-def test_the_compiled_dense_model_has_its_weights_frozen_and_leaves_the_setting_off(tiny_vit, fresh_compiler):
+def test_the_compiled_dense_model_has_its_weights_in_the_program_and_leaves_the_setting_off(tiny_vit, fresh_compiler):
     vit, x = tiny_vit(1), images(2)
-    frozen = Compiled(vit)
+    ahead = Ahead(vit)
     with torch.inference_mode():
-        before = frozen(x).logits.clone()
+        before = ahead(x).logits.clone()
         torch.testing.assert_close(before, vit(x).logits, atol=1e-5, rtol=0)
         vit.classifier.bias.add_(1.0)
-        assert torch.equal(frozen(x).logits, before)  # a constant of the program
+        assert torch.equal(ahead(x).logits, before)  # a constant of the program
         assert not torch._inductor.config.freezing
-    with pytest.raises(RuntimeError, match="frozen only where no gradient"):
-        Compiled(vit)(x)
+    assert torch.equal(ahead(x).logits, before) and not ahead(x).logits.requires_grad
+    assert list(ahead.programs) == [(x.shape, x.dtype)]
 
 
 def test_ours_without_gates_is_the_dense_model_prepacked(tiny_vit):
@@ -56,7 +57,7 @@ def test_ours_without_gates_is_the_dense_model_prepacked(tiny_vit):
 def test_speed_is_against_the_fastest_dense_and_against_ours_without_gates(tiny_vit, fresh_compiler):
     setting = Setting("small", "float32", 2, [("patch", 0.7)], 2, 2, 1.0, compiled=True, prepacked=True)
     for row in measure(tiny_vit(2), setting, seed=0):
-        assert set(row.dense_ms) == {"eager", "sdpa", FROZEN, OURS}
+        assert set(row.dense_ms) == {"eager", "sdpa", AHEAD, OURS}
         assert row.speedup == min(row.dense_ms.values()) / row.packed_ms
         assert row.gates_speedup == row.dense_ms[OURS] / row.packed_ms
         assert row.realised == row.speedup * row.timed_cost
@@ -83,7 +84,7 @@ def test_working_memory_counts_the_prepacked_weights(tiny_vit, tmp_path):
 
 @pytest.mark.parametrize(
     "names, missing",
-    [(("eager", "sdpa"), OURS), (("eager", "sdpa", OURS), FROZEN), (("eager", FROZEN, OURS), "sdpa")],
+    [(("eager", "sdpa"), OURS), (("eager", "sdpa", OURS), AHEAD), (("eager", AHEAD, OURS), "sdpa")],
 )
 def test_a_speed_against_less_than_all_dense_models_is_not_published(names, missing, tmp_path):
     readme = tmp_path / "README.md"

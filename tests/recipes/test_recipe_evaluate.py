@@ -10,7 +10,7 @@ from recipe_place import END, START, dial, evaluate, report
 from transformers import AutoImageProcessor
 
 from hf_dynvit import DynViTForImageClassification
-from hf_dynvit.measure.dense import FROZEN, OURS
+from hf_dynvit.measure.dense import AHEAD, OURS
 from hf_dynvit.model.bypass import bypass_of
 from hf_dynvit.model.gate import Score
 from hf_dynvit.report.markdown import command
@@ -58,7 +58,7 @@ def test_evaluate_measures_what_training_reported_and_report_writes_the_tables(p
     assert results["per_image"]["images"] == 9 and (tmp_path / "cheapest_dearest.png").exists()
 
     for row in results["throughput"]:
-        row["dense_ms"][FROZEN] = 1e9  # as if it had been compiled, without which nothing is published
+        row["dense_ms"][AHEAD] = 1e9  # as if it had been compiled, without which nothing is published
     out.write_text(json.dumps(results))
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n{START}\nold\n{END}\nafter\n")
@@ -190,7 +190,7 @@ def test_the_report_takes_the_benchmark_and_nothing_else(tmp_path):
     readme.write_text(f"before {START} old {END} after")
     row = random_speed(
         cost=0.5,
-        dense_ms={"eager": 30.0, "sdpa": 25.0, FROZEN: 20.0, OURS: 24.0},
+        dense_ms={"eager": 30.0, "sdpa": 25.0, AHEAD: 20.0, OURS: 24.0},
         packed_ms=12.5,
         peak_mib={"dense": 30.25, OURS: 44.0, "packed": 36.0},
         prepacked_mib={"dense": 0.0, OURS: 21.0, "packed": 21.0},
@@ -198,7 +198,7 @@ def test_the_report_takes_the_benchmark_and_nothing_else(tmp_path):
     made = fill(Benchmark, {**MEASURED, "instructions": "AVX2", "command": "python benchmark", "rows": [row]}, "made")
     report.main(["--readme", str(readme), str(written(tmp_path, made, "speed.json"))])
     assert (
-        "| tiny | float32 | 8 | patch | 0.500 | 20.0 (frozen compile) | 12.5 | yes | 1.60× | 0.80 | 1.92× "
+        "| tiny | float32 | 8 | patch | 0.500 | 20.0 (compiled ahead of time) | 12.5 | yes | 1.60× | 0.80 | 1.92× "
         "| 30.2; 44.0 (21.0); 36.0 (21.0) | 9 | 2 | A CPU (AVX2) | 0 | abc | [1] |" in readme.read_text()
     )
     assert "1. `python benchmark`" in readme.read_text() and " old " not in readme.read_text()

@@ -1,0 +1,84 @@
+"""Fixed merges compiled as a whole: what such a model gives, as it is called, and what is refused."""
+
+import pytest
+import torch
+from exported_models import without_the_compiler
+from models import gated, images, run
+from torch.testing import assert_close
+
+from hf_dynvit import calibrate
+from hf_dynvit.deploy.compiled import CompiledDynViT
+from hf_dynvit.deploy.export import single_look
+from hf_dynvit.deploy.fixed import FixedMerge, fix_merges
+
+
+MERGE = [{"gate": "merge", "distance": 4.0}]
+LOOKS = [{"budget": 0.52, "resolution": 24}, {"budget": 0.9}]
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated")  # where torch compiles
+
+
+@pytest.fixture
+def uncompiled(monkeypatch):
+    without_the_compiler(monkeypatch)
+
+
+def test_a_compiled_model_gives_what_its_merges_give_when_they_are_fixed(tiny_vit):
+    torch.manual_seed(0)
+    model, pixels = gated(tiny_vit(2), MERGE).eval(), images(5)
+    fast = CompiledDynViT(model, pixels)
+    fixed = single_look(model, 0)
+    fix_merges(fixed, pixels)
+    wanted = run(fixed, "packed", pixels)
+    with torch.inference_mode():
+        found = fast(pixels)
+    assert_close(found.logits, wanted.logits, atol=1e-5, rtol=0)
+    assert_close(found.cost, wanted.cost, atol=1e-6, rtol=0)
+    assert found.looks is None and not isinstance(model.gates[0]["attention_tokens"], FixedMerge)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_batches_of_all_sizes_give_what_single_images_give(tiny_vit, uncompiled, dtype):
+    torch.manual_seed(0)
+    model, pixels = gated(tiny_vit(3), MERGE, resolution=24).eval(), images(4)
+    fast = CompiledDynViT(model, pixels, dtype)
+    together = fast(pixels)
+    alone = [fast(image) for image in pixels.split(1)]
+    assert together.logits.dtype == dtype and together.cost.dtype == torch.float32
+    bound = 1e-5 if dtype == torch.float32 else 0.05
+    assert_close(together.logits, torch.cat([out.logits for out in alone]), atol=bound, rtol=0)
+    assert (together.cost == torch.cat([out.cost for out in alone])).all() and len(set(together.cost.tolist())) == 1
+    fixed = single_look(model, 0)
+    fix_merges(fixed, pixels)
+    wanted = run(fixed, "packed", pixels)
+    assert_close(together.logits.float(), wanted.logits, atol=10 * bound, rtol=0)
+    assert_close(together.cost, wanted.cost, atol=1e-6, rtol=0)
+
+
+def test_a_cascade_looks_again_where_it_is_unsure(tiny_vit, uncompiled):
+    torch.manual_seed(0)
+    model, pixels = gated(tiny_vit(2, num_labels=3), MERGE, cascade=LOOKS).eval(), images(16)
+    calibrate(model, [pixels], 0.8)
+    fast = CompiledDynViT(model, pixels)
+    found, each = fast(pixels), [fast(pixels, look=look) for look in (0, 1)]
+    assert set(found.looks.tolist()) == {1, 2}
+    again = found.looks == 2
+    mean = (each[0].logits.softmax(-1) + each[1].logits.softmax(-1))[again] / 2
+    assert_close(found.logits[again].softmax(-1), mean, atol=1e-5, rtol=0)
+    assert_close(found.logits[~again].softmax(-1), each[0].logits[~again].softmax(-1), atol=1e-5, rtol=0)
+    assert_close(found.cost, each[0].cost + again * each[1].cost, atol=1e-6, rtol=0)
+    assert fast(pixels, budget=0.6).looks.sum() < found.looks.sum()
+
+
+def test_what_has_no_fixed_merges_is_refused(tiny_vit, uncompiled):
+    pixels = images(2)
+    with pytest.raises(
+        ValueError, match="merges can be fixed where merge gates alone drop tokens, here it is nothing"
+    ):
+        CompiledDynViT(gated(tiny_vit(), [{"gate": "sublayer"}]), pixels)
+    with pytest.raises(ValueError, match="fixed merges need calibration images, got 0"):
+        CompiledDynViT(gated(tiny_vit(), MERGE), pixels[:0])
+    fast = CompiledDynViT(gated(tiny_vit(), MERGE).eval(), pixels)
+    with pytest.raises(ValueError, match="fixed merges are for one budget, got another: 0.5"):
+        fast(pixels, budget=0.5)
+    with pytest.raises(ValueError, match="look=1 needs a model with a cascade"):
+        fast(pixels, look=1)
