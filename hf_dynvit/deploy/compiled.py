@@ -1,8 +1,8 @@
-"""PyTorch at its fastest on one device: merges in a number that is known ahead, so that torch compiles the whole model.
+"""PyTorch at its fastest on a CPU: merges in a number that is known ahead, so that torch compiles the whole model.
 
-A packed model asks after every gate how many tokens are left, and neither a compiler nor CUDA graphs see past that question. Where
-all sizes are known there is no question: weights become constants of the program (CPU), bookkeeping is fused with the
-products, and images of a batch need no padding.
+A packed model asks after every gate how many tokens are left, and no compiler sees past that question. Where all sizes are
+known there is no question: weights become constants of the program, bookkeeping is fused with the products, and images of a
+batch need no padding.
 
 Letters: B images, C classes.
 """
@@ -12,44 +12,51 @@ import torch
 from ..measure.compiled import compiled
 from ..model.cascade import in_looks, view
 from ..model.configuration_dynvit import pair
+from ..model.gate_merge import MergeGate
 from ..model.outputs import DynViTClassifierOutput
 from .checks import check_model
 from .export import single_look
-from .fixed import check_fixable, fix_merges
+from .fixed import fix_merges
 from .graphs import given_size
+from .parting import keeps_as_many
 from .stream import Stream
 
 
 class CompiledDynViT:
-    """A `DynViTForImageClassification` for inference with fixed merges: each image merges as much as others have on average.
+    """A `DynViTForImageClassification` for inference whose layers run as many tokens of every image.
 
-    Called like the model it was made of, it gives logits, cost, and of a cascade the looks taken. It compiles at the first call with
-    a number of images, for a minute or so; weights and thresholds are those of the time it was made.
+    Merge gates merge in each image as many pairs as on average of others, those of the least logit. Gates that keep as many tokens of
+    every image anyway stay what they are. Called like the model it was made of, it gives logits, cost, and of a cascade the
+    looks taken. It compiles at the first call with a number of images, for a minute or so; weights and thresholds are those of
+    the time it was made.
 
     Args:
-        model: as `check_fixable` lets pass; it is copied and stays as it is.
-        calibration: pixel_values (images, channels, height, width), as images come, of which the average is.
-        dtype: of the products; None: the model's. Costs and what is learned about merges come from float32.
+        model: on CPU, as `check_compilable` lets pass; it is copied and stays as it is.
+        calibration: pixel_values (images, channels, height, width), as images come, of which the average of merges is. None is
+            needed without merge gates.
+        dtype: of the products; None: the model's. Costs, and how many pairs merge, come from float32.
+
+    Raises:
+        ValueError: what `check_compilable` refuses, or no images for merges.
     """
 
-    def __init__(self, model, calibration, dtype=None):
-        check_model(model)
-        check_fixable(model)
-        if not len(calibration):
-            raise ValueError("fixed merges need calibration images, got 0")
-        parameter = next(model.parameters())
-        device, self.dtype = parameter.device, dtype or parameter.dtype
+    def __init__(self, model, calibration=None, dtype=None):
+        merges = check_compilable(model)
+        if merges and (calibration is None or not len(calibration)):
+            raise ValueError("fixed merges need calibration images, whose mean they are, got none")
+        self.dtype = dtype or next(model.parameters()).dtype
         self.config, self.layout = model.config, "packed"
         shape = (model.config.num_channels, *pair(model.config.image_size))
         looks = [single_look(model, look) for look in range(len(model.config.cascade or [0]))]
         self._calls, costs = [], []
         with torch.no_grad():
             for look in looks:
-                fix_merges(look, calibration.float().cpu())
+                if merges:
+                    fix_merges(look, torch.as_tensor(calibration).float())
                 stream = Stream(look, many=True, given=given_size(look, shape), joint=True).eval()
                 costs.append(stream(torch.zeros(1, *shape))[1])
-                self._calls.append(compiled(stream.to(device=device, dtype=self.dtype)))
-        self.costs = torch.cat(costs).to(device)  # (looks,)
+                self._calls.append(compiled(stream.to(self.dtype)))
+        self.costs = torch.cat(costs)  # (looks,)
 
     @torch.no_grad()
     def __call__(self, pixel_values, budget=None, look=None, return_dict=True):
@@ -70,3 +77,24 @@ class CompiledDynViT:
         parts = pixel_values.split(1) if look else [pixel_values]
         logits = torch.cat([call(part).logits for part in parts])
         return DynViTClassifierOutput(logits=logits, cost=self.costs[look or 0].repeat(len(logits)))
+
+
+def check_compilable(model):
+    """Whether a model has merges to fix; what has no sizes that can be known ahead is refused.
+
+    Raises:
+        TypeError, ValueError: as `check_model`, a model that is not on CPU, or a gate that leaves each image its own number of tokens,
+            heads or sub-layers.
+    """
+    check_model(model)
+    device = next(model.parameters()).device
+    if device.type != "cpu":
+        raise ValueError(f"models are compiled so on CPU, this one is on {device}")
+    gates = [gate for gates in model.gates for gate in gates.values()]
+    own = {type(gate).__name__ for gate in gates if not (type(gate) is MergeGate or gate.drop and keeps_as_many(gate))}
+    if own:
+        raise ValueError(
+            f"gates that leave each image its own number of tokens, heads or sub-layers cannot be compiled, got {sorted(own)}. Use the "
+            "packed model, model.prepack(kernels=True), or gates that merge"
+        )
+    return any(type(gate) is MergeGate for gate in gates)

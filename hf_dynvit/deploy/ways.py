@@ -20,9 +20,8 @@ from ..model.gate import LearnedGate
 from ..model.modeling_dynvit import DynViTForImageClassification
 from ..model.prepack import can_prepack
 from .checks import check_export, check_packages
-from .compiled import CompiledDynViT
+from .compiled import CompiledDynViT, check_compilable
 from .export import export
-from .fixed import check_fixable
 from .runtime import DynViTRuntime
 from .stream import Stream
 from .timing import to_serve
@@ -99,9 +98,10 @@ def states(model):
     return found | {GATED: model}
 
 
-def _is_fixable(model):
+def is_compilable(model):
+    """Whether all sizes of a model's layers can be known ahead."""
     try:
-        check_fixable(model)
+        check_compilable(model)
     except ValueError:
         return False
     return True
@@ -115,7 +115,7 @@ class Graphs:
     """Exported graphs of a model's states, each in a folder, and its compiled forms.
 
     What cannot be exported is left out, and it is said. Where merges are fixed there is no open state: none would merge. PyTorch
-    runs a model that merges and does nothing else in both ways, as each image decides, and fixed and compiled.
+    runs a model in which merge gates alone say how many tokens there are in both ways, as each image decides, and fixed and compiled.
 
     Args:
         models: of `states`. folder: an empty one. pairs: of `check_ways`; those of PyTorch are passed over.
@@ -126,7 +126,7 @@ class Graphs:
     def __init__(self, models, folder, pairs, many, calibration, fixed=()):
         self.models, self.folders, self.compiled = models, {}, {}
         for runtime, precision in pairs:
-            if runtime == PYTORCH and _is_fixable(models[GATED]):
+            if runtime == PYTORCH and is_compilable(models[GATED]):
                 self.compiled[precision] = CompiledDynViT(models[GATED], calibration, DTYPES[precision])
         made = {}  # graphs in float32 serve 16 bits too
         for runtime, precision in pairs:
@@ -176,10 +176,12 @@ def runs_of(graphs, pairs, size, threads, most=None):
     """
     for runtime, precision in pairs:
         if runtime == PYTORCH:
-            yield from _in_pytorch(graphs.models, precision).items()
+            found = _in_pytorch(graphs.models, precision)
             if precision in graphs.compiled:
-                call = partial(_forward, graphs.compiled[precision])
-                yield Way(runtime, precision, FIXED), [Run(AHEAD, call, False, False)]
+                state = FIXED if check_compilable(graphs.models[GATED]) else GATED
+                run = Run(AHEAD, partial(_forward, graphs.compiled[precision]), False, False)
+                found.setdefault(Way(runtime, precision, state), []).append(run)
+            yield from found.items()
     for way, folders in graphs.folders.items():
         streams = min(threads, size)
         places = [("streams", folders["one"], streams, 1)] if "one" in folders else []

@@ -69,14 +69,27 @@ def test_a_cascade_looks_again_where_it_is_unsure(tiny_vit, uncompiled):
     assert fast(pixels, budget=0.6).looks.sum() < found.looks.sum()
 
 
-def test_what_has_no_fixed_merges_is_refused(tiny_vit, uncompiled):
+@pytest.mark.parametrize("gates", [None, "tome", "evit"])
+def test_what_keeps_as_many_of_every_image_needs_no_images(tiny_vit, uncompiled, gates):
+    torch.manual_seed(0)
+    model, pixels = gated(tiny_vit(3), gates).eval(), images(4)
+    found, wanted = CompiledDynViT(model)(pixels), run(model, "packed", pixels)
+    assert_close(found.logits, wanted.logits, atol=1e-5, rtol=0)
+    assert_close(found.cost, wanted.cost, atol=1e-6, rtol=0)
+
+
+def test_what_has_no_sizes_known_ahead_is_refused(tiny_vit, uncompiled):
     pixels = images(2)
     with pytest.raises(
-        ValueError, match="merges can be fixed where merge gates alone drop tokens, here it is nothing"
+        ValueError,
+        match=r"its own number of tokens, heads or sub-layers cannot be compiled, got \['HeadGate', 'SublayerGate'\]",
     ):
-        CompiledDynViT(gated(tiny_vit(), [{"gate": "sublayer"}]), pixels)
-    with pytest.raises(ValueError, match="fixed merges need calibration images, got 0"):
-        CompiledDynViT(gated(tiny_vit(), MERGE), pixels[:0])
+        CompiledDynViT(gated(tiny_vit(), [{"gate": "sublayer"}, {"gate": "head"}, *MERGE]), pixels)
+    for none in (pixels[:0], None):
+        with pytest.raises(ValueError, match="fixed merges need calibration images, whose mean they are, got none"):
+            CompiledDynViT(gated(tiny_vit(), MERGE), none)
+    with pytest.raises(ValueError, match="models are compiled so on CPU, this one is on meta"):
+        CompiledDynViT(gated(tiny_vit(), MERGE).to("meta"), pixels)
     fast = CompiledDynViT(gated(tiny_vit(), MERGE).eval(), pixels)
     with pytest.raises(ValueError, match="fixed merges are for one budget, got another: 0.5"):
         fast(pixels, budget=0.5)
