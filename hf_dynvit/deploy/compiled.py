@@ -7,6 +7,8 @@ batch need no padding.
 Letters: B images, C classes.
 """
 
+import copy
+
 import torch
 
 from ..measure.compiled import compiled
@@ -23,16 +25,16 @@ from .stream import Stream
 
 
 class CompiledDynViT:
-    """A `DynViTForImageClassification` for inference whose layers run as many tokens of every image.
+    """A `DynViTForImageClassification` for inference whose layers run as many tokens of each image as of any other.
 
-    Merge gates merge in each image as many pairs as on average of others, those of the least logit. Gates that keep as many tokens of
-    every image anyway stay what they are. Called like the model it was made of, it gives logits, cost, and of a cascade the
-    looks taken. It compiles at the first call with a number of images, for a minute or so; weights and thresholds are those of
-    the time it was made.
+    Merge gates merge a fixed number of pairs, the mean over calibration images, and in each image those of the least logit. Gates
+    that keep as many tokens of every image anyway stay what they are. It gives logits, cost, and of a cascade the looks taken.
+    It compiles at the first call with a number of images, for a minute or so, and keeps a copy of the weights for each number.
+    Weights, thresholds and budget are those of the time it was made.
 
     Args:
         model: on CPU, as `check_compilable` lets pass; it is copied and stays as it is.
-        calibration: pixel_values (images, channels, height, width), as images come, of which the average of merges is. None is
+        calibration: pixel_values (images, channels, height, width), as images come, over which merges are averaged. None is
             needed without merge gates.
         dtype: of the products; None: the model's. Costs, and how many pairs merge, come from float32.
 
@@ -45,32 +47,42 @@ class CompiledDynViT:
         if merges and (calibration is None or not len(calibration)):
             raise ValueError("fixed merges need calibration images, whose mean they are, got none")
         self.dtype = dtype or next(model.parameters()).dtype
-        self.config, self.layout = model.config, "packed"
-        shape = (model.config.num_channels, *pair(model.config.image_size))
+        self.config, self.layout = copy.deepcopy(model.config), "packed"
+        self.shape = (model.config.num_channels, *pair(model.config.image_size))
         looks = [single_look(model, look) for look in range(len(model.config.cascade or [0]))]
         self._calls, costs = [], []
         with torch.no_grad():
             for look in looks:
                 if merges:
                     fix_merges(look, torch.as_tensor(calibration).float())
-                stream = Stream(look, many=True, given=given_size(look, shape), joint=True).eval()
-                costs.append(stream(torch.zeros(1, *shape))[1])
+                stream = Stream(look, many=True, given=given_size(look, self.shape), joint=True).eval()
+                costs.append(stream(torch.zeros(1, *self.shape))[1])
                 self._calls.append(compiled(stream.to(self.dtype)))
         self.costs = torch.cat(costs)  # (looks,)
 
     @torch.no_grad()
     def __call__(self, pixel_values, budget=None, look=None, return_dict=True):
-        """A `DynViTClassifierOutput` of images (B, channels, height, width).
+        """A `DynViTClassifierOutput` of images (B, channels, height, width), at least one.
 
         Args:
             budget: of a cascade, mean cost to aim at, a number or one for each image; None: that of the model.
-            look: of a cascade, the only one to take.
+            look: of a cascade, the only one to take. return_dict: True; there is no other output.
+
+        Raises:
+            ValueError: images of another size than the model was configured for, a budget or look that there is not.
         """
+        if tuple(pixel_values.shape[1:]) != self.shape or not len(pixel_values) or not return_dict:
+            raise ValueError(
+                f"pixel_values must be (images, {', '.join(map(str, self.shape))}), and return_dict True, got "
+                f"{tuple(pixel_values.shape)}, {return_dict}"
+            )
         if self.config.cascade is not None and look is None:
             logits, cost, looks = in_looks(self, pixel_values, budget)
             return DynViTClassifierOutput(logits=logits, cost=cost, looks=looks)
         if self.config.cascade is None and budget is not None:
-            raise ValueError(f"fixed merges are for one budget, got another: {budget!r}")
+            raise ValueError(
+                f"this model was compiled for one budget, {self.config.budget}: leave out budget={budget!r}"
+            )
         view(self.config, len(pixel_values), look, budget)  # what there is not is refused
         call, pixel_values = self._calls[look or 0], pixel_values.to(self.dtype)
         # How many images need a later look is not known ahead: each alone, as another number would be compiled anew.
@@ -89,12 +101,17 @@ def check_compilable(model):
     check_model(model)
     device = next(model.parameters()).device
     if device.type != "cpu":
-        raise ValueError(f"models are compiled so on CPU, this one is on {device}")
+        raise ValueError(f"models are compiled on CPU, this one is on {device}")
     gates = [gate for gates in model.gates for gate in gates.values()]
-    own = {type(gate).__name__ for gate in gates if not (type(gate) is MergeGate or gate.drop and keeps_as_many(gate))}
+    own = {type(gate).__name__ for gate in gates if not (type(gate) is MergeGate or _keeps_a_number(gate))}
     if own:
         raise ValueError(
             f"gates that leave each image its own number of tokens, heads or sub-layers cannot be compiled, got {sorted(own)}. Use the "
             "packed model, model.prepack(kernels=True), or gates that merge"
         )
     return any(type(gate) is MergeGate for gate in gates)
+
+
+def _keeps_a_number(gate):
+    """Whether a gate keeps as many tokens of every image, in all number formats: a threshold over ranks may round to another one."""
+    return gate.drop and keeps_as_many(gate) and not getattr(gate, "by_rank", False)

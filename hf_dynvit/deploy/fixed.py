@@ -46,7 +46,7 @@ def fix_merges(model, pixel_values):
     """
     left = torch.zeros(len(model.gates))
     for image in pixel_values.split(1):
-        kept = [decided.attention_tokens for decided in model(image).decisions]
+        kept = [decided.attention_tokens for decided in model(image, return_dict=True).decisions]
         left += torch.tensor([model.tokens_run if keep is None else int(keep.sum()) for keep in kept])
     left = [model.tokens_run, *(left / len(pixel_values)).round().int().tolist()]
     merged = [before - after for before, after in zip(left, left[1:], strict=False)]

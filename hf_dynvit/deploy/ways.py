@@ -52,7 +52,7 @@ class Run(NamedTuple):
     """One way of several to run a batch.
 
     Attributes:
-        how: "streams", "batch", or the dense way of PyTorch. call: pixel_values as `shape` wants them -> logits and cost.
+        how: "streams", "batch", or the way of PyTorch. call: pixel_values as `shape` wants them -> logits and cost.
         resized: whether it takes images as the model resizes them. numpy: whether it takes and gives arrays.
     """
 
@@ -118,7 +118,7 @@ class Graphs:
     runs a model in which merge gates alone say how many tokens there are in both ways, as each image decides, and fixed and compiled.
 
     Args:
-        models: of `states`. folder: an empty one. pairs: of `check_ways`; those of PyTorch are passed over.
+        models: of `states`. folder: an empty one. pairs: of `check_ways`; those of PyTorch are compiled, not exported.
         many: whether several images run at a time, so that graphs for batches are made too.
         calibration: tensor (images, channels, height, width), as images come. fixed: formats whose merges are fixed.
     """

@@ -30,9 +30,9 @@ class Logits(nn.Module):
 
 
 class Ahead:
-    """A module on CPU, compiled at the first call with a shape of images; its logits alone.
+    """A module on CPU, compiled at the first call with a shape of images and number of threads; its logits alone.
 
-    Later changes of its weights change nothing: they are in the program. A C++ compiler is needed.
+    Each program holds a copy of the weights, as they are when it is made. A C++ compiler is needed.
 
     Args:
         module: in evaluation mode, pixel_values (B, channels, height, width) -> an output with logits, or a tuple.
@@ -42,43 +42,48 @@ class Ahead:
         self.module, self.programs = Logits(module).eval(), {}
 
     def __call__(self, images):
-        """An `ImageClassifierOutput`."""
-        known = images.shape, images.dtype
+        """An `ImageClassifierOutput` of images on CPU; ValueError for others."""
+        if images.device.type != "cpu":
+            raise ValueError(f"the program is for images on CPU, got some on {images.device}")
+        known = images.shape, images.dtype, torch.get_num_threads()  # the threads are in the program
         if known not in self.programs:
-            self.programs[known] = self._compiled(*known)
-        with torch.no_grad():
-            return ImageClassifierOutput(logits=self.programs[known](images))
+            self.programs[known] = self._compiled(images.shape, images.dtype)
+        with torch.no_grad():  # the program asks for no strides, and takes those that it was made with
+            return ImageClassifierOutput(logits=self.programs[known](images.contiguous()))
 
     def _compiled(self, shape, dtype):
         from torch import _inductor as inductor
+        from torch._inductor.utils import fresh_cache
 
-        with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
+        plain = torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False)
+        with plain[0], plain[1], plain[2], warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
             warnings.simplefilter("ignore")  # of the compiler's own modules
             module = self.module
-            if any(
-                parameter.is_inference() for parameter in module.parameters()
-            ):  # made where no gradient can be asked for
-                module = copy.deepcopy(module)
-            with tempfile.TemporaryDirectory() as folder:
-                program = torch.export.export(module, (torch.zeros(shape, dtype=dtype),))
-                file = str(Path(folder) / "program.pt2")
-                inductor.aoti_compile_and_package(
-                    program,
-                    package_path=file,
-                    inductor_configs={"freezing": True, "freezing_discard_parameters": False},
-                )
-                return inductor.aoti_load_package(file)
+            if any(parameter.is_inference() for parameter in module.parameters()):
+                module = copy.deepcopy(module)  # tensors of inference_mode cannot be exported
+            program = torch.export.export(module, (torch.zeros(shape, dtype=dtype),))
+            file, settings = (
+                str(Path(folder) / "program.pt2"),
+                {"freezing": True, "freezing_discard_parameters": False},
+            )
+            with fresh_cache():  # which would keep a copy of the weights on disk
+                inductor.aoti_compile_and_package(program, package_path=file, inductor_configs=settings)
+            return inductor.aoti_load_package(file)
 
 
 class Tuned:
     """A module on CUDA, compiled once for each shape of images."""
 
     def __init__(self, module):
-        self.model = torch.compile(module, dynamic=False, mode="max-autotune")
+        self.model, self.shapes = torch.compile(module, dynamic=False, mode="max-autotune"), set()
 
     def __call__(self, images):
-        with torch._dynamo.config.patch(recompile_limit=MODELS):
+        if images.shape in self.shapes:
             return self.model(images)
+        with torch._dynamo.config.patch(recompile_limit=MODELS):
+            out = self.model(images)
+        self.shapes.add(images.shape)
+        return out
 
 
 def compiled(module):

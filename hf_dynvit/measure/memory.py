@@ -32,7 +32,7 @@ def peak_mib(call, device):
 
 
 def kept_mib(call, device):
-    """MiB that `call()` leaves behind, which `peak_mib` takes as given: prepacked weights, constants of a compiled model.
+    """MiB that `call()` leaves behind, which `peak_mib` takes as given, such as prepacked weights; not the constants of a program.
 
     On CUDA the allocator is asked; on CPU the tensors that Python holds afterwards and did not before are added up,
     those that share their memory with others once.

@@ -17,9 +17,9 @@ TUNED = (
 )
 CLOCK = (
     "On the clock, PyTorch: how many times as fast as the fastest dense model there is here; in brackets the share of the gain "
-    "that the cost of the timed images promises, and that cost. Cost: its mean, deviation and ends over all images. Rows whose dense "
-    "model is a *frozen compile* in all tables are from before it was compiled ahead of time, which makes it faster at batch 1; so is a "
-    "model with fixed merges (the runtimes' table, below)."
+    "that the cost of the timed images promises, and that cost. Cost: its mean, deviation and ends over all images. A *frozen "
+    "compile* (all tables say so) is an older dense model, slower at batch 1 than one compiled ahead of time. For fixed merges see the "
+    "runtimes' table."
 )
 FEWEST = 3  # methods tuned at a budget: a column of fewer compares nothing
 

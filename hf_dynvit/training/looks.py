@@ -8,8 +8,8 @@ from .resolution import choose_resolution, nearest_of, nearest_size, sizes_for
 
 # Of a cascade's budget: with a second look for one image in five the two make the whole.
 FIRST_LOOK, SECOND_LOOK = 2 / 3, 5 / 3
-# Of this budget are the looks of dearer cascades, too: more images get the second one. Dearer looks would be of the same
-# size twice, and two that see the same know little more than one.
+# Above this budget a cascade keeps the looks of this budget, and more images get the second one: dearer looks would have the
+# same size twice, and two looks that see the same know little more than one.
 MOST_SPLIT = 0.5
 TOO_DEAR = 0.02  # cost above that of a look, where gates do not reach it
 LEFT_IN_FIRST = 0.45  # what gates leave of the first look's size
@@ -44,9 +44,9 @@ def words_of(cascade):
 
 
 def looks_for(config, budget, gated):
-    """Two looks of a cascade (`DynViTConfig`) for a mean cost: a first one for all images, a second one for one in five.
+    """Two looks of a cascade (`DynViTConfig`) for a mean cost: a first one for all images, a second one for some.
 
-    Above a budget of `MOST_SPLIT` they are those of `MOST_SPLIT`, for more images.
+    For one in five, and above a budget of `MOST_SPLIT` for more: there the looks are those of `MOST_SPLIT`.
 
     Args:
         config: of a ViT with square images. budget: mean cost of the cascade.

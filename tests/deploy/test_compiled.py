@@ -22,18 +22,21 @@ def uncompiled(monkeypatch):
     without_the_compiler(monkeypatch)
 
 
-def test_a_compiled_model_gives_what_its_merges_give_when_they_are_fixed(tiny_vit):
+def test_a_compiled_cascade_gives_what_its_looks_give_when_merges_are_fixed(tiny_vit):
     torch.manual_seed(0)
-    model, pixels = gated(tiny_vit(2), MERGE).eval(), images(5)
+    model, pixels = gated(tiny_vit(1, num_labels=3), MERGE, cascade=LOOKS).eval(), images(3)
     fast = CompiledDynViT(model, pixels)
-    fixed = single_look(model, 0)
-    fix_merges(fixed, pixels)
-    wanted = run(fixed, "packed", pixels)
-    with torch.inference_mode():
-        found = fast(pixels)
-    assert_close(found.logits, wanted.logits, atol=1e-5, rtol=0)
-    assert_close(found.cost, wanted.cost, atol=1e-6, rtol=0)
-    assert found.looks is None and not isinstance(model.gates[0]["attention_tokens"], FixedMerge)
+    strided = pixels.to(memory_format=torch.channels_last)  # a program takes memory as it was made for
+    for index, batch in ((0, strided), (1, pixels[:1])):
+        fixed = single_look(model, index)
+        fix_merges(fixed, pixels)
+        wanted = run(fixed, "packed", batch)
+        with torch.inference_mode():
+            found = fast(batch, look=index)
+        assert_close(found.logits, wanted.logits, atol=1e-5, rtol=0)
+        assert_close(found.cost, wanted.cost, atol=1e-6, rtol=0)
+        assert found.looks is None
+    assert not isinstance(model.gates[0]["attention_tokens"], FixedMerge)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -50,7 +53,7 @@ def test_batches_of_all_sizes_give_what_single_images_give(tiny_vit, uncompiled,
     fixed = single_look(model, 0)
     fix_merges(fixed, pixels)
     wanted = run(fixed, "packed", pixels)
-    assert_close(together.logits.float(), wanted.logits, atol=10 * bound, rtol=0)
+    assert_close(together.logits.float(), wanted.logits, atol=bound, rtol=0)
     assert_close(together.cost, wanted.cost, atol=1e-6, rtol=0)
 
 
@@ -67,6 +70,8 @@ def test_a_cascade_looks_again_where_it_is_unsure(tiny_vit, uncompiled):
     assert_close(found.logits[~again].softmax(-1), each[0].logits[~again].softmax(-1), atol=1e-5, rtol=0)
     assert_close(found.cost, each[0].cost + again * each[1].cost, atol=1e-6, rtol=0)
     assert fast(pixels, budget=0.6).looks.sum() < found.looks.sum()
+    model.set_cascade(None)
+    assert fast(pixels).looks.tolist() == found.looks.tolist()  # what becomes of the model is nothing to it
 
 
 @pytest.mark.parametrize("gates", [None, "tome", "evit"])
@@ -91,7 +96,12 @@ def test_what_has_no_sizes_known_ahead_is_refused(tiny_vit, uncompiled):
     with pytest.raises(ValueError, match="models are compiled so on CPU, this one is on meta"):
         CompiledDynViT(gated(tiny_vit(), MERGE).to("meta"), pixels)
     fast = CompiledDynViT(gated(tiny_vit(), MERGE).eval(), pixels)
-    with pytest.raises(ValueError, match="fixed merges are for one budget, got another: 0.5"):
+    with pytest.raises(ValueError, match="compiled for one budget, 1.0: leave out budget=0.5"):
         fast(pixels, budget=0.5)
     with pytest.raises(ValueError, match="look=1 needs a model with a cascade"):
         fast(pixels, look=1)
+    for wrong in (torch.zeros(1, 3, 64, 64), pixels[:0]):
+        with pytest.raises(ValueError, match=r"pixel_values must be \(images, 3, 32, 32\), and return_dict True, got"):
+            fast(wrong)
+    with pytest.raises(ValueError, match="cannot be compiled, got \\['TokenGate'\\]"):
+        CompiledDynViT(gated(tiny_vit(), "diffrate"), pixels)  # in 16 bits its ranks may be others

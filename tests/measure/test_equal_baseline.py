@@ -43,7 +43,10 @@ def test_the_compiled_dense_model_has_its_weights_in_the_program_and_leaves_the_
         assert torch.equal(ahead(x).logits, before)  # a constant of the program
         assert not torch._inductor.config.freezing
     assert torch.equal(ahead(x).logits, before) and not ahead(x).logits.requires_grad
-    assert list(ahead.programs) == [(x.shape, x.dtype)]
+    assert list(ahead.programs) == [(x.shape, x.dtype, torch.get_num_threads())]
+    assert torch.equal(ahead(x.to(memory_format=torch.channels_last)).logits, before)
+    with pytest.raises(ValueError, match="for images on CPU, got some on meta"):
+        ahead(x.to("meta"))
 
 
 def test_ours_without_gates_is_the_dense_model_prepacked(tiny_vit):
