@@ -200,7 +200,7 @@ def plot(board, path):
     axes[0].set_ylabel("top-1, %")
     handles = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     figure.legend(handles.values(), handles.keys(), loc="outside right center", fontsize="small", frameon=False)
-    figure.savefig(path, dpi=150, facecolor=PAGE)
+    figure.savefig(path, dpi=120, facecolor=PAGE)
 
 
 def _point(runs, by_time):

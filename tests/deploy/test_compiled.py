@@ -101,5 +101,5 @@ def test_what_has_no_sizes_known_ahead_is_refused(tiny_vit, uncompiled):
     for wrong in (torch.zeros(1, 3, 64, 64), pixels[:0]):
         with pytest.raises(ValueError, match=r"pixel_values must be \(images, 3, 32, 32\), and return_dict True, got"):
             fast(wrong)
-    with pytest.raises(ValueError, match="cannot be compiled, got \\['TokenGate'\\]"):
+    with pytest.raises(ValueError, match="cannot be compiled, got \\['LearnedTokenGate'\\]"):
         CompiledDynViT(gated(tiny_vit(), "diffrate"), pixels)  # in 16 bits its ranks may be others
