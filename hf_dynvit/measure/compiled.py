@@ -1,7 +1,7 @@
 """A module compiled as far as torch goes on its device: on CPU ahead of time, with weights that are constants of the program.
 
-`torch.compile` gives the same products, but in every call it asks whether anything has changed, and starts each kernel from Python:
-of a ViT-Ti at one image a fifth of the time. A program made ahead of time does neither.
+`torch.compile` gives the same products, but in every call it asks whether anything has changed, and starts each kernel from Python,
+which shows where a model is small and images come one by one. A program made ahead of time does neither.
 """
 
 import copy
@@ -55,17 +55,19 @@ class Ahead:
         from torch import _inductor as inductor
         from torch._inductor.utils import fresh_cache
 
-        plain = torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False)
-        with plain[0], plain[1], plain[2], warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
+        settings = {"freezing": True, "freezing_discard_parameters": False}
+        with (
+            torch.inference_mode(False),
+            torch.no_grad(),
+            torch.autocast("cpu", enabled=False),
+            warnings.catch_warnings(),
+            tempfile.TemporaryDirectory() as folder,
+        ):
             warnings.simplefilter("ignore")  # of the compiler's own modules
-            module = self.module
+            module, file = self.module, str(Path(folder) / "program.pt2")
             if any(parameter.is_inference() for parameter in module.parameters()):
                 module = copy.deepcopy(module)  # tensors of inference_mode cannot be exported
             program = torch.export.export(module, (torch.zeros(shape, dtype=dtype),))
-            file, settings = (
-                str(Path(folder) / "program.pt2"),
-                {"freezing": True, "freezing_discard_parameters": False},
-            )
             with fresh_cache():  # which would keep a copy of the weights on disk
                 inductor.aoti_compile_and_package(program, package_path=file, inductor_configs=settings)
             return inductor.aoti_load_package(file)
