@@ -78,10 +78,24 @@ def stored(folder, taken=None):
 
 
 def keep(folder, taken):
-    """Write what was taken into a folder, which is made if there is none; a line a field, for small files and diffs."""
+    """Write what was taken into a folder, which is made if there is none."""
     for name, content in taken.items():
         file = Path(folder) / f"{name}.json"
         file.parent.mkdir(parents=True, exist_ok=True)
         print(f"{'replaced' if file.exists() else 'stored'} {file}")
-        lines = [f"{json.dumps(field)}: {json.dumps(value)}" for field, value in content.items()]
-        write_text(file, "{\n" + ",\n".join(lines) + "\n}\n")
+        write_text(file, small(content))
+
+
+def small(content):
+    """The text of a file: a line a field, and a line a row of those that are tables, for small files and small diffs."""
+    fields = (f"{_compact(field)}:{_rows(value)}" for field, value in content.items())
+    return "{\n" + ",\n".join(fields) + "\n}\n"
+
+
+def _rows(value):
+    table = isinstance(value, list) and any(isinstance(row, dict) for row in value)
+    return "[\n" + ",\n".join(map(_compact, value)) + "\n]" if table else _compact(value)
+
+
+def _compact(value):
+    return json.dumps(value, separators=(",", ":"))
