@@ -22,6 +22,8 @@ from .training import (
     DynViTTrainingArguments,
     calibrate,
     fit_bypass,
+    fit_gates,
+    fit_harm,
     fit_importance,
     preset_arguments,
 )
@@ -48,6 +50,8 @@ __all__ = [
     "burn_in",
     "calibrate",
     "fit_bypass",
+    "fit_gates",
+    "fit_harm",
     "fit_importance",
     "preset_arguments",
     "register_agent",

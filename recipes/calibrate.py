@@ -29,6 +29,8 @@ from hf_dynvit.model.budgets import check_budget
 from hf_dynvit.settings import parse_settings
 from hf_dynvit.training.bypass import check_bypass, fit_bypass
 from hf_dynvit.training.calibration import calibrate, check_budgets, mean_cost, steady_range
+from hf_dynvit.training.closed_form import fit_gates
+from hf_dynvit.training.harm import unit_gates
 from hf_dynvit.training.importance import fit_importance, token_gates
 from hf_dynvit.training.looks import choose_looks, read_looks
 from hf_dynvit.training.resolution import choose_resolution, sizes_for
@@ -166,6 +168,8 @@ def main(argv=None):
 
 def meet(model, batches, args):
     """Fit importance where it is asked for, and bring the thresholds to what is wanted; returns shift and cost."""
+    if args.gates and args.importance is not False and unit_gates(model) and args.budget and not args.cascade:
+        return together(model, batches, args.budget)
     if args.importance or (args.importance is None and args.gates and token_gates(model)):
         shares = fit_importance(model, batches)
         print(f"scores explain {min(shares.values()):.0%} to {max(shares.values()):.0%} of the importance of tokens")
@@ -178,6 +182,17 @@ def meet(model, batches, args):
     found = calibrate(model, batches, args.budget) if calibrates else (0.0, mean_cost(model, batches))
     model.set_budget(args.budget)
     return found
+
+
+def together(model, batches, budget):
+    """Heads and sub-layers beside tokens, all fitted in closed form; returns shift and cost."""
+    tried = fit_gates(model, batches, budget)
+    for one in sorted(tried):
+        print(
+            f"{one.share:.0%} by heads and sub-layers: {one.distance:.3f} nats from the dense model at {one.cost:.3f}"
+        )
+    model.set_budget(budget)
+    return 0.0, tried[0].cost
 
 
 def at_best_size(vit, batches, args):

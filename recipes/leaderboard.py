@@ -21,6 +21,7 @@ from hf_dynvit.data import DataArguments, load_image_data
 from hf_dynvit.measure import measured_on, time_batches
 from hf_dynvit.measure.dense import kernels_at_hand
 from hf_dynvit.measure.trained_models import Entrant, dense_vit, shuffled
+from hf_dynvit.model.bypass import bypass_of
 from hf_dynvit.model.prepack import can_prepack
 from hf_dynvit.report import Cell, Leaderboard, SmallerDense, read, write
 from hf_dynvit.report.leaderboard import publish
@@ -29,7 +30,7 @@ from hf_dynvit.settings import parse_settings
 from hf_dynvit.training.arguments import DynViTTrainingArguments
 from hf_dynvit.training.calibration import mean_cost
 from hf_dynvit.training.looks import words_of
-from hf_dynvit.training.methods import METHODS, check_methods, prepare
+from hf_dynvit.training.methods import METHODS, WORKING, check_methods, prepare
 from hf_dynvit.training.presets import as_taught
 from hf_dynvit.training.starting_model import ModelArguments, load_base, load_model, load_teacher, naming
 from hf_dynvit.training.trainer import DynViTTrainer
@@ -165,6 +166,7 @@ class Place:
             tuning_budgets=[budget] if thresholds and not looks and recipe.freeze_gates_at < 1 else [],
             importance_images=self.board.images if METHODS[method].importance else 0,
             calibrate_first=thresholds,
+            **fitted_before(METHODS[method], start, self.board.images),
             looks_together=METHODS[method].together,
             save_strategy="no",
         )
@@ -214,6 +216,14 @@ class Place:
         found, timed = evaluate(model, self._loader(entrant.images), name)[0], shuffled(entrant, self.args.seed)
         speeds = [time_batches(timed, size, self.board.seconds) for size in self.board.batch_sizes]
         return vars(found) | {"throughput": speeds}
+
+
+def fitted_before(method, start, images):
+    """Training arguments of a method whose heads and sub-layers are fitted in closed form: on how many images."""
+    if not method.fitted:
+        return {}
+    bypasses = any(bypass_of(gates) for gates in start.gates)
+    return {"harm_images": images, "harm_shares": list(WORKING), "bypass_images": images if bypasses else 0}
 
 
 def go_on(results, file):

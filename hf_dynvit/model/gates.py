@@ -132,6 +132,18 @@ def _adavit(layers, config):
     ]
 
 
+def _adavit_plus(layers, config):
+    """All three kinds of AdaViT's decisions, made to be learned in closed form (training/closed_form.py).
+
+    Merging a little in every layer; heads; and attention and MLP apart, in whose place a map of low rank stands.
+    """
+    return [
+        *_merge(layers, config),
+        {"gate": "head", "layers": layers[1:], "init_bias": 16.0},
+        {"gate": "sublayer", "layers": layers[1:], "bypass": "low_rank", "rank": 16, "init_bias": 16.0},
+    ]
+
+
 def _adavit_official(layers, config):
     """Placement, temperature and thresholds of the published code; heads deactivate fully.
 
@@ -220,6 +232,7 @@ def _diffrate(layers, config):
 PRESET_GATES = {
     "adavit": _adavit,
     "merge": _merge,
+    "adavit-plus": _adavit_plus,
     "adavit-official": _adavit_official,
     "layerskip": _layerskip,
     "layerskip-dynavit": _layerskip_dynavit,

@@ -3,6 +3,8 @@
 from .arguments import DynViTTrainingArguments
 from .bypass import fit_bypass
 from .calibration import calibrate, check_budgets
+from .closed_form import fit_gates
+from .harm import fit_harm
 from .importance import fit_importance
 from .metrics import compute_metrics
 from .presets import FAITHFUL, PRESET_ARGUMENTS, gate_facts, preset_arguments, preset_of
@@ -23,6 +25,8 @@ __all__ = [
     "check_budgets",
     "compute_metrics",
     "fit_bypass",
+    "fit_gates",
+    "fit_harm",
     "fit_importance",
     "gate_facts",
     "load_base",

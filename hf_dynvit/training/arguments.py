@@ -10,6 +10,7 @@ from transformers.hf_argparser import HfArg
 from ..agents.callback import AGENT_EVALUATIONS
 from ..agents.shelf import AGENTS
 from ..objectives.shelf import build_objective, flat_options, own_options
+from .sharing import SHARES
 
 
 def with_flat_options(kind):
@@ -76,6 +77,15 @@ class DynViTTrainingArguments(TrainingArguments):
         default=0,
         help="images on which what skipped blocks add instead is fitted before training, of gates with a bypass; 0: off",
     )
+    harm_images: int = HfArg(
+        default=0,
+        help="images on which gates of heads and sub-layers learn, before training, what skipping each costs the prediction "
+        "(fit_harm; no labels are used), and on which it is tried how much of the budget they save; 0: off",
+    )
+    harm_shares: list[float] = HfArg(
+        default_factory=lambda: list(SHARES),
+        help="shares of the computation for heads and sub-layers to save that are tried with harm_images",
+    )
     freeze_gates_at: float = HfArg(
         default=1.0,
         help="fraction of training after which gates are fixed and the body is tuned in packed layout; 0: gates keep "
@@ -130,7 +140,7 @@ class DynViTTrainingArguments(TrainingArguments):
                 f"tuning_budgets must be in (0, 1] and tuning_gain at least 0, got {self.tuning_budgets} "
                 f"and {self.tuning_gain}"
             )
-        for name in ("bypass_images", "importance_images"):
+        for name in ("bypass_images", "importance_images", "harm_images"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
         self._check_budgets()
@@ -171,7 +181,7 @@ class DynViTTrainingArguments(TrainingArguments):
 
     def images_first(self):
         """What is learned before training, from images: argument -> how many."""
-        counts = {"bypass_images": self.bypass_images, "importance_images": self.importance_images}
+        counts = {name: getattr(self, name) for name in ("bypass_images", "importance_images", "harm_images")}
         if self.calibrate_first:
             counts["calibrate_first"] = self.calibration_images
         return {name: count for name, count in counts.items() if count}

@@ -8,8 +8,10 @@ from transformers.utils import logging
 
 from .arguments import DynViTTrainingArguments
 from .bypass import check_bypass
+from .harm import check_units
 from .importance import token_gates
 from .presets import preset_arguments, preset_of
+from .sharing import check_shares
 
 
 logger = logging.get_logger("hf_dynvit.training.trainer")
@@ -142,6 +144,9 @@ def check_cascade(trainer):
 def _check_fitted(args, model):
     if args.bypass_images:
         check_bypass(model)
+    if args.harm_images:
+        check_units(model)
+        check_shares(args.harm_shares)
     if args.importance_images and not token_gates(model):
         raise ValueError(
             f"importance_images {args.importance_images} are for learned gates of tokens (patch, merge): the model has none"

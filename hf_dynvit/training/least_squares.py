@@ -19,6 +19,13 @@ class Moments:
         self.x, self.y = self.x + x.sum(0), self.y + y.sum(0)
         self.xx, self.xy, self.squares = self.xx + x.T @ x, self.xy + x.T @ y, self.squares + y.square().sum()
 
+    def __add__(self, other):
+        """The sums of both."""
+        both = Moments()
+        for name, value in vars(self).items():
+            setattr(both, name, value + getattr(other, name))
+        return both
+
     def centred(self, ridge):
         """Covariances (D, D) with the ridge and (D, E), and the variance of y, all targets together.
 

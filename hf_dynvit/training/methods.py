@@ -12,12 +12,16 @@ from ..model.configuration_dynvit import pair
 from ..model.gates import preset_gates
 from ..model.modeling_dynvit import DynViTForImageClassification
 from .calibration import calibrate, mean_cost
+from .closed_form import fit_gates
 from .importance import fit_importance
 from .looks import choose_looks, looks_for
 from .resolution import choose_resolution, nearest_size, sizes_for
+from .sharing import SHARES
 
 
 STEPS = 12  # of bisection
+# What heads and sub-layers save at least where a method has them: with no share it would be another method.
+WORKING = SHARES[1:]
 
 
 class Method(NamedTuple):
@@ -32,6 +36,7 @@ class Method(NamedTuple):
         looks: whether it is a cascade of two looks, of gates if there are any and of sizes.
         twin: the method whose looks it takes, for both to see the same images; None: its own.
         together: whether all looks learn in each step (`looks_together`), not in turn.
+        fitted: whether gates of heads and sub-layers are among them, which are fitted in closed form (`fit_gates`).
     """
 
     gates: Callable
@@ -42,6 +47,7 @@ class Method(NamedTuple):
     looks: bool = False
     twin: str | None = None
     together: bool = False
+    fitted: bool = False
 
     def untrained(self):
         """Whether it is something of its own without training."""
@@ -91,6 +97,11 @@ def _twin(config, amount):
     return preset_gates("merge", config)
 
 
+def _kinds(*kinds):
+    """Of the preset `adavit-plus` the gates of these kinds."""
+    return lambda config, amount: [entry for entry in preset_gates("adavit-plus", config) if entry["gate"] in kinds]
+
+
 def _nothing(config, amount):
     """The plain ViT."""
 
@@ -111,6 +122,10 @@ METHODS = {
     "cascade-unlearned": Method(_twin, looks=True, twin="cascade"),
     "cascade-resized": Method(_nothing, looks=True),
     "merge-unlearned": Method(_twin),
+    "merge-heads": Method(_kinds("merge", "head"), importance=True, fitted=True),
+    "merge-sublayers": Method(_kinds("merge", "sublayer"), importance=True, fitted=True),
+    "sublayers": Method(_kinds("sublayer"), fitted=True),
+    "adavit-plus": Method(_kinds("merge", "head", "sublayer"), importance=True, fitted=True),
     "tome": Method(_merging("tome"), 0.0),
     "pitome": Method(_merging("pitome"), 0.0),
     "novelty": Method(_novelty),
@@ -170,6 +185,9 @@ def prepare(name, vit, budget, batches):
     def build(resolution, budget=budget, looks=None, importance=method.importance):
         options = {"gates": gates, "budget": budget, "resolution": resolution, "cascade": looks}
         model = DynViTForImageClassification.from_vit(vit, **options)
+        if method.fitted:
+            fit_gates(model, batches, budget, WORKING)
+            return model
         if importance:
             fit_importance(model, batches)
         if method.least is None:

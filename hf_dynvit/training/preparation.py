@@ -6,6 +6,7 @@ from torch.utils.data import DataLoader
 
 from .bypass import fit_bypass
 from .calibration import calibration_images
+from .closed_form import fit_units
 from .importance import fit_importance
 from .processes import draw_alike
 
@@ -17,6 +18,8 @@ def prepare(trainer):
         model.to(args.device)
     _fit(trainer, fit_bypass, args.bypass_images, "bypass_explains")
     _fit(trainer, fit_importance, args.importance_images, "importance_explained")
+    if args.harm_images:
+        _share(trainer)
     if args.calibrate_first:
         trainer.calibrate()
         model.config.budget_confidences = None  # of a cascade: not true for long
@@ -40,6 +43,14 @@ def _fit(trainer, fit, count, name):
     with pixels(trainer, count) as batches:
         shares = fit(trainer.accelerator.unwrap_model(trainer.model), batches)
     trainer.log({name: round(sum(shares.values()) / len(shares), 4)})
+
+
+def _share(trainer):
+    """Fit gates of heads and sub-layers, and log the share of the computation that they save from now on."""
+    args, model = trainer.args, trainer.accelerator.unwrap_model(trainer.model)
+    with pixels(trainer, args.harm_images) as batches:
+        best = fit_units(model, batches, model.config.budget, args.harm_shares)[0]
+    trainer.log({"harm_share": best.share, "harm_distance": round(best.distance, 4)})
 
 
 @contextmanager

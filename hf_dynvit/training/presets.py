@@ -40,6 +40,14 @@ PRESET_ARGUMENTS = {
     "adavit": _ORDERED,
     # The order is learned in closed form, before the first step and after the last; the body is tuned packed.
     "merge": {**_ORDERED, "importance_images": 256, "freeze_gates_at": 0.0},
+    # The same for heads and sub-layers, beside it: what they skip, and how much, is found before the first step.
+    "adavit-plus": {
+        **_ORDERED,
+        "bypass_images": 256,
+        "importance_images": 256,
+        "harm_images": 256,
+        "freeze_gates_at": 0.0,
+    },
     "adavit-official": {
         **_AS_PUBLISHED,
         "objective": "usage",

@@ -1,0 +1,153 @@
+"""Gates of heads and sub-layers in closed form: their scores learn how much skipping each harms the prediction of an image.
+
+What one head or sub-layer is worth to an image is measured by leaving it out, alone (as Michel et al., 2019, do for heads,
+there for all inputs at once): the Kullback-Leibler divergence of the prediction without it from the prediction with it, per
+part of the computation that it saves. The gate predicts its logarithm from the token that it reads anyway, by ridge
+regression. No labels are used, and the backbone stays as it is.
+
+Letters: B images, D channels, E decisions of a gate.
+"""
+
+from contextlib import contextmanager
+
+import torch
+from tqdm.auto import tqdm
+
+from ..model.gate import LearnedGate
+from .least_squares import Moments
+
+
+FAR = 1e4  # added to a logit, it decides
+LEAST = 1e-9  # nats: a divergence of exactly 0 has a logarithm too
+RIDGES = (0.01, 0.1, 1.0, 10.0, 100.0)  # relative to the mean variance of a feature
+SLOTS = ("heads", "sublayers")
+
+
+def fit_harm(model, batches, strength=1.0):
+    """Set the scores of all gates of heads and sub-layers to what skipping costs the prediction, per cost saved.
+
+    It is measured beside what the gates of tokens decide now, and the bypasses as they are: fit importance and bypasses,
+    and calibrate, before. Thresholds are to be set afterwards (`share_budget`): all of these gates decide on one scale, on
+    which 0 is the mean of all.
+
+    Args:
+        model: a model of one look with learned gates of heads or sub-layers. A table of budgets is dropped.
+        batches: `pixel_values` (B, channels, height, width) of a hundred images or more, any iterable; each is run once for
+            each head and sub-layer that is decided.
+        strength: what one unit of log-harm (a factor e in nats per cost) adds to the logit.
+
+    Returns:
+        (layer, slot) -> share of the variance of log-harm, over images and units, that the scores explain on half of the
+        images when they are fitted to the other half.
+
+    Raises:
+        ValueError: no such gates, a cascade, fewer than two images, or a strength that is negative or not finite.
+    """
+    gates = check_units(model)
+    if not 0 <= strength < float("inf"):
+        raise ValueError(f"strength must be finite and at least 0, got {strength!r}")
+    model.drop_budgets()
+    was_training = model.training
+    model.eval()
+    halves, seen = [{place: Moments() for place in gates} for _ in range(2)], 0
+    try:
+        with torch.no_grad(), _held(gates):
+            for pixel_values in tqdm(batches, desc="leaving out heads and sub-layers", leave=False):
+                for place, (reads, harm) in _harm(model, gates, pixel_values).items():
+                    for half, moments in enumerate(halves):
+                        every = slice((half - seen) % 2, None, 2)
+                        moments[place].add(reads[every], harm[every])
+                seen += len(pixel_values)
+    finally:
+        model.train(was_training)
+    if not all(found.count for half in halves for found in half.values()):
+        raise ValueError("fit_harm needs at least two images: what is learned on one half is tried on the other")
+    return _set_scores(gates, halves, strength)
+
+
+def unit_gates(model):
+    """(layer, slot) -> learned gate of heads or of sub-layers."""
+    return {
+        (layer, slot): gate
+        for layer, found in enumerate(model.gates)
+        for slot, gate in found.items()
+        if slot in SLOTS and isinstance(gate, LearnedGate)
+    }
+
+
+def check_units(model):
+    """As `unit_gates`; ValueError without any, or for a cascade."""
+    gates = unit_gates(model)
+    if not gates or model.config.cascade is not None:
+        raise ValueError(
+            "what skipping costs is fitted for learned gates of heads and sub-layers, in a model of one look: got gates "
+            f"{model.config.gates} and cascade {model.config.cascade}"
+        )
+    return gates
+
+
+@contextmanager
+def _held(gates):
+    """All of these gates open meanwhile."""
+    biases = {place: gate.score.bias.detach().clone() for place, gate in gates.items()}
+    try:
+        for gate in gates.values():
+            gate.score.bias.data.fill_(FAR)
+        yield
+    finally:
+        for place, gate in gates.items():
+            gate.score.bias.data.copy_(biases[place])
+
+
+def _harm(model, gates, pixel_values):
+    """(layer, slot) -> what its gate reads (B, D), and log(divergence / cost saved) without each of its units (B, E)."""
+    reads = {}
+
+    def read(place):
+        def hook(module, args):
+            reads[place] = args[0].float()
+
+        return hook
+
+    hooks = [gate.score.register_forward_pre_hook(read(place)) for place, gate in gates.items()]
+    try:
+        whole = model(pixel_values, gating="threshold")
+    finally:
+        for hook in hooks:
+            hook.remove()
+    wanted, found = whole.logits.float().log_softmax(-1), {}
+    for place, gate in gates.items():
+        columns = []
+        for unit in range(len(gate.score.bias)):
+            gate.score.bias.data[unit] = -FAR
+            without = model(pixel_values, gating="threshold")
+            gate.score.bias.data[unit] = FAR
+            got = without.logits.float().log_softmax(-1)
+            nats = torch.nn.functional.kl_div(got, wanted, log_target=True, reduction="none").sum(-1)
+            saved = (whole.cost - without.cost).float().mean().clamp(min=LEAST)
+            columns.append((nats.clamp(min=LEAST) / saved).log())
+        found[place] = reads[place], torch.stack(columns, 1)
+    return found
+
+
+def _set_scores(gates, halves, strength):
+    """Fit each gate with the ridge that explains the other half best; returns the shares that are explained there."""
+    explained, fits = {}, {}
+    for place in gates:
+        parts = [half[place] for half in halves]
+        tried = {}
+        for ridge in RIDGES:
+            shares = [b.explained(a.solve(ridge)) for a, b in (parts, parts[::-1])]
+            tried[ridge] = sum(shares) / 2
+        ridge = max(tried, key=tried.get)
+        both = parts[0] + parts[1]
+        weight = both.solve(ridge) if tried[ridge] > 0 else torch.zeros_like(both.xy)
+        explained[place] = max(0.0, tried[ridge])
+        fits[place] = weight, both.constant(weight), both.y / both.count
+    middle = torch.cat([mean for _, _, mean in fits.values()]).mean()
+    with torch.no_grad():
+        for place, gate in gates.items():
+            weight, constant, _ = fits[place]
+            gate.score.weight.copy_(strength * weight.T)
+            gate.score.bias.copy_(strength * (constant - middle))
+    return explained

@@ -1,0 +1,113 @@
+"""`share_budget`: how much of a budget heads and sub-layers save, and how much the gates of tokens, by trial.
+
+Letters: B images.
+"""
+
+from typing import NamedTuple
+
+import torch
+
+from ..model.budgets import shift_gates
+from .harm import check_units
+from .shifts import Shifts
+
+
+SHARES = (0.0, 0.03, 0.06, 0.12)  # of the computation that gates of tokens leave
+OPEN = 64.0  # added to a logit, no shift of a calibration closes the gate any more
+NEAR = 0.002  # distance from a cost at which the search for a shift ends
+
+
+class Share(NamedTuple):
+    """What one division of the budget gives."""
+
+    share: float  # of the computation that gates of tokens leave, saved by gates of heads and sub-layers
+    cost: float  # mean over the images
+    distance: float  # mean KL divergence from the dense model's predictions, nats
+
+
+def share_budget(model, batches, budget, shares=SHARES):
+    """Set the thresholds of all gates to the division of the budget nearest to the dense model's predictions.
+
+    With the gates of tokens as they are, those of heads and sub-layers skip as much as saves a share; then the gates of
+    tokens meet the budget. Without gates of tokens the others meet the budget alone.
+
+    Args:
+        model: a model whose gates have an order (`fit_importance`, `fit_harm`); the thresholds of tokens meet the budget
+            with all else open, as `fit_harm` was given it.
+        batches: list of `pixel_values` (B, channels, height, width); no labels are used.
+        budget: mean cost. shares: to try, in [0, 1); with 0 all heads and sub-layers stay open, whatever is calibrated later.
+
+    Returns:
+        A list of `Share`, the best first.
+
+    Raises:
+        ValueError: no gates of heads or sub-layers, or shares out of range.
+    """
+    units = list(check_units(model).values())
+    check_shares(shares)
+    tokens = [gate for gate in model.learned_gates() if not any(gate is unit for unit in units)]
+    start, gates = _biases(units + tokens), units + tokens
+    with torch.no_grad():
+        wanted = [model(batch, gating="open").logits.float().log_softmax(-1) for batch in batches]
+    tried = {}
+    for share in shares if tokens else (1 - budget,):
+        _write(gates, start)
+        found = _divide(model, batches, budget, share, units, tokens)
+        tried[Share(share, *_distance(model, batches, wanted))] = found
+    best = sorted(tried, key=lambda one: (one.distance != one.distance, one.distance))
+    _write(gates, tried[best[0]])
+    return best
+
+
+def check_shares(shares):
+    """ValueError for none, or one out of range."""
+    if not shares or not all(0 <= share < 1 for share in shares):
+        raise ValueError(f"shares of heads and sub-layers must be some of [0, 1), got {shares}")
+
+
+def _divide(model, batches, budget, share, units, tokens):
+    """Shift units, then tokens; returns all biases."""
+    if share == 0:
+        shift_gates(units, OPEN)
+    else:
+        _meet(model, batches, units, (budget if tokens else 1.0) * (1 - share))
+    if tokens:
+        _meet(model, batches, tokens, budget)
+    return _biases(units + tokens)
+
+
+def _meet(model, batches, gates, cost):
+    shift_gates(gates, _Some(model, batches, gates).nearest(cost, NEAR)[0])
+
+
+class _Some(Shifts):
+    """Shifts of some of the gates."""
+
+    def __init__(self, model, batches, gates):
+        super().__init__(model, batches)
+        self.gates, self.start = gates, _biases(gates)
+
+    def mean(self, shift):
+        shift_gates(self.gates, shift)
+        try:
+            return super().mean(None)
+        finally:
+            _write(self.gates, self.start)
+
+
+def _biases(gates):
+    return [gate.score.bias.detach().clone() for gate in gates]
+
+
+def _write(gates, biases):
+    for gate, bias in zip(gates, biases, strict=True):
+        gate.score.bias.data.copy_(bias)
+
+
+@torch.no_grad()
+def _distance(model, batches, wanted):
+    """Mean cost, and mean divergence from the predictions that are wanted."""
+    outputs = [model(batch, gating="threshold") for batch in batches]
+    found = torch.cat([out.logits.float().log_softmax(-1) for out in outputs])
+    nats = torch.nn.functional.kl_div(found, torch.cat(wanted), log_target=True, reduction="batchmean").item()
+    return torch.cat([out.cost for out in outputs]).mean().item(), nats

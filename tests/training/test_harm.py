@@ -1,0 +1,146 @@
+"""Harm in closed form: scores of heads and sub-layers learn what skipping costs, and trial divides the budget."""
+
+import pytest
+import torch
+from trainers import build_trainer
+
+from hf_dynvit import DynViTForImageClassification, calibrate, fit_gates
+from hf_dynvit.model.budgets import shift_gates
+from hf_dynvit.model.gates import preset_gates
+from hf_dynvit.training.harm import _harm, _held, check_units, fit_harm
+from hf_dynvit.training.sharing import OPEN, SHARES, share_budget
+
+
+HEADS = {"gate": "head", "layers": [0, 1]}
+SUBLAYERS = {"gate": "sublayer", "layers": [1], "init_bias": 2.0}
+MERGE = {"gate": "merge", "layers": [0, 1]}
+
+
+def gated(vit, *gates):
+    torch.manual_seed(0)
+    return DynViTForImageClassification.from_vit(vit(), gates=list(gates)).eval()
+
+
+def batches(count=4, size=16):
+    return list(torch.randn(count, size, 3, 32, 32, generator=torch.Generator().manual_seed(3)))
+
+
+def test_harm_is_the_divergence_without_each_unit_per_cost_that_it_saves(tiny_vit):
+    model, pixels = gated(tiny_vit, SUBLAYERS), batches()[0]
+    gates = check_units(model)
+    with torch.no_grad(), _held(gates):
+        ((reads, found),) = _harm(model, gates, pixels).values()
+        whole = model(pixels, gating="open")
+        for sublayer in (0, 1):
+            mask = [[True, True], [True, True]]
+            mask[1][sublayer] = False
+            model.config.layer_mask = mask
+            skipped = model(pixels, gating="open")
+            model.config.layer_mask = None
+            kl = torch.distributions.kl_divergence(
+                *(torch.distributions.Categorical(logits=one.logits) for one in (whole, skipped))
+            )
+            saved = (whole.cost - skipped.cost).mean()
+            torch.testing.assert_close(found[:, sublayer], (kl / saved).log(), rtol=1e-2, atol=5e-2)
+    assert reads.shape == (16, model.config.hidden_size) and found.shape == (16, 2)
+    assert gates[1, "sublayers"].score.bias.tolist() == [2.0, 2.0]  # held open, and left as it was
+
+
+def test_scores_follow_harm_and_nothing_else_changes(tiny_vit):
+    model, images = gated(tiny_vit, HEADS, SUBLAYERS, MERGE), batches()
+    model.train()
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    explained = fit_harm(model, images, strength=2.0)
+    assert model.training and set(explained) == {(0, "heads"), (1, "heads"), (1, "sublayers")}
+    assert all(0 <= share <= 1 for share in explained.values())
+    changed = {name for name, weight in model.state_dict().items() if not torch.equal(weight, before[name])}
+    assert changed and all("heads" in name or "sublayers" in name for name in changed)
+    model.eval()
+    gates = check_units(model)
+    with torch.no_grad(), _held(gates):
+        parts = [_harm(model, gates, one) for one in images]
+    logits, harm = [], []
+    for place, gate in gates.items():
+        reads, found = (torch.cat(column) for column in zip(*(part[place] for part in parts), strict=True))
+        logits.append(gate.score(reads).detach().mean(0))
+        harm.append(found.mean(0))
+    logits, harm = torch.cat(logits), torch.cat(harm)
+    torch.testing.assert_close(logits, 2.0 * (harm - harm.mean()), rtol=1e-3, atol=1e-2)  # one scale for all units
+
+
+def test_a_constant_harm_teaches_no_weights_and_the_ridge_is_chosen_on_other_images(tiny_vit):
+    model = gated(tiny_vit, SUBLAYERS)
+    torch.manual_seed(1)
+    noise = [
+        torch.randn(4, 3, 32, 32) for _ in range(2)
+    ]  # fewer images than channels: nothing to be learned from them
+    explained = fit_harm(model, noise)
+    weight = model.gates[1]["sublayers"].score.weight
+    assert explained[1, "sublayers"] > 0 or not weight.any()
+
+
+@pytest.mark.parametrize("gates", ([MERGE, SUBLAYERS], [SUBLAYERS | {"layers": [0, 1]}]), ids=("beside", "alone"))
+def test_a_budget_is_divided_as_it_is_nearest_to_the_dense_model(tiny_vit, gates):
+    model, images, budget = gated(tiny_vit, *gates), batches(), 0.7
+    with torch.no_grad():
+        shift_gates(list(check_units(model).values()), OPEN)
+    if len(gates) == 2:
+        calibrate(model, images, budget)
+    fit_harm(model, images)
+    tried = share_budget(model, images, budget, (0.05, 0.2))
+    assert [one.share for one in tried] == ([1 - budget] if len(gates) == 1 else [one.share for one in tried])
+    assert len(tried) == len(gates) and tried == sorted(tried, key=lambda one: one.distance)
+    with torch.no_grad():
+        costs = torch.cat([model(one).cost for one in images])
+    assert costs.mean().item() == pytest.approx(tried[0].cost, abs=1e-6) == pytest.approx(budget, abs=0.03)
+
+
+def test_with_no_share_all_stay_open_whatever_is_calibrated(tiny_vit):
+    model, images = gated(tiny_vit, MERGE, SUBLAYERS), batches()
+    fit_harm(model, images)
+    share_budget(model, images, 0.8, (0.0,))
+    calibrate(model, images, 0.75)
+    decisions = model(images[0]).decisions
+    assert decisions[1].sublayers.all()
+
+
+def test_what_does_not_go_is_refused(tiny_vit):
+    images = batches(2)
+    with pytest.raises(ValueError, match="gates of heads and sub-layers"):
+        fit_harm(gated(tiny_vit, MERGE), images)
+    with pytest.raises(ValueError, match="at least two images"):
+        fit_harm(gated(tiny_vit, SUBLAYERS), [images[0][:1]])
+    with pytest.raises(ValueError, match="strength must be finite"):
+        fit_harm(gated(tiny_vit, SUBLAYERS), images, strength=-1.0)
+    with pytest.raises(ValueError, match=r"shares of heads and sub-layers must be some of \[0, 1\)"):
+        share_budget(gated(tiny_vit, SUBLAYERS), images, 0.8, (1.0,))
+
+
+def test_a_training_fits_them_before_its_first_step_and_meets_the_budget(tiny_vit, tmp_path):
+    options = {"harm_images": 32, "harm_shares": [0.1], "importance_images": 32, "calibrate_first": True}
+    trainer = build_trainer(
+        tiny_vit, tmp_path, [MERGE, SUBLAYERS], 0.75, **options, freeze_gates_at=0.0, calibration_images=64
+    )
+    logged, log = {}, trainer.log
+    trainer.log = lambda logs, *args: (logged.update(logs), log(logs, *args))
+    trainer.train()
+    assert logged["harm_share"] == 0.1 and logged["harm_distance"] > 0 and "importance_explained" in logged
+    assert trainer.model.gates[1]["sublayers"].score.weight.abs().max() > 0
+    assert trainer.evaluate()["eval_cost"] == pytest.approx(0.75, abs=0.06)
+    for gates, changed, said in (
+        ([MERGE], {}, "gates of heads and sub-layers"),
+        ([MERGE, SUBLAYERS], {"harm_shares": [1.0]}, "shares of heads and sub-layers must be"),
+        ([MERGE, SUBLAYERS], {"harm_images": -1}, "harm_images must be at least 0, got -1"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            build_trainer(tiny_vit, tmp_path, gates, 0.75, **options | changed, freeze_gates_at=0.0).train()
+
+
+def test_all_kinds_are_brought_to_a_budget_in_one_call(tiny_vit):
+    model, images = gated(tiny_vit, *preset_gates("adavit-plus", tiny_vit().config)), batches(2)
+    tried = fit_gates(model, images, 0.8)
+    assert {one.share for one in tried} == set(SHARES) and tried[0].cost == pytest.approx(0.8, abs=0.05)
+    with torch.no_grad():
+        again = torch.cat([model(one).cost for one in images]).mean().item()
+    assert again == pytest.approx(tried[0].cost, abs=1e-6)
+    assert fit_gates(gated(tiny_vit, MERGE), images, 0.8) == []
