@@ -26,12 +26,12 @@ from hf_dynvit.measure.forwards import DTYPES
 from hf_dynvit.measure.trained_models import dense_vit, open_models
 from hf_dynvit.model import PRESET_GATES, can_prepack
 from hf_dynvit.model.budgets import check_budget
+from hf_dynvit.model.gate_kinds import token_gates, unit_gates
 from hf_dynvit.settings import parse_settings
 from hf_dynvit.training.bypass import check_bypass, fit_bypass
 from hf_dynvit.training.calibration import calibrate, check_budgets, mean_cost, steady_range
 from hf_dynvit.training.closed_form import fit_gates
-from hf_dynvit.training.harm import unit_gates
-from hf_dynvit.training.importance import fit_importance, token_gates
+from hf_dynvit.training.importance import fit_importance
 from hf_dynvit.training.looks import choose_looks, read_looks
 from hf_dynvit.training.resolution import choose_resolution, sizes_for
 

@@ -13,7 +13,7 @@ from transformers import AutoModelForImageClassification
 
 from hf_dynvit import DynViTForImageClassification
 from hf_dynvit.agents.shelf import AGENTS
-from hf_dynvit.model.gates import PRESET_GATES
+from hf_dynvit.model.preset_gates import PRESET_GATES
 
 
 MODELS = sorted(path.name for path in (FROZEN / "models").iterdir())

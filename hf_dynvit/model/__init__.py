@@ -7,11 +7,12 @@ from .decisions import UNTOUCHED, Action, LayerDecisions, TokenState
 from .gate import Exploration, Gate, LearnedGate, Score
 from .gate_block import BlockGate
 from .gate_random import RandomGate
-from .gates import GATES, PRESET_GATES, preset_gates, register_gate
+from .gates import GATES, register_gate
 from .host import Host, LayerParts, Sizes, host_of, register_host
 from .kernels import kernels_loaded
 from .modeling_dynvit import DynViTForImageClassification, DynViTModel
 from .prepack import can_prepack, is_prepacked
+from .preset_gates import PRESET_GATES, preset_gates
 from .scorers import SCORERS, Scorer, register_scorer
 
 

@@ -3,8 +3,8 @@
 from transformers import PreTrainedConfig
 
 from .configuration_dynvit import DynViTConfig
-from .gates import preset_gates
 from .host import host_of
+from .preset_gates import preset_gates
 
 
 def load_vit(source, kind=DynViTConfig, **kwargs):

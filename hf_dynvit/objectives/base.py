@@ -21,8 +21,11 @@ class Objective:
 
     Attributes:
         follows_budget: whether it aims at the model's budget, so that thresholds may be calibrated to it.
-        trains_packed: whether gates act: decisions are drawn with a log-probability, and what they drop is not computed.
+        trains_packed: whether what gates drop is not computed: they act, decisions are drawn with a log-probability, unless
+            `gating` says otherwise.
             Otherwise they are sampled straight-through, in masked layout, and the prediction's loss reaches the gates.
+        heads: an `nn.Module` that learns beside the model and is no part of it: it is in the optimizer and, as a file of its
+            own, in checkpoints, but never saved with a model. None: nothing. A class whose objects have one `has_heads`.
     """
 
     @dataclass
@@ -31,6 +34,8 @@ class Objective:
 
     follows_budget = True
     trains_packed = False
+    has_heads = False
+    heads = None
 
     def __init__(self, options):
         self.options, self.trainer, self.logged = options, None, {}

@@ -2,6 +2,7 @@
 
 from dataclasses import fields
 
+from .auxiliary import AuxiliaryObjective
 from .base import Objective
 from .cost import CostObjective
 from .options import parse_options
@@ -9,7 +10,12 @@ from .reinforce import ReinforceObjective
 from .usage import UsageObjective
 
 
-OBJECTIVES = {"cost": CostObjective, "usage": UsageObjective, "reinforce": ReinforceObjective}
+OBJECTIVES = {
+    "cost": CostObjective,
+    "usage": UsageObjective,
+    "reinforce": ReinforceObjective,
+    "auxiliary": AuxiliaryObjective,
+}
 
 
 def register_objective(name, kind):

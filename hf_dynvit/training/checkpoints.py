@@ -4,6 +4,7 @@ import zipfile
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_model, save_model
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import ExportableState
 from transformers.utils import logging
@@ -14,6 +15,7 @@ from ..measure.files import check_weights, read_json, sign_weights
 
 logger = logging.get_logger("hf_dynvit.training.checkpoints")
 STATE, PREFIX = "trainer_state.json", "checkpoint-"
+HEADS_FILE = "objective.safetensors"  # what learns beside the model
 
 
 def newest_complete(args):
@@ -47,6 +49,8 @@ def unfinished(folder, args):
         wanted += ["rng_state.pth"]
     wanted += [] if args.agent == "none" else [AGENT_FILE]
     wrong = []
+    if args.make_objective().has_heads and not (folder / HEADS_FILE).is_file():
+        wrong.append(f"{HEADS_FILE} is missing")
     for name in wanted:  # what torch.save writes ends with a directory, which half a file has not
         if not zipfile.is_zipfile(folder / name):
             wrong.append(f"{name} is {'half written' if (folder / name).is_file() else 'missing'}")
@@ -96,10 +100,15 @@ class ResumedCallback(TrainerCallback, ExportableState):
 
 
 class ObjectiveState(ResumedCallback):
-    """Saves and loads the state of an objective."""
+    """Saves and loads the state of an objective; its heads forget their gradients after each step, as the model does."""
 
     def __init__(self, objective):
+        self.objective = objective
         self.state_dict, self.load_state_dict = objective.state_dict, objective.load_state_dict
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.objective.heads is not None:
+            self.objective.heads.zero_grad()
 
 
 ObjectiveState.__name__ = "PolicyObjective"  # what it is called in the checkpoints that there are
@@ -110,9 +119,10 @@ class CheckpointTrainer(Trainer):
 
     Attributes:
         agent: a `PatchAgent` whose state travels in the checkpoints, or None.
+        objective: an `Objective`, whose heads do, or None.
     """
 
-    agent = None
+    agent = objective = None
 
     def checkpoint_to_resume(self, resume):
         """The folder that `train` is asked to resume from, checked; None to start."""
@@ -135,6 +145,9 @@ class CheckpointTrainer(Trainer):
             return
         super()._run_epoch(*args, **kwargs)
 
+    def _heads(self):
+        return None if self.objective is None else self.objective.heads
+
     def _save(self, output_dir=None, state_dict=None):
         super()._save(output_dir, state_dict)
         if self.args.should_save:
@@ -145,6 +158,8 @@ class CheckpointTrainer(Trainer):
         super()._save_optimizer_and_scheduler(output_dir)
         if self.agent is not None and self.args.should_save:
             self.agent.save(output_dir)
+        if self._heads() is not None and self.args.should_save:
+            save_model(self._heads(), Path(output_dir) / HEADS_FILE)
 
     def _load_callback_state(self):
         """Ours take their state back when training begins: they cannot be built anew, as the `Trainer` would."""
@@ -157,6 +172,13 @@ class CheckpointTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         if self.agent is not None:
             self.agent.load(resume_from_checkpoint)
+        if self._heads() is not None:
+            file = Path(resume_from_checkpoint) / HEADS_FILE
+            if not file.is_file():
+                raise ValueError(
+                    f"{file} is missing: it is no checkpoint of a training with objective {self.args.objective!r}"
+                )
+            load_model(self._heads(), file)
         self._reload(resume_from_checkpoint, model)
 
     def _load_best_model(self):

@@ -6,10 +6,10 @@ All that is not named here means what it means in transformers; tests/training/t
 from transformers.trainer_optimizer import is_optimizer_factory
 from transformers.utils import logging
 
+from ..model.gate_kinds import token_gates
 from .arguments import DynViTTrainingArguments
 from .bypass import check_bypass
 from .harm import check_units
-from .importance import token_gates
 from .presets import preset_arguments, preset_of
 from .sharing import check_shares
 

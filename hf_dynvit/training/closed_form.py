@@ -2,10 +2,11 @@
 
 from ..model.budgets import shift_gates
 from ..model.bypass import bypass_of
+from ..model.gate_kinds import token_gates, unit_gates
 from .bypass import fit_bypass
 from .calibration import calibrate
-from .harm import fit_harm, unit_gates
-from .importance import fit_importance, token_gates
+from .harm import fit_harm
+from .importance import fit_importance
 from .sharing import OPEN, SHARES, share_budget
 
 

@@ -13,14 +13,13 @@ from contextlib import contextmanager
 import torch
 from tqdm.auto import tqdm
 
-from ..model.gate import LearnedGate
+from ..model.gate_kinds import unit_gates
 from .least_squares import Moments
 
 
 FAR = 1e4  # added to a logit, it decides
 LEAST = 1e-9  # nats: a divergence of exactly 0 has a logarithm too
 RIDGES = (0.01, 0.1, 1.0, 10.0, 100.0)  # relative to the mean variance of a feature
-SLOTS = ("heads", "sublayers")
 
 
 def fit_harm(model, batches, strength=1.0):
@@ -63,16 +62,6 @@ def fit_harm(model, batches, strength=1.0):
     if not all(found.count for half in halves for found in half.values()):
         raise ValueError("fit_harm needs at least two images: what is learned on one half is tried on the other")
     return _set_scores(gates, halves, strength)
-
-
-def unit_gates(model):
-    """(layer, slot) -> learned gate of heads or of sub-layers."""
-    return {
-        (layer, slot): gate
-        for layer, found in enumerate(model.gates)
-        for slot, gate in found.items()
-        if slot in SLOTS and isinstance(gate, LearnedGate)
-    }
 
 
 def check_units(model):

@@ -11,7 +11,7 @@ Letters: B images, N tokens, D channels.
 import torch
 from tqdm.auto import tqdm
 
-from ..model.gate import LearnedGate
+from ..model.gate_kinds import token_gates
 from .least_squares import Moments
 
 
@@ -67,19 +67,6 @@ def fit_importance(model, batches, strength=1.0, ridge=1e-3):
             gate.score.bias += strength * sums[layer].constant(weight) - sums[layer].constant(before)
             gate.score.weight.copy_(strength * weight.T)
     return explained
-
-
-def token_gates(model):
-    """Layer -> learned gate that decides tokens by a linear map of what enters the layer's attention."""
-    found = {
-        index: gates["attention_tokens"] for index, gates in enumerate(model.gates) if "attention_tokens" in gates
-    }
-    width = model.host.sizes(model.config).width
-    return {
-        index: gate
-        for index, gate in found.items()
-        if isinstance(gate, LearnedGate) and gate.score.in_features == width
-    }
 
 
 def _saliency(model, pixel_values, layers, look=None):

@@ -9,8 +9,8 @@ from functools import partial
 from typing import NamedTuple
 
 from ..model.configuration_dynvit import pair
-from ..model.gates import preset_gates
 from ..model.modeling_dynvit import DynViTForImageClassification
+from ..model.preset_gates import preset_gates
 from .calibration import calibrate, mean_cost
 from .closed_form import fit_gates
 from .importance import fit_importance
@@ -87,6 +87,16 @@ def _keeping(preset, **changes):
     return lambda config, rate: [{**entry, **changes, "keep": rate} for entry in preset_gates(preset, config)]
 
 
+def _cropping(config, amount):
+    """The preset `cropr`, with as many patches leaving before each layer as `_merging` merges."""
+    left, entries = _patches(config), []
+    counts = _spread(config, round((1 - amount) * 2 * left))
+    for entry, count in zip(preset_gates("cropr", config), counts, strict=False):
+        left = max(1, left - count)
+        entries.append({**entry, "top": left})
+    return entries
+
+
 def _sampling(config, amount):
     points = max(1, round(amount * 5 * _patches(config)))
     return [{**entry, "samples": points} for entry in preset_gates("ats", config)]
@@ -133,6 +143,7 @@ METHODS = {
     "topk": Method(_keeping("topk"), 0.02),
     "ats": Method(_sampling, 0.002),
     "dynamicvit": Method(_keeping("dynamicvit"), 0.02, learns=True),
+    "cropr": Method(_cropping, 0.0, learns=True),
     "contrast": Method(_keeping("topk", score="contrast"), 0.02),
     "random-tokens": Method(_keeping("random-tokens"), 0.02),
     "random-merge": Method(_keeping("random-tokens", rest="merge"), 0.02),

@@ -16,7 +16,8 @@
 
 from dataclasses import replace
 
-from ..model.gates import GATES, PRESET_GATES, preset_gates
+from ..model.gates import GATES
+from ..model.preset_gates import PRESET_GATES, preset_gates
 
 
 # Nothing of ours beside the published loss: no ramp, frozen phase, tuning, calibration or teacher.
@@ -84,6 +85,8 @@ PRESET_ARGUMENTS = {
     },
     # Its rate is fixed, so the budget must be what that costs. Sampled to the end, as published.
     "dynamicvit": {"objective": "cost", "freeze_gates_at": 1.0},
+    # From the first step on as in use; its numbers are fixed, too.
+    "cropr": {"objective": "auxiliary", "freeze_gates_at": 1.0},
     **dict.fromkeys(("avit", "diffrate"), {"objective": "cost"}),
     **dict.fromkeys(("evit", "topk", "ats", "tome", "random-tokens", "pitome"), _RULE),
 }

@@ -204,6 +204,8 @@ class DynViTTrainer(CheckpointTrainer):
         if self.optimizer is not None or not learns(model):
             return super().create_optimizer(model)
         groups = parameter_groups(model, self.args, self.get_decay_parameter_names(model))
+        if self.objective.heads is not None:
+            groups.append({"params": list(self.objective.heads.parameters()), "weight_decay": self.args.weight_decay})
         cls, options = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(self.args, model)
         self.optimizer = cls(groups, **options)
         return self.optimizer

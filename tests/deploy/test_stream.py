@@ -11,7 +11,7 @@ from hf_dynvit.deploy.leaving import leave, word_places
 from hf_dynvit.deploy.parting import Parting
 from hf_dynvit.deploy.stream import Stream
 from hf_dynvit.deploy.tokens import Tokens
-from hf_dynvit.model.gates import PRESET_GATES
+from hf_dynvit.model.preset_gates import PRESET_GATES
 
 
 MIXED = {
@@ -68,7 +68,7 @@ def test_most_sets_of_gates_export():
     assert {f"preset {name}" for name in PRESET_GATES if name not in ("adavit-official", "random-tokens")} <= set(SETS)
 
 
-@pytest.mark.parametrize("name", ["evit", "topk", "dynamicvit", "tome", "pitome", "diffrate"])
+@pytest.mark.parametrize("name", ["evit", "topk", "dynamicvit", "cropr", "tome", "pitome", "diffrate"])
 def test_a_graph_knows_ahead_how_many_tokens_fixed_numbers_leave(name):
     model = gated(build_tiny_vit(4), name).eval()
     with torch.no_grad():

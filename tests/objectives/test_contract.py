@@ -138,4 +138,4 @@ def test_options_by_name_of_other_objectives_do_not_count(tmp_path, name):
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_every_option_of_an_objective_says_what_it_is(name):
     assert all(option.metadata["help"] for option in fields(OBJECTIVES[name].Options))
-    assert OBJECTIVES[name]({}).trains_packed is (name == "reinforce")
+    assert OBJECTIVES[name]({}).trains_packed is (name in ("reinforce", "auxiliary"))

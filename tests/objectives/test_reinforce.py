@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 from hf_dynvit import DynViTForImageClassification, LayerDecisions
 from hf_dynvit.model.gate import Exploration, LearnedGate, draw
-from hf_dynvit.model.gates import PRESET_GATES
+from hf_dynvit.model.preset_gates import PRESET_GATES
 from hf_dynvit.objectives.policy_gradient import (
     advantages,
     depth_weights,

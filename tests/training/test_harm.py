@@ -6,7 +6,7 @@ from trainers import build_trainer
 
 from hf_dynvit import DynViTForImageClassification, calibrate, fit_gates
 from hf_dynvit.model.budgets import shift_gates
-from hf_dynvit.model.gates import preset_gates
+from hf_dynvit.model.preset_gates import preset_gates
 from hf_dynvit.training.harm import _harm, _held, check_units, fit_harm
 from hf_dynvit.training.sharing import OPEN, SHARES, share_budget
 
