@@ -12,28 +12,23 @@ first, of gates with a bypass.
 """
 
 import sys
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-import yaml
 from torch.utils.data import DataLoader, Subset
 from transformers import AutoImageProcessor
 
-from hf_dynvit import DynViTForImageClassification
 from hf_dynvit.data import DataArguments
 from hf_dynvit.measure.forwards import DTYPES
-from hf_dynvit.measure.trained_models import dense_vit, open_models
-from hf_dynvit.model import PRESET_GATES, can_prepack
+from hf_dynvit.measure.trained_models import open_models
 from hf_dynvit.model.budgets import check_budget
-from hf_dynvit.model.gate_kinds import token_gates, unit_gates
 from hf_dynvit.settings import parse_settings
 from hf_dynvit.training.bypass import check_bypass, fit_bypass
-from hf_dynvit.training.calibration import calibrate, check_budgets, mean_cost, steady_range
-from hf_dynvit.training.closed_form import fit_gates
-from hf_dynvit.training.importance import fit_importance
-from hf_dynvit.training.looks import choose_looks, read_looks
-from hf_dynvit.training.resolution import choose_resolution, sizes_for
+from hf_dynvit.training.calibration import check_budgets
+from hf_dynvit.training.dial import at_best_size, best_looks, meet, with_gates
+from hf_dynvit.training.looks import read_looks
+from hf_dynvit.training.timed_calibration import TimedCalibration
 
 
 AT_ONCE = 64  # images of a forward, where the batch that is to be served says another number
@@ -52,7 +47,7 @@ class CalibrateArguments:
         default=None,
         metadata={
             "help": "side that images are resized to inside the model, with --gates; auto: the one nearest to the dense "
-            "model's predictions at this budget; None: as they come"
+            "model's predictions at this budget, or in this time, there without gates, too; None: as they come"
         },
     )
     cascade: list[str] = field(
@@ -116,8 +111,8 @@ class CalibrateArguments:
             if not self.resolution.isdecimal():
                 raise ValueError(f"resolution must be a number or auto, got {self.resolution!r}")
             self.resolution = int(self.resolution)
-        if self.resolution == "auto" and (self.budget is None or self.bypass_images):
-            raise ValueError("resolution auto is for one --budget, without bypass_images")
+        if self.resolution == "auto" and (self.budgets or self.bypass_images):
+            raise ValueError("resolution auto is for one --budget, or --milliseconds, without bypass_images")
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype must be one of {list(DTYPES)}, got {self.dtype!r}")
         if Path(self.output).exists() and any(Path(self.output).iterdir()):
@@ -150,12 +145,15 @@ def main(argv=None):
         print(f"bypasses explain {min(shares.values()):.0%} to {max(shares.values()):.0%} of what is skipped")
     batches = [batch["pixel_values"] for batch in loader]
     if args.resolution == "auto":
-        model, shift, cost = at_best_size(entrant.model, batches, args)
+        model, found = at_best_size(entrant.model, batches, args)
     else:
         if args.cascade == ["auto"] and args.gates and model.learned_gates():
             model.set_cascade(best_looks(entrant.model, batches, args))
-        shift, cost = meet(model, batches, args)
+        found = meet(model, batches, args)
+    shift, cost = found[:2]
     model.float().save_pretrained(args.output)
+    if isinstance(found, TimedCalibration):
+        found.latencies.save(Path(args.output) / "latency.json")
     AutoImageProcessor.from_pretrained(args.model).save_pretrained(args.output)
     if model.config.budget_shifts is not None:
         shown = ", ".join(f"{budget} ({added:+.3f})" for budget, added in model.config.budget_shifts)
@@ -164,104 +162,6 @@ def main(argv=None):
     how = shown or f"all gates shifted by {shift:+.3f}"
     print(f"{how}: mean cost {cost:.3f} on {len(loader.dataset)} training images")
     return shift, cost
-
-
-def meet(model, batches, args):
-    """Fit importance where it is asked for, and bring the thresholds to what is wanted; returns shift and cost."""
-    if args.gates and args.importance is not False and unit_gates(model) and args.budget and not args.cascade:
-        return together(model, batches, args.budget)
-    if args.importance or (args.importance is None and args.gates and token_gates(model)):
-        shares = fit_importance(model, batches)
-        print(f"scores explain {min(shares.values()):.0%} to {max(shares.values()):.0%} of the importance of tokens")
-    if args.milliseconds is not None:
-        return to_milliseconds(model, batches, args)
-    if args.budgets:
-        return calibrate(model, batches, budgets=args.budgets)
-    learned = model.learned_gates()
-    calibrates = learned or model.config.cascade is not None
-    found = calibrate(model, batches, args.budget) if calibrates else (0.0, mean_cost(model, batches))
-    model.set_budget(args.budget)
-    return found
-
-
-def together(model, batches, budget):
-    """Heads and sub-layers beside tokens, all fitted in closed form; returns shift and cost."""
-    tried = fit_gates(model, batches, budget)
-    for one in sorted(tried):
-        print(
-            f"{one.share:.0%} by heads and sub-layers: {one.distance:.3f} nats from the dense model at {one.cost:.3f}"
-        )
-    model.set_budget(budget)
-    return 0.0, tried[0].cost
-
-
-def at_best_size(vit, batches, args):
-    """The model at the size of images that leaves its predictions nearest to the dense model's; with shift and cost."""
-    found = {}
-
-    def build(size):
-        model = with_gates(vit, args, size)
-        found[size] = meet(model, batches, args)
-        return model
-
-    sizes = [size for size in sizes_for(vit.config, args.budget) if reaches(with_gates(vit, args, size), args.budget)]
-    if not sizes:
-        raise ValueError(f"a budget of {args.budget} is out of reach of these gates at every size of images")
-    dense = DynViTForImageClassification.from_vit(dense_vit(vit)).to(vit.dtype)
-    best, trials = choose_resolution(dense, build, sizes, batches)
-    for trial in trials:
-        size = f"{trial.resolution} px" if trial.resolution else "images as they come"
-        print(f"{size}: {trial.distance:.3f} nats from the dense model at cost {trial.cost:.3f}")
-    return best.model, *found[best.resolution]
-
-
-def best_looks(vit, batches, args):
-    """The looks of a cascade, at the sizes of images that leave each nearest to the dense model's predictions."""
-
-    def build(size, cost):
-        one = replace(args, budget=cost, cascade=[])
-        model = with_gates(vit, one, size)
-        meet(model, batches, one)
-        return model
-
-    dense = DynViTForImageClassification.from_vit(dense_vit(vit)).to(vit.dtype)
-    looks = choose_looks(dense, build, vit.config, args.budget, batches)
-    print("looks: " + ", ".join(f"{look['resolution']} px at a mean cost of {look['budget']}" for look in looks))
-    return looks
-
-
-def reaches(model, budget):
-    """Whether thresholds can bring the model to a budget."""
-    least, most = steady_range(model)
-    return least <= budget <= most
-
-
-def to_milliseconds(model, batches, args):
-    """Calibrate to a mean time of the prepacked model; writes latency.json, returns shift and cost."""
-    if can_prepack():
-        model.prepack(args.kernels)
-    found = calibrate(model, batches, milliseconds=args.milliseconds, batch_size=args.batch_size)
-    Path(args.output).mkdir(parents=True, exist_ok=True)
-    found.latencies.save(Path(args.output) / "latency.json")
-    model.set_budget(min(1.0, found.cost))
-    print(
-        f"{found.milliseconds:.2f} ms per image in batches of {args.batch_size} by the table of latencies; on the first images "
-        f"{found.clock_predicted:.2f}, where the clock says {found.clock:.2f} ({found.error:+.1%})"
-    )
-    return found.shift, found.cost
-
-
-def with_gates(model, args, resolution):
-    """The model itself, or one with the weights of a plain ViT and fresh gates; with a cascade, if one is asked for."""
-    if args.gates is None:
-        looks = read_looks(args.cascade, model.config, args.budget, bool(model.config.gates))
-        return model.set_cascade(looks) if looks else model
-    if model.config.gates:
-        raise ValueError(f"{args.model} has gates already: --gates is for a plain ViT, got {args.gates!r}")
-    gates = args.gates if args.gates in PRESET_GATES else yaml.safe_load(args.gates)
-    looks = read_looks(args.cascade, model.config, args.budget, bool(gates))
-    made = DynViTForImageClassification.from_vit(dense_vit(model), gates=gates, resolution=resolution, cascade=looks)
-    return made.to(model.dtype).eval()
 
 
 if __name__ == "__main__":

@@ -19,6 +19,10 @@ CLOCKED_IMAGES = 32
 WRONG = 0.05  # of the clock's milliseconds, from which on the table is corrected
 
 
+class OutOfReach(ValueError):
+    """A time that no thresholds give."""
+
+
 class TimedCalibration(NamedTuple):
     """What a calibration in milliseconds found.
 
@@ -110,7 +114,7 @@ def calibrate_milliseconds(model, batches, milliseconds, batch_size=1, latencies
 def _check_reach(shifts, milliseconds, batch_size):
     least, most = (shifts.mean(shift) for shift in (-WIDEST, WIDEST))
     if not least <= milliseconds <= most:
-        raise ValueError(
+        raise OutOfReach(
             f"{milliseconds} ms are out of reach: by the latencies of this device the gates can bring an image of a batch "
             f"of {batch_size} to between {least:.3f} and {most:.3f} ms"
         )

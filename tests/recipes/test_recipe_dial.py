@@ -8,7 +8,15 @@ from recipe_place import dial, evaluate
 
 from hf_dynvit import DynViTForImageClassification
 from hf_dynvit.measure import LatencyTable
-from hf_dynvit.training import calibration
+from hf_dynvit.training import calibration, timed_resolution
+from hf_dynvit.training.timed_calibration import OutOfReach, TimedCalibration
+
+
+TABLE = {
+    **{"device": "a CPU", "threads": 1, "dtype": "float32", "prepacked": True, "batch_size": 2},
+    **{"tokens": [1, 17], "attention": [0.1, 1.7], "mlp": [0.2, 3.4], "rest": 2.0},
+    "gates": [{"layers": [0, 1], "open": [0.0, 0.0], "closed": [0.0, 0.0]}],
+}
 
 
 def test_one_folder_serves_every_budget_and_is_evaluated_at_one(place, tmp_path, capsys):
@@ -33,10 +41,7 @@ def test_one_folder_serves_every_budget_and_is_evaluated_at_one(place, tmp_path,
 
 
 def test_a_model_is_calibrated_to_milliseconds_and_saved_with_its_latencies(place, tmp_path, monkeypatch, capsys):
-    times = {"tokens": [1, 17], "attention": [0.1, 1.7], "mlp": [0.2, 3.4], "rest": 2.0}
-    times["gates"] = [{"layers": [0, 1], "open": [0.0, 0.0], "closed": [0.0, 0.0]}]
-    facts = {"device": "a CPU", "threads": 1, "dtype": "float32", "prepacked": True, "batch_size": 2}
-    faked = {"latencies": LatencyTable(**facts, **times), "medians": lambda calls, rounds: dict.fromkeys(calls, 0.016)}
+    faked = {"latencies": LatencyTable(**TABLE), "medians": lambda calls, rounds: dict.fromkeys(calls, 0.016)}
     monkeypatch.setattr(calibration, "calibrate_milliseconds", partial(calibration.calibrate_milliseconds, **faked))
     words = ["--model", place.vit, "--data_files", *place.files, "--gates", "[{gate: patch, drop: true, novelty: 8}]"]
     words += ["--batch_size", "2", "--output", str(tmp_path / "timed")]
@@ -64,3 +69,44 @@ def test_aims_of_the_dial_are_one_at_a_time(place, tmp_path):
         dial.main([*words, "--milliseconds", "-1"])
     with pytest.raises(ValueError, match="need gates that learn: others keep the cost that they have"):
         dial.main([*words, "--gates", "[{gate: tome, merged: 2}]", "--budgets", "0.5", "0.6"])
+
+
+def test_a_time_is_spent_at_the_size_of_images_that_is_nearest_to_the_dense_model(
+    place, tmp_path, monkeypatch, capsys
+):
+    """The clock is a fake that takes the square of the tokens, and the table one that knows no time that gates can give."""
+    tokens = {None: 17, 24: 10, 16: 5}
+    monkeypatch.setattr(timed_resolution, "clocked", lambda model, batches: tokens[model.config.resolution] ** 2 / 100)
+
+    def timed(model, batches, milliseconds, batch_size):
+        if model.config.resolution == 16:
+            raise OutOfReach("gates take too long")
+        return TimedCalibration(0.0, 0.6, 1.1, 1.1, 1.1, LatencyTable(**TABLE), 1.0)
+
+    monkeypatch.setattr(calibration, "calibrate_milliseconds", timed)
+    words = ["--model", place.vit, "--data_files", *place.files, "--gates", "[{gate: patch, drop: true, novelty: 8}]"]
+    words += ["--resolution", "auto", "--batch_size", "2"]
+    dial.main([*words, "--milliseconds", "1.1", "--output", str(tmp_path / "gated")])
+    said = capsys.readouterr().out
+    assert [line.split(":")[0] for line in said.splitlines() if " nats from" in line] == [
+        "images as they come",
+        "24 px",
+        "24 px, without gates",
+    ]
+    # Fake gates are left open: with all of the images they are the dense model.
+    assert "images as they come: 0.000 nats" in said and (tmp_path / "gated" / "latency.json").exists()
+    chosen = DynViTForImageClassification.from_pretrained(tmp_path / "gated")
+    assert chosen.config.resolution is None and chosen.learned_gates()
+
+    def never(model, batches, milliseconds, batch_size):
+        raise OutOfReach("gates take too long")
+
+    monkeypatch.setattr(calibration, "calibrate_milliseconds", never)
+    dial.main([*words, "--milliseconds", "1.1", "--output", str(tmp_path / "plain")])
+    plain = DynViTForImageClassification.from_pretrained(tmp_path / "plain")
+    assert plain.config.resolution == 24 and not plain.config.gates and plain.config.budget < 0.7
+    assert not (tmp_path / "plain" / "latency.json").exists()
+    with pytest.raises(
+        ValueError, match="0.1 ms are out of reach at every size of images: images as they come: gates take"
+    ):
+        dial.main([*words, "--milliseconds", "0.1", "--output", str(tmp_path / "none")])
