@@ -30,6 +30,8 @@ from hf_dynvit.report.claims import claims_section
 from hf_dynvit.report.comparison import comparison_section
 from hf_dynvit.report.deployment_results import DEPLOYED, GAINED, GAINED_MEANING, deployed_items, fastest_deployed
 from hf_dynvit.report.deployment_results import MEANING as DEPLOYED_MEANING
+from hf_dynvit.report.dials import DIALS, dial_items
+from hf_dynvit.report.dials import MEANING as DIALS_MEANING
 from hf_dynvit.report.front import CLOCK, TUNED, clock_rows, tuned_rows
 from hf_dynvit.report.leaderboard import named, plot
 from hf_dynvit.report.leaderboard import sections as leaderboard_sections
@@ -177,6 +179,7 @@ def render(results):
     parts += ["### Beside what it has to beat", INTRODUCTION, table(beside)] if beside else []
     parts += section("Per image", PER_IMAGE, per_image_items(evaluations), MEANING)
     parts += section("Cascades", LOOKS, looks_items(evaluations), LOOKS_MEANING)
+    parts += section("One model for every budget", DIALS, dial_items(evaluations, of(Leaderboard)), DIALS_MEANING)
     parts += section("Searched", SEARCHED, [(one,) for one in of(Search)])
     speeds = [(one, speed) for one in evaluations for speed in one.throughput]
     parts += section("Speed", SPEED, speeds, *beyond_promise(*(one.throughput for one in evaluations)))
