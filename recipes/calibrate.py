@@ -7,7 +7,7 @@ thresholds for all of them, and decides at any budget between (`model.set_budget
 `--milliseconds 8 --batch_size 1` an image takes so long on this device (latency.json has its latencies). The backbone is
 not trained and no labels are used; a model trained for that budget is more accurate. With `--gates merge` a plain ViT
 becomes a model that merges a little in every layer; on the same images its gates learn which tokens the prediction
-depends on, unless `--importance false`. With `--bypass_images N` what skipped blocks and sub-layers add instead is fitted
+depends on, and gates of heads and sub-layers what skipping each costs it, unless `--importance false`. With `--bypass_images N` what skipped blocks and sub-layers add instead is fitted
 first, of gates with a bypass.
 """
 
@@ -60,7 +60,8 @@ class CalibrateArguments:
     importance: bool | None = field(
         default=None,
         metadata={
-            "help": "fit the scores of token gates to the importance of tokens first; default: for new gates alone"
+            "help": "fit the scores of token gates to the importance of tokens first, and of new gates of heads and sub-layers to "
+            "what skipping costs; default: for new gates alone"
         },
     )
     budget: float | None = field(
@@ -80,7 +81,11 @@ class CalibrateArguments:
     )
     images: int = field(default=512, metadata={"help": "training images to calibrate on"})
     bypass_images: int = field(
-        default=0, metadata={"help": "training images to fit bypasses on before the thresholds are set; 0: leave them"}
+        default=0,
+        metadata={
+            "help": "training images to fit bypasses on before the thresholds are set; 0: leave them, but fit fresh ones with the "
+            "gates of heads and sub-layers"
+        },
     )
     batch_size: int = field(default=64, metadata={"help": "images per forward; with milliseconds, to be served"})
     dtype: str = field(default="float32", metadata={"help": f"one of {list(DTYPES)}"})
@@ -159,7 +164,7 @@ def main(argv=None):
         shown = ", ".join(f"{budget} ({added:+.3f})" for budget, added in model.config.budget_shifts)
         print(f"one model for the budgets {shown}; it decides at {model.config.budget} until model.set_budget")
     shown = f"images are done from a probability of {shift:.3f}" if model.config.cascade else None
-    how = shown or f"all gates shifted by {shift:+.3f}"
+    how = shown or ("each kind of gates shifted by itself" if shift is None else f"all gates shifted by {shift:+.3f}")
     print(f"{how}: mean cost {cost:.3f} on {len(loader.dataset)} training images")
     return shift, cost
 

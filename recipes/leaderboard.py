@@ -244,7 +244,8 @@ def go_on(results, file):
     given = json.loads(json.dumps(results.settings))
     for part, free in FREE.items():
         before, now = earlier.settings[part], given[part]
-        changed = sorted(key for key in now if key not in free and before.get(key) != now[key])
+        # A setting that the earlier start did not know was its default there.
+        changed = sorted(key for key in now if key not in free and key in before and before[key] != now[key])
         if changed and (part != "training" or any(cell.tuned for cell in earlier.cells)):
             raise ValueError(f"{file} holds cells of another recipe, {changed} differ: give another output_dir")
     return replace(results, cells=earlier.cells, smaller=earlier.smaller)

@@ -29,8 +29,9 @@ class AuxiliaryObjective(Objective):
     """Cross entropy of the heads, mean over the gates.
 
     Raises:
-        ValueError: from `prepare`, no gates of tokens with a linear score, several processes, a multi-label problem, or an
-            optimizer of one's own, which would not know the heads.
+        ValueError: from `prepare` of a trainer that trains, no gates of tokens with a linear score, gates that are frozen from
+            the start, or whose thresholds do not begin at the budget, several processes, a multi-label problem, or an optimizer
+            of one's own, which would not know the heads.
     """
 
     @dataclass
@@ -47,15 +48,25 @@ class AuxiliaryObjective(Objective):
 
     def prepare(self, trainer):
         super().prepare(trainer)
-        model, gates = trainer.model, token_gates(trainer.model)
+        if trainer.train_dataset is None:
+            return
+        model, args, gates = trainer.model, trainer.args, token_gates(trainer.model)
         if not gates:
             raise ValueError(
                 "objective 'auxiliary' teaches learned gates of tokens with a linear score: the model has none"
             )
-        if trainer.args.world_size > 1 or trainer.optimizer is not None:
+        if args.freeze_gates_at == 0.0:
+            raise ValueError(
+                "objective 'auxiliary' teaches gates, and freeze_gates_at 0.0 leaves no step for it: give more"
+            )
+        if not args.calibrate_first and any(map(_by_threshold, gates.values())):
+            raise ValueError(
+                "objective 'auxiliary' leads no threshold to a budget, it teaches at the one they are at: give calibrate_first"
+            )
+        if args.world_size > 1 or trainer.optimizer is not None:
             raise ValueError(
                 "objective 'auxiliary' has heads of its own, for one process and the Trainer's own optimizer: got "
-                f"{trainer.args.world_size} processes, optimizer {type(trainer.optimizer).__name__}"
+                f"{args.world_size} processes, optimizer {type(trainer.optimizer).__name__}"
             )
         if model.config.problem_type == "multi_label_classification":
             raise ValueError("objective 'auxiliary' is for one label an image, got a multi-label problem")
@@ -65,7 +76,10 @@ class AuxiliaryObjective(Objective):
             model.config.num_labels,
         )
         self.heads = nn.ModuleDict({str(layer): AuxiliaryHead(width, ratio, classes) for layer in gates})
-        self.heads.to(trainer.args.device)
+        self.heads.to(args.device)
+
+    def __init__(self, options):
+        super().__init__(options)
         self._seen, self._hooks = {}, []
 
     def state_dict(self):
@@ -75,13 +89,13 @@ class AuxiliaryObjective(Objective):
         if saved:
             return
         for gate in token_gates(self.trainer.model).values():
-            if getattr(gate, "amount", "threshold") != "threshold" and not gate.score.weight.any():
+            if not _by_threshold(gate) and not gate.score.weight.any():
                 # Where the best stay, equal scores would let the same places go in all images.
                 nn.init.trunc_normal_(gate.score.weight, std=gate.score.in_features**-0.5)
 
     def exploration(self, step):
         """Nothing is explored; from here to `loss` what gates read is noted."""
-        self._stop()
+        self.release()
         for layer, gate in token_gates(self.trainer.accelerator.unwrap_model(self.trainer.model)).items():
             self._hooks.append(gate.register_forward_pre_hook(self._note(layer, gate)))
         return NO_EXPLORATION
@@ -92,7 +106,7 @@ class AuxiliaryObjective(Objective):
 
         return hook
 
-    def _stop(self):
+    def release(self):
         for hook in self._hooks:
             hook.remove()
         self._seen, self._hooks = {}, []
@@ -100,7 +114,7 @@ class AuxiliaryObjective(Objective):
     def loss(self, model, inputs, outputs, step):
         """The heads' part of the loss; 0 where no gate learns any more."""
         seen = {layer: found for layer, found in self._seen.items() if found[0].score.weight.requires_grad}
-        self._stop()
+        self.release()
         if not seen:
             return 0.0
         by_label = self.options.auxiliary_target == "labels"
@@ -109,10 +123,15 @@ class AuxiliaryObjective(Objective):
         for layer, (gate, tokens, state) in seen.items():
             logits = self.heads[str(layer)](pooled(gate, tokens, state)).float()
             losses.append(nn.functional.cross_entropy(logits, target))
-            right.append((logits.argmax(-1) == (target if by_label else target.argmax(-1))).float().mean())
+            right.append((logits.argmax(-1) == (target if target.ndim == 1 else target.argmax(-1))).float().mean())
         total = torch.stack(losses).mean()
         self.log(auxiliary_loss=total.detach(), auxiliary_accuracy=torch.stack(right).mean())
         return self.options.auxiliary_weight * total
+
+
+def _by_threshold(gate):
+    """Whether a gate keeps what a threshold says; else it keeps a number of tokens, the best."""
+    return getattr(gate, "amount", "threshold") == "threshold"
 
 
 class AuxiliaryHead(nn.Module):

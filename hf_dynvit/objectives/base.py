@@ -68,6 +68,9 @@ class Objective:
         """
         raise NotImplementedError
 
+    def release(self):
+        """Called when a training ends, however it does: let go of what a step may have left."""
+
     def state_dict(self):
         """All that resuming needs, JSON-ready: it stands in trainer_state.json."""
         return {}

@@ -84,7 +84,8 @@ class DynViTTrainingArguments(TrainingArguments):
     )
     harm_shares: list[float] = HfArg(
         default_factory=lambda: list(SHARES),
-        help="shares of the computation for heads and sub-layers to save that are tried with harm_images",
+        help="shares of the computation for heads and sub-layers to save that are tried with harm_images, beside learned gates "
+        "of tokens",
     )
     freeze_gates_at: float = HfArg(
         default=1.0,
@@ -143,6 +144,11 @@ class DynViTTrainingArguments(TrainingArguments):
         for name in ("bypass_images", "importance_images", "harm_images"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+        if self.harm_images == 1 or (self.harm_images and not self.calibrate_first):
+            raise ValueError(
+                "harm_images must be at least 2, what is learned on one half is tried on the other, and given with calibrate_first, "
+                f"for they end at the budget: got {self.harm_images}, calibrate_first {self.calibrate_first}"
+            )
         self._check_budgets()
         if not self.train_body:
             self.freeze_gates_at = 1.0

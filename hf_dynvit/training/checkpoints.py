@@ -67,7 +67,7 @@ def unusable(folder):
         wrong.append(f"{STATE} is missing")
     except ValueError as error:
         wrong.append(str(error))
-    if not any(folder.glob("*.safetensors")):
+    if not any(path.name != HEADS_FILE for path in folder.glob("*.safetensors")):
         wrong.append("model.safetensors is missing")
     try:
         check_weights(folder)
@@ -100,13 +100,24 @@ class ResumedCallback(TrainerCallback, ExportableState):
 
 
 class ObjectiveState(ResumedCallback):
-    """Saves and loads the state of an objective; its heads forget their gradients after each step, as the model does."""
+    """Saves and loads the state of an objective; its heads' gradients are clipped and forgotten as those of the model are."""
 
     def __init__(self, objective):
         self.objective = objective
         self.state_dict, self.load_state_dict = objective.state_dict, objective.load_state_dict
 
+    def on_train_begin(self, args, state, control, **kwargs):
+        super().on_train_begin(args, state, control, **kwargs)
+        self._forget()
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        if self.objective.heads is not None and args.max_grad_norm:
+            torch.nn.utils.clip_grad_norm_(self.objective.heads.parameters(), args.max_grad_norm)
+
     def on_step_end(self, args, state, control, **kwargs):
+        self._forget()
+
+    def _forget(self):
         if self.objective.heads is not None:
             self.objective.heads.zero_grad()
 

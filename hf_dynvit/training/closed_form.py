@@ -1,13 +1,13 @@
 """`fit_gates`: all that gates learn without training, in the order in which one needs the other."""
 
-from ..model.budgets import shift_gates
+from ..model.budgets import check_budget, shift_gates
 from ..model.bypass import bypass_of
 from ..model.gate_kinds import token_gates, unit_gates
 from .bypass import fit_bypass
 from .calibration import calibrate
-from .harm import fit_harm
+from .harm import check_images, check_units, fit_harm
 from .importance import fit_importance
-from .sharing import OPEN, SHARES, share_budget
+from .sharing import OPEN, SHARES, check_shares, share_budget
 
 
 def fit_gates(model, batches, budget, shares=SHARES):
@@ -17,28 +17,49 @@ def fit_gates(model, batches, budget, shares=SHARES):
     and sub-layers learn, beside that, what skipping each costs it; last, how much of the budget each kind saves is tried.
 
     Args:
-        model: of one look, with learned gates. batches: list of `pixel_values` (B, channels, height, width).
-        budget: mean cost. shares: to try, of `share_budget`.
+        model: of one look, with learned gates. Bypasses that say something already are left as they are.
+        batches: list of `pixel_values` (B, channels, height, width). budget: mean cost.
+        shares: to try, of `share_budget`.
 
     Returns:
         What `share_budget` tried, the best first; [] without gates of heads and sub-layers.
 
     Raises:
-        ValueError: as `calibrate`, `fit_harm` and `share_budget`.
+        ValueError: as `calibrate`, `fit_harm` and `share_budget`, before anything is fitted.
     """
-    units, tokens = list(unit_gates(model).values()), token_gates(model)
-    if any(bypass_of(gates) for gates in model.gates):
+    units = unit_gates(model)
+    if units:
+        _check(model, batches, budget, shares)
+    bypasses = [bypass for gates in model.gates for bypass in bypass_of(gates)]
+    if bypasses and all(bypass.adds_nothing() for bypass in bypasses):
         fit_bypass(model, [{"pixel_values": batch} for batch in batches])
-    if tokens:
+    if token_gates(model):
         fit_importance(model, batches)
-    return fit_units(model, batches, budget, shares) if units else calibrate(model, batches, budget) and []
+    if units:
+        return fit_units(model, batches, budget, shares)
+    calibrate(model, batches, budget)
+    return []
 
 
 def fit_units(model, batches, budget, shares=SHARES):
     """The part of `fit_gates` for heads and sub-layers, beside gates of tokens that have an order; returns as it does."""
+    _check(model, batches, budget, shares)
     units = list(unit_gates(model).values())
-    shift_gates(units, OPEN)
-    if len(model.learned_gates()) > len(units):
-        calibrate(model, batches, budget)
-    fit_harm(model, batches)
+    before = [gate.score.bias.detach().clone() for gate in units]
+    try:
+        shift_gates(units, OPEN)
+        if len(model.learned_gates()) > len(units):
+            calibrate(model, batches, budget)
+        fit_harm(model, batches)
+    except BaseException:
+        for gate, bias in zip(units, before, strict=True):
+            gate.score.bias.data.copy_(bias)
+        raise
     return share_budget(model, batches, budget, shares)
+
+
+def _check(model, batches, budget, shares):
+    check_units(model)
+    check_shares(shares)
+    check_budget(budget)
+    check_images(batches)

@@ -20,10 +20,15 @@ from .resolution import choose_resolution, sizes_for
 from .timed_resolution import Place, choose_in_time
 
 
-def meet(model, batches, args):
-    """Fit importance where it is asked for, and bring the thresholds to what is wanted; returns shift, cost and more."""
-    if args.gates and args.importance is not False and unit_gates(model) and args.budget and not args.cascade:
-        return together(model, batches, args.budget)
+def meet(model, batches, args, look=False):
+    """Fit importance where it is asked for, and bring the thresholds to what is wanted; returns shift, cost and more.
+
+    Fresh gates of heads and sub-layers are fitted for one budget alone, not for a `look` of a cascade: elsewhere they stay open.
+    """
+    if args.gates and args.importance is not False and unit_gates(model):
+        if args.budget and not args.cascade and not look:
+            return together(model, batches, args.budget)
+        print("heads and sub-layers stay as they begin: they are fitted for one --budget, without a cascade")
     if args.importance or (args.importance is None and args.gates and token_gates(model)):
         shares = fit_importance(model, batches)
         print(f"scores explain {min(shares.values()):.0%} to {max(shares.values()):.0%} of the importance of tokens")
@@ -39,14 +44,14 @@ def meet(model, batches, args):
 
 
 def together(model, batches, budget):
-    """Heads and sub-layers beside tokens, all fitted in closed form; returns shift and cost."""
+    """Heads and sub-layers beside tokens, all fitted in closed form; returns no common shift, and the cost."""
     tried = fit_gates(model, batches, budget)
     for one in sorted(tried):
         print(
             f"{one.share:.0%} by heads and sub-layers: {one.distance:.3f} nats from the dense model at {one.cost:.3f}"
         )
     model.set_budget(budget)
-    return 0.0, tried[0].cost
+    return None, tried[0].cost
 
 
 def at_best_size(vit, batches, args):
@@ -92,7 +97,7 @@ def best_looks(vit, batches, args):
     def build(size, cost):
         one = replace(args, budget=cost, cascade=[])
         model = with_gates(vit, one, size)
-        meet(model, batches, one)
+        meet(model, batches, one, look=True)
         return model
 
     dense = DynViTForImageClassification.from_vit(dense_vit(vit)).to(vit.dtype)

@@ -13,7 +13,10 @@ from contextlib import contextmanager
 import torch
 from tqdm.auto import tqdm
 
+from ..model.cost import dense_macs, layer_costs
 from ..model.gate_kinds import unit_gates
+from ..model.gate_random import RandomGate
+from ..model.scorers import RandomScorer
 from .least_squares import Moments
 
 
@@ -31,26 +34,28 @@ def fit_harm(model, batches, strength=1.0):
 
     Args:
         model: a model of one look with learned gates of heads or sub-layers. A table of budgets is dropped.
-        batches: `pixel_values` (B, channels, height, width) of a hundred images or more, any iterable; each is run once for
+        batches: `pixel_values` (B, channels, height, width) of a hundred images or more, a list; each is run once for
             each head and sub-layer that is decided.
         strength: what one unit of log-harm (a factor e in nats per cost) adds to the logit.
 
     Returns:
-        (layer, slot) -> share of the variance of log-harm, over images and units, that the scores explain on half of the
-        images when they are fitted to the other half.
+        (layer, slot) -> share of the variance of log-harm over images, all units of the gate together, that the scores
+        explain on half of the images when their weights are fitted to the other half.
 
     Raises:
-        ValueError: no such gates, a cascade, fewer than two images, or a strength that is negative or not finite.
+        ValueError: as `check_units`, fewer than two images, or a strength that is negative or not finite.
     """
     gates = check_units(model)
     if not 0 <= strength < float("inf"):
         raise ValueError(f"strength must be finite and at least 0, got {strength!r}")
+    batches = check_images(batches)
     model.drop_budgets()
     was_training = model.training
     model.eval()
     halves, seen = [{place: Moments() for place in gates} for _ in range(2)], 0
     try:
-        with torch.no_grad(), _held(gates):
+        # In 16 bits the noise of the logits is more than many a head is worth.
+        with torch.no_grad(), torch.autocast(model.device.type, enabled=False), _held(gates):
             for pixel_values in tqdm(batches, desc="leaving out heads and sub-layers", leave=False):
                 for place, (reads, harm) in _harm(model, gates, pixel_values).items():
                     for half, moments in enumerate(halves):
@@ -59,20 +64,38 @@ def fit_harm(model, batches, strength=1.0):
                 seen += len(pixel_values)
     finally:
         model.train(was_training)
-    if not all(found.count for half in halves for found in half.values()):
-        raise ValueError("fit_harm needs at least two images: what is learned on one half is tried on the other")
     return _set_scores(gates, halves, strength)
 
 
 def check_units(model):
-    """As `unit_gates`; ValueError without any, or for a cascade."""
-    gates = unit_gates(model)
-    if not gates or model.config.cascade is not None:
+    """As `unit_gates`.
+
+    Raises:
+        ValueError: no such gates, or a model whose harm cannot be measured: a cascade, one under a mask of layers, with
+            gates that draw at random, or with anything but one label of several classes for an image.
+    """
+    gates, config = unit_gates(model), model.config
+    if not gates or config.cascade is not None or config.layer_mask is not None:
         raise ValueError(
-            "what skipping costs is fitted for learned gates of heads and sub-layers, in a model of one look: got gates "
-            f"{model.config.gates} and cascade {model.config.cascade}"
+            "what skipping costs is fitted for learned gates of heads and sub-layers, in a model of one look without a mask of "
+            f"layers: got gates {config.gates}, cascade {config.cascade}, layer_mask {config.layer_mask}"
+        )
+    if any(isinstance(module, (RandomGate, RandomScorer)) for module in model.modules()):
+        raise ValueError(f"beside gates that draw at random nothing can be compared: got gates {config.gates}")
+    if config.num_labels < 2 or config.problem_type in ("multi_label_classification", "regression"):
+        raise ValueError(
+            "what skipping costs is a divergence of class probabilities: got "
+            f"num_labels {config.num_labels} and problem_type {config.problem_type!r}"
         )
     return gates
+
+
+def check_images(batches):
+    """The batches as a list; ValueError for fewer than two images."""
+    batches = list(batches)
+    if sum(map(len, batches)) < 2:
+        raise ValueError("fit_harm needs at least two images: what is learned on one half is tried on the other")
+    return batches
 
 
 @contextmanager
@@ -113,10 +136,27 @@ def _harm(model, gates, pixel_values):
             gate.score.bias.data[unit] = FAR
             got = without.logits.float().log_softmax(-1)
             nats = torch.nn.functional.kl_div(got, wanted, log_target=True, reduction="none").sum(-1)
-            saved = (whole.cost - without.cost).float().mean().clamp(min=LEAST)
-            columns.append((nats.clamp(min=LEAST) / saved).log())
+            saved = _saving(model, whole, place, unit)
+            columns.append(nats.clamp(min=LEAST).log() - saved.clamp(min=LEAST).log())
         found[place] = reads[place], torch.stack(columns, 1)
     return found
+
+
+def _saving(model, whole, place, unit):
+    """What each image saves (B,), relative to the dense model, without a unit of a layer and all else as it is decided.
+
+    Later gates of tokens may decide otherwise without it: that is no saving of the unit.
+    """
+    layer, slot = place
+    decision, gate = whole.decisions[layer], model.gates[layer][slot]
+    keep = torch.ones(len(whole.cost), len(gate.score.bias), device=whole.cost.device)
+    keep[:, unit] = 0
+    off = decision._replace(**{slot: getattr(decision, slot).float() * gate.settle(keep)})
+    spent = [
+        layer_costs(model.config, [one], len(keep), model.tokens_run, keep.device, [model.gates[layer]])[0]
+        for one in (decision, off)
+    ]
+    return (spent[0] - spent[1]) / dense_macs(model.config, model.num_tokens, model.config.num_labels)
 
 
 def _set_scores(gates, halves, strength):

@@ -59,17 +59,16 @@ def _patches(config):
     return (height // patch_height) * (width // patch_width)
 
 
-def _spread(config, total):
-    """For each layer how many of `total` merges it makes: as many as the others, or one more in the first of them."""
-    depth = config.num_hidden_layers
-    return [total // depth + (layer < total % depth) for layer in range(depth)]
+def _spread(layers, total):
+    """For each of so many layers how many of `total` tokens leave: as many as in the others, or one more in the first."""
+    return [total // layers + (layer < total % layers) for layer in range(layers)]
 
 
 def _merging(preset):
     """A preset of fixed merges, with fewer of them the more is computed."""
 
     def gates(config, amount):
-        counts = _spread(config, round((1 - amount) * 2 * _patches(config)))
+        counts = _spread(config.num_hidden_layers, round((1 - amount) * 2 * _patches(config)))
         entries = preset_gates(preset, config)
         by_layer = [
             entry for layer in range(config.num_hidden_layers) for entry in entries if layer in entry["layers"]
@@ -88,13 +87,13 @@ def _keeping(preset, **changes):
 
 
 def _cropping(config, amount):
-    """The preset `cropr`, with as many patches leaving before each layer as `_merging` merges."""
-    left, entries = _patches(config), []
-    counts = _spread(config, round((1 - amount) * 2 * left))
-    for entry, count in zip(preset_gates("cropr", config), counts, strict=False):
+    """The preset `cropr`, with fewer patches leaving before each layer the more is computed."""
+    left, entries = _patches(config), preset_gates("cropr", config)
+    counts, made = _spread(len(entries), round((1 - amount) * 2 * left)), []
+    for entry, count in zip(entries, counts, strict=True):
         left = max(1, left - count)
-        entries.append({**entry, "top": left})
-    return entries
+        made.append({**entry, "top": left})
+    return made
 
 
 def _sampling(config, amount):

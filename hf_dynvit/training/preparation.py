@@ -46,7 +46,7 @@ def _fit(trainer, fit, count, name):
 
 
 def _share(trainer):
-    """Fit gates of heads and sub-layers, and log the share of the computation that they save from now on."""
+    """Fit gates of heads and sub-layers, and log the share of the computation that they save at first."""
     args, model = trainer.args, trainer.accelerator.unwrap_model(trainer.model)
     with pixels(trainer, args.harm_images) as batches:
         best = fit_units(model, batches, model.config.budget, args.harm_shares)[0]

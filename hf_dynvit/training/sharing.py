@@ -3,15 +3,19 @@
 Letters: B images.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
+from transformers.utils import logging
 
-from ..model.budgets import shift_gates
+from ..model.budgets import check_budget, shift_gates
+from .cascade_calibration import WORTH_A_WARNING
 from .harm import check_units
 from .shifts import Shifts
 
 
+logger = logging.get_logger("hf_dynvit.training.calibration")
 SHARES = (0.0, 0.03, 0.06, 0.12)  # of the computation that gates of tokens leave
 OPEN = 64.0  # added to a logit, no shift of a calibration closes the gate any more
 NEAR = 0.002  # distance from a cost at which the search for a shift ends
@@ -20,7 +24,7 @@ NEAR = 0.002  # distance from a cost at which the search for a shift ends
 class Share(NamedTuple):
     """What one division of the budget gives."""
 
-    share: float  # of the computation that gates of tokens leave, saved by gates of heads and sub-layers
+    share: float  # of what learned gates of tokens leave, saved by gates of heads and sub-layers; of all, without any
     cost: float  # mean over the images
     distance: float  # mean KL divergence from the dense model's predictions, nats
 
@@ -29,7 +33,8 @@ def share_budget(model, batches, budget, shares=SHARES):
     """Set the thresholds of all gates to the division of the budget nearest to the dense model's predictions.
 
     With the gates of tokens as they are, those of heads and sub-layers skip as much as saves a share; then the gates of
-    tokens meet the budget. Without gates of tokens the others meet the budget alone.
+    tokens meet the budget. Without learned gates of tokens the others meet the budget alone, whatever the shares. Divisions
+    that miss the budget come last, those first that miss it least.
 
     Args:
         model: a model whose gates have an order (`fit_importance`, `fit_harm`); the thresholds of tokens meet the budget
@@ -41,10 +46,21 @@ def share_budget(model, batches, budget, shares=SHARES):
         A list of `Share`, the best first.
 
     Raises:
-        ValueError: no gates of heads or sub-layers, or shares out of range.
+        ValueError: as `check_units`, shares or a budget out of range, or images whose predictions are not finite.
     """
     units = list(check_units(model).values())
     check_shares(shares)
+    check_budget(budget)
+    model.drop_budgets()
+    was_training = model.training
+    model.eval()
+    try:
+        return _best_division(model, batches, budget, shares, units)
+    finally:
+        model.train(was_training)
+
+
+def _best_division(model, batches, budget, shares, units):
     tokens = [gate for gate in model.learned_gates() if not any(gate is unit for unit in units)]
     start, gates = _biases(units + tokens), units + tokens
     with torch.no_grad():
@@ -54,9 +70,22 @@ def share_budget(model, batches, budget, shares=SHARES):
         _write(gates, start)
         found = _divide(model, batches, budget, share, units, tokens)
         tried[Share(share, *_distance(model, batches, wanted))] = found
-    best = sorted(tried, key=lambda one: (one.distance != one.distance, one.distance))
+    if not any(math.isfinite(one.distance) for one in tried):
+        _write(gates, start)
+        raise ValueError(f"no division of the budget gives finite predictions on these images: {list(tried)}")
+    best = sorted(tried, key=lambda one: (_missed(one, budget), not math.isfinite(one.distance), one.distance))
     _write(gates, tried[best[0]])
+    if _missed(best[0], budget):
+        logger.warning(
+            f"the budget is {budget}, and the nearest mean cost that any division of it gives is {best[0].cost:.3f}"
+        )
     return best
+
+
+def _missed(one, budget):
+    """By how much a `Share` misses the budget, where that is worth a warning; else 0."""
+    off = abs(one.cost - budget)
+    return off if off > WORTH_A_WARNING else 0.0
 
 
 def check_shares(shares):

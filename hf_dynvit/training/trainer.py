@@ -191,6 +191,7 @@ class DynViTTrainer(CheckpointTrainer):
                 result = super().train(resume_from_checkpoint, *args, **kwargs)
         finally:
             model.layout = layout
+            self.objective.release()
         if learns(model) and self.args.load_best_model_at_end and self.state.best_model_checkpoint is None:
             logger.warning("load_best_model_at_end: no evaluation found the cost at the budget; the last weights stay")
         finish(self)

@@ -3,13 +3,13 @@
 import pytest
 import torch
 from safetensors.torch import load_file
-from trainers import assert_same, build_trainer, weights
+from trainers import Images, assert_same, build_trainer, weights
 
-from hf_dynvit import DynViTForImageClassification
+from hf_dynvit import DynViTForImageClassification, DynViTTrainer, DynViTTrainingArguments
 from hf_dynvit.model.decisions import TokenState
 from hf_dynvit.model.gate_kinds import token_gates
 from hf_dynvit.objectives.auxiliary import pooled
-from hf_dynvit.training.checkpoints import HEADS_FILE
+from hf_dynvit.training.checkpoints import HEADS_FILE, unusable
 
 
 CROPPING = [{"gate": "token", "score": "linear", "top": 8, "layers": [1]}]
@@ -18,7 +18,8 @@ MERGING = [{"gate": "merge", "distance": 4.0, "layers": [0, 1]}]
 
 
 def trainer_of(tiny_vit, folder, gates=CROPPING, **options):
-    options = {"budget": COST if gates is CROPPING else 0.5, "calibration_images": 0, **options}
+    fixed = {"budget": COST, "calibration_images": 0}
+    options = {**(fixed if gates is CROPPING else {"calibrate_first": True}), **options}
     return build_trainer(tiny_vit, folder, gates, objective="auxiliary", **options)
 
 
@@ -105,5 +106,46 @@ def test_a_resumed_run_ends_with_the_same_weights_and_heads(tiny_vit, tmp_path):
 def test_what_it_cannot_teach_is_refused(tiny_vit, tmp_path):
     with pytest.raises(ValueError, match="learned gates of tokens with a linear score"):
         trainer_of(tiny_vit, tmp_path, [{"gate": "sublayer"}])
+    with pytest.raises(ValueError, match="it teaches at the one they are at: give calibrate_first"):
+        trainer_of(tiny_vit, tmp_path, MERGING, calibrate_first=False)
+    with pytest.raises(ValueError, match="freeze_gates_at 0.0 leaves no step"):
+        trainer_of(tiny_vit, tmp_path, freeze_gates_at=0.0)
     with pytest.raises(ValueError, match="auxiliary_target .* must be one of"):
         trainer_of(tiny_vit, tmp_path, auxiliary_target="noise")
+
+
+def test_who_only_evaluates_needs_no_gates(tiny_vit, tmp_path):
+    model = DynViTForImageClassification.from_vit(tiny_vit())
+    args = DynViTTrainingArguments(str(tmp_path), objective="auxiliary", report_to="none", use_cpu=True)
+    trainer = DynViTTrainer(model=model, args=args, eval_dataset=Images(8))
+    assert trainer.objective.heads is None and "eval_cost" in trainer.evaluate()
+
+
+def test_a_failed_step_leaves_no_hook_and_no_gradient(tiny_vit, tmp_path):
+    trainer = trainer_of(tiny_vit, tmp_path, bad=3, save_strategy="no")
+    with pytest.raises(FloatingPointError):
+        trainer.train()
+    assert not trainer.objective._hooks and not trainer.objective._seen
+    for parameter in trainer.objective.heads.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    state = next(call for call in trainer.callback_handler.callbacks if type(call).__name__ == "PolicyObjective")
+    state.on_train_begin(trainer.args, trainer.state, trainer.control)
+    assert all(parameter.grad is None for parameter in trainer.objective.heads.parameters())
+
+
+def test_gradients_of_heads_are_clipped_as_those_of_the_model(tiny_vit, tmp_path):
+    options = {"optim": "sgd", "learning_rate": 1.0, "auxiliary_weight": 100.0, "max_steps": 1, "weight_decay": 0.0}
+    moved = []
+    for most in (1e-3, 0.0):
+        trainer = trainer_of(tiny_vit, tmp_path, max_grad_norm=most, lr_scheduler_type="constant", **options)
+        before = weights(trainer.objective.heads)
+        trainer.train()
+        after = weights(trainer.objective.heads)
+        moved.append(sum((after[name] - before[name]).square().sum() for name in before).sqrt().item())
+    assert moved[0] == pytest.approx(1e-3, rel=0.1) and moved[1] > 0.1
+
+
+def test_a_checkpoint_without_the_models_weights_is_not_complete(tiny_vit, tmp_path):
+    trainer_of(tiny_vit, tmp_path, max_steps=2, save_strategy="steps", save_steps=2).train()
+    (tmp_path / "checkpoint-2" / "model.safetensors").unlink()
+    assert "model.safetensors is missing" in unusable(tmp_path / "checkpoint-2")

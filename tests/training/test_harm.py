@@ -7,6 +7,7 @@ from trainers import build_trainer
 from hf_dynvit import DynViTForImageClassification, calibrate, fit_gates
 from hf_dynvit.model.budgets import shift_gates
 from hf_dynvit.model.preset_gates import preset_gates
+from hf_dynvit.training import closed_form
 from hf_dynvit.training.harm import _harm, _held, check_units, fit_harm
 from hf_dynvit.training.sharing import OPEN, SHARES, share_budget
 
@@ -110,6 +111,17 @@ def test_what_does_not_go_is_refused(tiny_vit):
         fit_harm(gated(tiny_vit, MERGE), images)
     with pytest.raises(ValueError, match="at least two images"):
         fit_harm(gated(tiny_vit, SUBLAYERS), [images[0][:1]])
+    masked = gated(tiny_vit, SUBLAYERS)
+    masked.config.layer_mask = [[True, True], [False, True]]
+    drawing = gated(tiny_vit, SUBLAYERS, {"gate": "token", "score": "random", "keep": 0.5, "layers": [1]})
+    for model, said in ((masked, "without a mask of layers"), (drawing, "draw at random nothing can be compared")):
+        with pytest.raises(ValueError, match=said):
+            fit_harm(model, images)
+    single = DynViTForImageClassification.from_vit(tiny_vit(num_labels=1), gates=[SUBLAYERS])
+    with pytest.raises(ValueError, match="divergence of class probabilities: got num_labels 1"):
+        fit_harm(single, images)
+    with pytest.raises(ValueError, match="no division of the budget gives finite predictions"):
+        share_budget(gated(tiny_vit, SUBLAYERS), [images[0] * float("nan")], 0.8, (0.1,))
     with pytest.raises(ValueError, match="strength must be finite"):
         fit_harm(gated(tiny_vit, SUBLAYERS), images, strength=-1.0)
     with pytest.raises(ValueError, match=r"shares of heads and sub-layers must be some of \[0, 1\)"):
@@ -125,12 +137,15 @@ def test_a_training_fits_them_before_its_first_step_and_meets_the_budget(tiny_vi
     trainer.log = lambda logs, *args: (logged.update(logs), log(logs, *args))
     trainer.train()
     assert logged["harm_share"] == 0.1 and logged["harm_distance"] > 0 and "importance_explained" in logged
-    assert trainer.model.gates[1]["sublayers"].score.weight.abs().max() > 0
+    biases = trainer.model.gates[1]["sublayers"].score.bias.tolist()
+    assert biases[0] != biases[1]  # no more what they began with
     assert trainer.evaluate()["eval_cost"] == pytest.approx(0.75, abs=0.06)
     for gates, changed, said in (
         ([MERGE], {}, "gates of heads and sub-layers"),
         ([MERGE, SUBLAYERS], {"harm_shares": [1.0]}, "shares of heads and sub-layers must be"),
         ([MERGE, SUBLAYERS], {"harm_images": -1}, "harm_images must be at least 0, got -1"),
+        ([MERGE, SUBLAYERS], {"harm_images": 1}, "harm_images must be at least 2"),
+        ([MERGE, SUBLAYERS], {"calibrate_first": False}, "given with calibrate_first"),
     ):
         with pytest.raises(ValueError, match=said):
             build_trainer(tiny_vit, tmp_path, gates, 0.75, **options | changed, freeze_gates_at=0.0).train()
@@ -144,3 +159,70 @@ def test_all_kinds_are_brought_to_a_budget_in_one_call(tiny_vit):
         again = torch.cat([model(one).cost for one in images]).mean().item()
     assert again == pytest.approx(tried[0].cost, abs=1e-6)
     assert fit_gates(gated(tiny_vit, MERGE), images, 0.8) == []
+
+
+def test_what_a_unit_saves_is_its_own_and_the_size_of_batches_changes_nothing(tiny_vit):
+    """Without a head later gates of tokens merge otherwise, which may cost more than the head saves."""
+    merging = MERGE | {"layers": [0, 1, 2, 3]}
+    torch.manual_seed(0)
+    vit, images = tiny_vit(4), batches(2)
+    gates = [merging, {"gate": "head", "layers": [0, 1, 2, 3], "init_bias": OPEN}]
+    models = [DynViTForImageClassification.from_vit(vit, gates=gates).eval() for _ in range(2)]
+    calibrate(models[0], images, 0.7)
+    with torch.no_grad():
+        shift_gates(list(check_units(models[0]).values()), OPEN)
+    models[1].load_state_dict(models[0].state_dict())
+    fit_harm(models[0], images)
+    fit_harm(models[1], [part for batch in images for part in batch.split(4)])
+    for one, other in zip(*(check_units(model).values() for model in models), strict=True):
+        torch.testing.assert_close(one.score.bias, other.score.bias, rtol=1e-3, atol=1e-2)
+
+
+def test_a_division_that_misses_the_budget_does_not_win(tiny_vit):
+    """One layer merges: open heads and sub-layers cannot be paid from it, and are nearest to the dense model."""
+    torch.manual_seed(0)
+    model = DynViTForImageClassification.from_vit(
+        tiny_vit(4), gates=[MERGE | {"layers": [3]}, {"gate": "sublayer", "layers": [1, 2, 3]}]
+    )
+    tried = fit_gates(model, batches(2), 0.8, (0.0, 0.06, 0.12, 0.2))
+    off = [abs(one.cost - 0.8) for one in tried]
+    assert tried[0].share > 0 and off[0] == min(off) and off[-1] > 0.02
+
+
+def test_it_divides_in_evaluation_mode_without_a_table_and_leaves_the_mode(tiny_vit):
+    torch.manual_seed(0)
+    vit = tiny_vit(hidden_dropout_prob=0.5)
+    models = [
+        DynViTForImageClassification.from_vit(vit, gates=[MERGE, SUBLAYERS]).train(mode) for mode in (True, False)
+    ]
+    found = [fit_gates(model, batches(2), 0.8) for model in models]
+    assert found[0] == found[1] and [model.training for model in models] == [True, False]
+    calibrate(models[1], batches(2), budgets=[0.7, 0.8])
+    share_budget(models[1], batches(2), 0.8)
+    assert models[1].config.budget_shifts is None
+
+
+def test_errors_come_before_anything_is_fitted_and_a_failure_leaves_the_gates(tiny_vit, monkeypatch):
+    model, images = gated(tiny_vit, MERGE, SUBLAYERS), batches(2)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+
+    def unchanged():
+        return all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+
+    for changed, said in (
+        ({"shares": ()}, "shares of heads and sub-layers must be some of"),
+        ({"budget": 1.5}, "budget"),
+        ({"batches": [images[0][:1]]}, "at least two images"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            fit_gates(model, **{"batches": images, "budget": 0.8, **changed})
+        assert unchanged()
+
+    def broken(*_):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(closed_form, "fit_harm", broken)
+    bias = model.gates[1]["sublayers"].score.bias.clone()
+    with pytest.raises(RuntimeError, match="out of memory"):
+        closed_form.fit_units(model, images, 0.8)
+    assert torch.equal(model.gates[1]["sublayers"].score.bias, bias)
