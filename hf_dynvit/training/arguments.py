@@ -82,6 +82,11 @@ class DynViTTrainingArguments(TrainingArguments):
         help="images on which gates of heads and sub-layers learn, before training, what skipping each costs the prediction "
         "(fit_harm; no labels are used), and on which it is tried how much of the budget they save; 0: off",
     )
+    harm_per_image: bool = HfArg(
+        default=True,
+        help="no: with harm_images, heads and sub-layers are skipped alike in all images, by their mean harm: the twin that "
+        "decides nothing per image",
+    )
     harm_shares: list[float] = HfArg(
         default_factory=lambda: list(SHARES),
         help="shares of the computation for heads and sub-layers to save that are tried with harm_images, beside learned gates "

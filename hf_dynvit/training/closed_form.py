@@ -10,7 +10,7 @@ from .importance import fit_importance
 from .sharing import OPEN, SHARES, check_shares, share_budget
 
 
-def fit_gates(model, batches, budget, shares=SHARES):
+def fit_gates(model, batches, budget, shares=SHARES, per_image=True):
     """Bring a fresh model with gates of several kinds to a mean cost, on unlabelled images, without any training.
 
     Bypasses are fitted to what they stand for; scores of tokens learn which tokens the prediction depends on; those of heads
@@ -19,7 +19,7 @@ def fit_gates(model, batches, budget, shares=SHARES):
     Args:
         model: of one look, with learned gates. Bypasses that say something already are left as they are.
         batches: list of `pixel_values` (B, channels, height, width). budget: mean cost.
-        shares: to try, of `share_budget`.
+        shares: to try, of `share_budget`. per_image: whether heads and sub-layers are, as in `fit_harm`.
 
     Returns:
         What `share_budget` tried, the best first; [] without gates of heads and sub-layers.
@@ -36,12 +36,12 @@ def fit_gates(model, batches, budget, shares=SHARES):
     if token_gates(model):
         fit_importance(model, batches)
     if units:
-        return fit_units(model, batches, budget, shares)
+        return fit_units(model, batches, budget, shares, per_image)
     calibrate(model, batches, budget)
     return []
 
 
-def fit_units(model, batches, budget, shares=SHARES):
+def fit_units(model, batches, budget, shares=SHARES, per_image=True):
     """The part of `fit_gates` for heads and sub-layers, beside gates of tokens that have an order; returns as it does."""
     _check(model, batches, budget, shares)
     units = list(unit_gates(model).values())
@@ -50,7 +50,7 @@ def fit_units(model, batches, budget, shares=SHARES):
         shift_gates(units, OPEN)
         if len(model.learned_gates()) > len(units):
             calibrate(model, batches, budget)
-        fit_harm(model, batches)
+        fit_harm(model, batches, per_image=per_image)
     except BaseException:
         for gate, bias in zip(units, before, strict=True):
             gate.score.bias.data.copy_(bias)

@@ -25,7 +25,7 @@ LEAST = 1e-9  # nats: a divergence of exactly 0 has a logarithm too
 RIDGES = (0.01, 0.1, 1.0, 10.0, 100.0)  # relative to the mean variance of a feature
 
 
-def fit_harm(model, batches, strength=1.0):
+def fit_harm(model, batches, strength=1.0, per_image=True):
     """Set the scores of all gates of heads and sub-layers to what skipping costs the prediction, per cost saved.
 
     It is measured beside what the gates of tokens decide now, and the bypasses as they are: fit importance and bypasses,
@@ -37,6 +37,8 @@ def fit_harm(model, batches, strength=1.0):
         batches: `pixel_values` (B, channels, height, width) of a hundred images or more, a list; each is run once for
             each head and sub-layer that is decided.
         strength: what one unit of log-harm (a factor e in nats per cost) adds to the logit.
+        per_image: no: every image has the mean harm of each unit, so that all skip the same, as under a mask: the twin that
+            decides nothing per image.
 
     Returns:
         (layer, slot) -> share of the variance of log-harm over images, all units of the gate together, that the scores
@@ -64,7 +66,7 @@ def fit_harm(model, batches, strength=1.0):
                 seen += len(pixel_values)
     finally:
         model.train(was_training)
-    return _set_scores(gates, halves, strength)
+    return _set_scores(gates, halves, strength, per_image)
 
 
 def check_units(model):
@@ -159,7 +161,7 @@ def _saving(model, whole, place, unit):
     return (spent[0] - spent[1]) / dense_macs(model.config, model.num_tokens, model.config.num_labels)
 
 
-def _set_scores(gates, halves, strength):
+def _set_scores(gates, halves, strength, per_image):
     """Fit each gate with the ridge that explains the other half best; returns the shares that are explained there."""
     explained, fits = {}, {}
     for place in gates:
@@ -170,8 +172,8 @@ def _set_scores(gates, halves, strength):
             tried[ridge] = sum(shares) / 2
         ridge = max(tried, key=tried.get)
         both = parts[0] + parts[1]
-        weight = both.solve(ridge) if tried[ridge] > 0 else torch.zeros_like(both.xy)
-        explained[place] = max(0.0, tried[ridge])
+        weight = both.solve(ridge) if per_image and tried[ridge] > 0 else torch.zeros_like(both.xy)
+        explained[place] = max(0.0, tried[ridge]) if per_image else 0.0
         fits[place] = weight, both.constant(weight), both.y / both.count
     middle = torch.cat([mean for _, _, mean in fits.values()]).mean()
     with torch.no_grad():

@@ -49,7 +49,7 @@ def _share(trainer):
     """Fit gates of heads and sub-layers, and log the share of the computation that they save at first."""
     args, model = trainer.args, trainer.accelerator.unwrap_model(trainer.model)
     with pixels(trainer, args.harm_images) as batches:
-        best = fit_units(model, batches, model.config.budget, args.harm_shares)[0]
+        best = fit_units(model, batches, model.config.budget, args.harm_shares, args.harm_per_image)[0]
     trainer.log({"harm_share": best.share, "harm_distance": round(best.distance, 4)})
 
 

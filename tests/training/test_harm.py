@@ -178,6 +178,15 @@ def test_what_a_unit_saves_is_its_own_and_the_size_of_batches_changes_nothing(ti
         torch.testing.assert_close(one.score.bias, other.score.bias, rtol=1e-3, atol=1e-2)
 
 
+def test_the_twin_skips_the_same_in_all_images(tiny_vit):
+    model, images = gated(tiny_vit, SUBLAYERS | {"layers": [0, 1]}), batches()
+    assert set(fit_harm(model, images, per_image=False).values()) == {0.0}
+    share_budget(model, images, 0.7)
+    with torch.no_grad():
+        costs = torch.cat([model(one).cost for one in images])
+    assert costs.std() < 1e-6 and costs.mean() < 0.9
+
+
 def test_a_division_that_misses_the_budget_does_not_win(tiny_vit):
     """One layer merges: open heads and sub-layers cannot be paid from it, and are nearest to the dense model."""
     torch.manual_seed(0)
