@@ -227,7 +227,7 @@ def test_errors_come_before_anything_is_fitted_and_a_failure_leaves_the_gates(ti
             fit_gates(model, **{"batches": images, "budget": 0.8, **changed})
         assert unchanged()
 
-    def broken(*_):
+    def broken(*_, **__):
         raise RuntimeError("out of memory")
 
     monkeypatch.setattr(closed_form, "fit_harm", broken)
