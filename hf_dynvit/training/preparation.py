@@ -5,10 +5,14 @@ from contextlib import contextmanager
 from torch.utils.data import DataLoader
 
 from .bypass import fit_bypass
-from .calibration import calibration_images
+from .calibration import WORTH_A_WARNING, calibration_images
 from .closed_form import fit_units
 from .importance import fit_importance
 from .processes import draw_alike
+from .shifts import Shifts
+
+
+ROUGHLY = 128  # images on which thresholds are set that steps go on to move
 
 
 def prepare(trainer):
@@ -34,6 +38,22 @@ def finish(trainer):
     if args.freeze_gates_at == 0.0 and args.calibration_images and args.follows_budget():
         _fit(trainer, fit_importance, args.importance_images, "importance_explained")
     trainer.calibrate(args.tuning_budgets)
+
+
+def shifts_to(trainer, budgets):
+    """What brings thresholds that meet the first of several budgets to each of them, roughly; 0 where nothing calibrates."""
+    args, model = trainer.args, trainer.accelerator.unwrap_model(trainer.model)
+    most = min(args.calibration_images, ROUGHLY)
+    if len(budgets) == 1 or trainer.calibration_dataset is None or not (most and args.follows_budget()):
+        return [0.0] * len(budgets)
+    was_training = model.training
+    model.eval()
+    try:
+        with pixels(trainer, most) as batches:
+            shifts = Shifts(model, batches)
+            return [0.0] + [shifts.nearest(budget, WORTH_A_WARNING / 2)[0] for budget in budgets[1:]]
+    finally:
+        model.train(was_training)
 
 
 def _fit(trainer, fit, count, name):

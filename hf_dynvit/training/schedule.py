@@ -7,6 +7,7 @@ from ..model.cascade import look_shifts, set_look_shifts
 from ..objectives.base import Step
 from .calibration import TOLERANCE, steady_range
 from .checkpoints import ResumedCallback
+from .preparation import shifts_to
 from .shifts import WIDEST
 
 
@@ -65,7 +66,8 @@ class PackedTuning(ResumedCallback):
 
     As the body changes, fixed gates drift to another cost than the one the model is to be used at. After each step
     the gates' common shift moves by `tuning_gain * (budget - mean cost)`; no forward is added. With several
-    `tuning_budgets` the steps take them in turn, each with a shift of its own: one training then serves them all. The looks
+    `tuning_budgets` the steps take them in turn, each with a shift of its own, which begins where that budget is met: one
+    training then serves them all, more of it for those that are named more often. The looks
     of a cascade have a shift each, too, for their own budgets.
 
     A shift does not move where that changes no cost: towards closing gates that are all closed, or opening ones that are
@@ -73,7 +75,7 @@ class PackedTuning(ResumedCallback):
     objective that follows no budget, thresholds stay where training has left them.
 
     Attributes:
-        shifts: one for each tuning budget; between steps the model has the first. Of a cascade those of its looks, which the
+        shifts: one for each budget; between steps the model has the first. Of a cascade those of its looks, which the
             configuration holds.
     """
 
@@ -87,6 +89,9 @@ class PackedTuning(ResumedCallback):
 
     def load_state_dict(self, saved):
         self.shifts, self.reach = list(saved.get("shifts", [])), None
+        turns = self.trainer.args.tuning_budgets
+        if len(self.shifts) == len(turns) > len(set(turns)):  # saved when each turn had a shift of its own
+            self.shifts = [self.shifts[turns.index(budget)] for budget in dict.fromkeys(turns)]
         if saved.get("looks") is not None:
             set_look_shifts(self.trainer.model.config, saved["looks"])
 
@@ -101,7 +106,7 @@ class PackedTuning(ResumedCallback):
         if not self.shifts:  # not when a later step is resumed
             self.trainer.calibrate()
             model.config.budget_confidences = None  # not true for long
-            self.shifts = look_shifts(model.config) if cascade else [0.0] * len(self._budgets())
+            self.shifts = look_shifts(model.config) if cascade else shifts_to(self.trainer, self._budgets())
         if self.reach is None:
             looks = range(len(model.config.cascade)) if cascade else [None]
             self.reach = [steady_range(model, look) for look in looks]
@@ -140,7 +145,9 @@ class PackedTuning(ResumedCallback):
         config = self.trainer.model.config
         if config.cascade is not None:
             return [look["budget"] for look in config.cascade]
-        return self.trainer.args.tuning_budgets or [config.budget]
+        return list(dict.fromkeys(self.trainer.args.tuning_budgets)) or [config.budget]
 
     def _turn(self, step):
-        return step % len(self._budgets())
+        """Which of the budgets a step takes."""
+        turns = self.trainer.args.tuning_budgets or self._budgets()
+        return self._budgets().index(turns[step % len(turns)])

@@ -141,3 +141,18 @@ def test_training_goes_on_to_a_budget_beyond_the_table(model, tmp_path, budget, 
     model_args = ModelArguments(model_name_or_path=str(tmp_path), gates="keep", budget=budget)
     loaded = load_model(model_args, model.config, None)
     assert loaded.config.budget == budget and (loaded.config.budget_shifts is not None) == kept
+
+
+def test_each_budget_of_a_tuning_begins_where_it_is_met_and_has_one_shift_however_often_it_is_named(tiny_vit, tmp_path):
+    turns = [0.6, 0.4, 0.8, 0.4]
+    trainer = build_trainer(
+        tiny_vit, tmp_path, NOVELTY, 0.6, freeze_gates_at=0.0, tuning_budgets=turns, tuning_gain=0.0, max_steps=4
+    )
+    trainer.train()
+    tuning = next(call for call in trainer.callback_handler.callbacks if type(call).__name__ == "PackedTuning")
+    assert len(tuning.shifts) == 3 and tuning.shifts[1] < 0 == tuning.shifts[0] < tuning.shifts[2]
+    costs = [entry["cost"] for entry in trainer.state.log_history if "cost" in entry]
+    for cost, budget in zip(costs, turns, strict=True):  # from the first step on
+        assert cost == pytest.approx(budget, abs=0.08)
+    tuning.load_state_dict({"shifts": [0.0, -1.0, 1.0, -2.0]})  # of a checkpoint from when each turn had its own
+    assert tuning.shifts == [0.0, -1.0, 1.0]
