@@ -4,7 +4,7 @@ Shifts all gates by one number until the mean cost on training images is the new
 of its own; gates that learn nothing keep the cost that they have. With `--budgets 0.8 0.65 0.5` the one result has
 thresholds for all of them, and decides at any budget between (`model.set_budget`, evaluate.py --budget), as a cascade
 (`--cascade 160@0.2 224@0.5`) does between the cost of its first look and that of all; with
-`--milliseconds 8 --batch_size 1` an image takes so long on this device (latency.json has its latencies). The backbone is
+`--milliseconds 8 --batch_size 1` an image takes so long on this device (latency.json has its latencies, if it has gates). The backbone is
 not trained and no labels are used; a model trained for that budget is more accurate. With `--gates merge` a plain ViT
 becomes a model that merges a little in every layer; on the same images its gates learn which tokens the prediction
 depends on, and gates of heads and sub-layers what skipping each costs it, unless `--importance false`. With `--bypass_images N` what skipped blocks and sub-layers add instead is fitted
@@ -164,6 +164,7 @@ def main(argv=None):
         shown = ", ".join(f"{budget} ({added:+.3f})" for budget, added in model.config.budget_shifts)
         print(f"one model for the budgets {shown}; it decides at {model.config.budget} until model.set_budget")
     shown = f"images are done from a probability of {shift:.3f}" if model.config.cascade else None
+    shown = "no gates, by the clock" if not model.config.gates and args.milliseconds else shown
     how = shown or ("each kind of gates shifted by itself" if shift is None else f"all gates shifted by {shift:+.3f}")
     print(f"{how}: mean cost {cost:.3f} on {len(loader.dataset)} training images")
     return shift, cost

@@ -221,7 +221,7 @@ class Place:
 def fitted_before(method, start, images):
     """Training arguments of a method whose heads and sub-layers are fitted in closed form: on how many images."""
     if not method.fitted:
-        return {}
+        return {"harm_images": 0}
     bypasses = any(bypass_of(gates) for gates in start.gates)
     return {"harm_images": images, "harm_shares": list(WORKING), "bypass_images": images if bypasses else 0}
 

@@ -179,7 +179,9 @@ def render(results):
     parts += ["### Beside what it has to beat", INTRODUCTION, table(beside)] if beside else []
     parts += section("Per image", PER_IMAGE, per_image_items(evaluations), MEANING)
     parts += section("Cascades", LOOKS, looks_items(evaluations), LOOKS_MEANING)
-    parts += section("One model for every budget", DIALS, dial_items(evaluations, of(Leaderboard)), DIALS_MEANING)
+    parts += section(
+        "One model for every budget", DIALS, dial_items(of(Training), evaluations, of(Leaderboard)), DIALS_MEANING
+    )
     parts += section("Searched", SEARCHED, [(one,) for one in of(Search)])
     speeds = [(one, speed) for one in evaluations for speed in one.throughput]
     parts += section("Speed", SPEED, speeds, *beyond_promise(*(one.throughput for one in evaluations)))

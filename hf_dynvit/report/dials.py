@@ -1,5 +1,6 @@
 """The table of models with a dial: one model at each of its budgets, beside models that were trained for that one alone."""
 
+from .leaderboard import joined
 from .names import model_name, reported_on, short
 from .rivals import counted, mean, percent
 from .tables import MEASURED, of
@@ -20,26 +21,38 @@ DIALS = {  # of an evaluation, and the cells of a leaderboard beside it
 }
 MEANING = (
     "One checkpoint, whose training took its budgets in turn, at each of them, and the models of the leaderboard that took all of "
-    "their steps at that one: as many steps of as many images, from the same start. ± is the deviation over seeds."
+    "their steps at that one: as many steps from the same start. ± is the deviation over seeds."
 )
 
 
-def dial_items(evaluations, boards):
-    """The items of `DIALS`: models with a table of budgets at one of them, where tuned cells of the same method are known.
+def dial_items(trainings, evaluations, boards):
+    """The items of `DIALS`: trainings in several budgets, evaluated at one of them, where tuned cells of the method are known.
 
     Args:
+        trainings: `Training` objects; the folder that one wrote to is what an evaluation calls its model.
         evaluations: `Evaluation` objects. boards: `Leaderboard` objects.
     """
+    taught = {one.settings["training"]["output_dir"]: one for one in trainings if _in_turn(one)}
     found = []
     for one in sorted(evaluations, key=lambda one: (one.model, -(one.budget or 0))):
-        if not one.budgets or one.budget not in one.budgets:
+        training = taught.get(one.model)
+        if training is None or not one.budgets or one.budget not in one.budgets:
             continue
-        cells = [cell for board in boards for cell in board.cells if _alike(one, board, cell)]
-        found += [(one, cells)] if cells else []
+        for board in joined(boards):
+            cells = [cell for cell in board.cells if _alike(one, training, board, cell)]
+            found += [(one, cells)] if cells else []
     return found
 
 
-def _alike(one, board, cell):
+def _in_turn(training):
+    return len(set(training.settings["training"].get("tuning_budgets") or [])) > 1
+
+
+def _alike(one, training, board, cell):
+    options = board.settings["training"]
     same = (board.dataset, board.split_files, board.images) == (one.dataset, one.split_files, one.images)
+    same = same and board.model == training.settings["model"]["model_name_or_path"]
+    same = same and options["max_steps"] == training.settings["training"]["max_steps"]
     looks = (cell.resolution, cell.cascade) == (one.resolution, one.cascade)
-    return same and looks and cell.tuned and (cell.method, cell.budget) == (one.preset, one.budget)
+    method = one.preset if one.preset != "merge" or any(one.learned.values()) else "merge-unlearned"
+    return same and looks and cell.tuned and (cell.method, cell.budget) == (method, one.budget)

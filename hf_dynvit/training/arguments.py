@@ -154,6 +154,18 @@ class DynViTTrainingArguments(TrainingArguments):
                 "harm_images must be at least 2, what is learned on one half is tried on the other, and given with calibrate_first, "
                 f"for they end at the budget: got {self.harm_images}, calibrate_first {self.calibrate_first}"
             )
+        changed = [
+            name
+            for name, value in (("harm_per_image", True), ("harm_shares", list(SHARES)))
+            if getattr(self, name) != value
+        ]
+        if changed and not self.harm_images:
+            raise ValueError(f"{' and '.join(changed)} are for harm_images, and there are none: got {changed}")
+        if not self.harm_per_image and self.freeze_gates_at > 0:
+            raise ValueError(
+                "without harm_per_image gates decide nothing per image, which they would learn again: give freeze_gates_at 0, got "
+                f"{self.freeze_gates_at}"
+            )
         self._check_budgets()
         if not self.train_body:
             self.freeze_gates_at = 1.0

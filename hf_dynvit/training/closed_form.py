@@ -28,6 +28,11 @@ def fit_gates(model, batches, budget, shares=SHARES, per_image=True):
         ValueError: as `calibrate`, `fit_harm` and `share_budget`, before anything is fitted.
     """
     units = unit_gates(model)
+    check_budget(budget)
+    if not model.learned_gates() or not batches:
+        raise ValueError(
+            f"fit_gates needs learned gates and images, got gates {model.config.gates}, {len(batches)} batches"
+        )
     if units:
         _check(model, batches, budget, shares)
     bypasses = [bypass for gates in model.gates for bypass in bypass_of(gates)]

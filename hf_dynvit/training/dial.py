@@ -10,25 +10,29 @@ import yaml
 
 from ..measure.trained_models import dense_vit
 from ..model import PRESET_GATES, can_prepack
+from ..model.budgets import shift_gates
 from ..model.gate_kinds import token_gates, unit_gates
 from ..model.modeling_dynvit import DynViTForImageClassification
-from .calibration import calibrate, mean_cost, steady_range
+from .calibration import WORTH_A_WARNING, calibrate, mean_cost, steady_range
 from .closed_form import fit_gates
 from .importance import fit_importance
 from .looks import choose_looks, read_looks
-from .resolution import choose_resolution, sizes_for
+from .resolution import choose_resolution, nearest_of, sizes_for
+from .sharing import OPEN
 from .timed_resolution import Place, choose_in_time
 
 
 def meet(model, batches, args, look=False):
     """Fit importance where it is asked for, and bring the thresholds to what is wanted; returns shift, cost and more.
 
-    Fresh gates of heads and sub-layers are fitted for one budget alone, not for a `look` of a cascade: elsewhere they stay open.
+    Fresh gates of heads and sub-layers are fitted for one budget alone, not for a `look` of a cascade: elsewhere they are opened
+    beyond any shift.
     """
     if args.gates and args.importance is not False and unit_gates(model):
         if args.budget and not args.cascade and not look:
             return together(model, batches, args.budget)
-        print("heads and sub-layers stay as they begin: they are fitted for one --budget, without a cascade")
+        shift_gates(list(unit_gates(model).values()), OPEN)
+        print("heads and sub-layers stay open: they are fitted for one --budget, without a cascade")
     if args.importance or (args.importance is None and args.gates and token_gates(model)):
         shares = fit_importance(model, batches)
         print(f"scores explain {min(shares.values()):.0%} to {max(shares.values()):.0%} of the importance of tokens")
@@ -63,10 +67,13 @@ def at_best_size(vit, batches, args):
         found[size] = meet(model, batches, args)
         return model
 
+    def timed(size):
+        return build(size), found[size].clock
+
     dense = DynViTForImageClassification.from_vit(dense_vit(vit)).to(vit.dtype)
     if args.milliseconds is not None:
         plain = partial(without_gates, vit, args)
-        best, trials = choose_in_time(dense, build, plain, batches, args.milliseconds, args.batch_size)
+        best, trials = choose_in_time(dense, timed, plain, batches, args.milliseconds, args.batch_size)
         _print(trials)
         met = found[best.resolution.resolution] if best.resolution.gates else (0.0, best.cost)
         return best.model.set_budget(min(1.0, best.cost)), met
@@ -75,6 +82,8 @@ def at_best_size(vit, batches, args):
         raise ValueError(f"a budget of {args.budget} is out of reach of these gates at every size of images")
     best, trials = choose_resolution(dense, build, sizes, batches)
     _print([trial._replace(resolution=Place(trial.resolution, True)) for trial in trials])
+    met = [trial for trial in trials if abs(trial.cost - args.budget) <= WORTH_A_WARNING]
+    best = nearest_of(met) if met else best
     return best.model, found[best.resolution]
 
 

@@ -73,7 +73,7 @@ def _best_division(model, batches, budget, shares, units):
     if not any(math.isfinite(one.distance) for one in tried):
         _write(gates, start)
         raise ValueError(f"no division of the budget gives finite predictions on these images: {list(tried)}")
-    best = sorted(tried, key=lambda one: (_missed(one, budget), not math.isfinite(one.distance), one.distance))
+    best = sorted(tried, key=lambda one: (not math.isfinite(one.distance), _missed(one, budget), one.distance))
     _write(gates, tried[best[0]])
     if _missed(best[0], budget):
         logger.warning(

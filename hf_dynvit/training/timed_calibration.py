@@ -16,6 +16,7 @@ from .shifts import WIDEST, Shifts
 logger = logging.get_logger("hf_dynvit.training.calibration")
 NEAR = 0.002  # of the milliseconds, within which the search for a shift ends
 CLOCKED_IMAGES = 32
+TOO_FAR = 0.02  # of the milliseconds: a time that far from what is wanted is another one
 WRONG = 0.05  # of the clock's milliseconds, from which on the table is corrected
 
 
@@ -87,6 +88,11 @@ def calibrate_milliseconds(model, batches, milliseconds, batch_size=1, latencies
             shifts = Shifts(model, batches, partial(latencies.milliseconds, model))
             _check_reach(shifts, milliseconds, batch_size)
             shift, predicted = shifts.nearest(milliseconds, NEAR * milliseconds)
+            if abs(predicted - milliseconds) > TOO_FAR * milliseconds:
+                raise OutOfReach(
+                    f"{milliseconds} ms are out of reach: the nearest that the gates' thresholds give is {predicted:.3f} ms, for "
+                    "they decide alike for many images, so that the time moves in steps"
+                )
             clock = clocked(model, timed, shift, medians=medians)
             found = TimedCalibration(
                 shift=shift,

@@ -6,10 +6,12 @@ before they save any. Which is nearer to the dense model in the same time depend
 
 from typing import NamedTuple
 
+import torch
+
 from ..measure.layer_times import clocked
 from ..model.configuration_dynvit import pair
 from .resolution import choose_resolution
-from .timed_calibration import NEAR, OutOfReach
+from .timed_calibration import WRONG, OutOfReach
 
 
 LEAST_SIDE = 0.5  # of the images' side: smaller ones are not tried
@@ -29,29 +31,42 @@ class Place(NamedTuple):
 def choose_in_time(dense, gated, plain, batches, milliseconds, batch_size):
     """The `Trial` nearest to the dense model's predictions in that time, and all of them; their `resolution` is a `Place`.
 
-    Without gates the largest size is tried whose forward is fast enough by the clock.
+    All keep the time by the clock. Without gates one size is tried, the largest that does.
 
     Args:
         dense: the model without gates. batches: list of `pixel_values` (B, channels, height, width); no labels are used.
-        gated: size -> a model calibrated to the time, or `OutOfReach`. plain: size -> the model without gates.
+        gated: size -> a model calibrated to the time, and its milliseconds by the clock, or `OutOfReach`.
+        plain: size -> the model without gates.
         milliseconds: mean time of an image. batch_size: images of a forward.
 
     Raises:
-        OutOfReach: at every size.
+        OutOfReach: at every size. ValueError: images that are not square, or too few.
     """
-    side, patch = pair(dense.config.image_size)[0], pair(dense.config.patch_size)[0]
+    (side, width), (patch, patch_width) = pair(dense.config.image_size), pair(dense.config.patch_size)
+    images = torch.cat(batches)[:batch_size]
+    if side != width or patch != patch_width or len(images) < batch_size:
+        raise ValueError(
+            f"a size is chosen for square images and patches, by {batch_size} images at least: got "
+            f"{dense.config.image_size}, {dense.config.patch_size} and {len(images)} images"
+        )
     sizes = [None, *range(side - patch, round(LEAST_SIDE * side) - 1, -patch)]
     models, missed = {}, []
     for size in sizes:
+        place = Place(size, True)
         try:
-            models[Place(size, True)] = gated(size)
+            model, clock = gated(size)
         except OutOfReach as error:
-            missed.append(f"{Place(size, True)}: {error}")
+            missed.append(f"{place}: {error}")
+            continue
+        if clock <= milliseconds * (1 + WRONG):
+            models[place] = model
+        else:
+            missed.append(f"{place}: {clock:.3f} ms by the clock")
     for size in sizes:
-        model, forwards = plain(size), [batches[0][:batch_size]]
-        if clocked(model, forwards) <= milliseconds * (1 + NEAR):
+        model = plain(size)
+        if clocked(model, [images]) <= milliseconds * (1 + WRONG):
             models[Place(size, False)] = model
             break
     if not models:
-        raise OutOfReach(f"{milliseconds} ms are out of reach at every size of images: {'; '.join(missed)}")
+        raise OutOfReach(f"{milliseconds} ms are out of reach, down to images of {sizes[-1]} px: {'; '.join(missed)}")
     return choose_resolution(dense, models.get, list(models), batches)

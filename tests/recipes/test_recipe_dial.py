@@ -4,6 +4,7 @@ import re
 from functools import partial
 
 import pytest
+import torch
 from recipe_place import dial, evaluate
 
 from hf_dynvit import DynViTForImageClassification
@@ -81,7 +82,8 @@ def test_a_time_is_spent_at_the_size_of_images_that_is_nearest_to_the_dense_mode
     def timed(model, batches, milliseconds, batch_size):
         if model.config.resolution == 16:
             raise OutOfReach("gates take too long")
-        return TimedCalibration(0.0, 0.6, 1.1, 1.1, 1.1, LatencyTable(**TABLE), 1.0)
+        clock = 1.1 if model.config.resolution is None else 1.2  # 24 px: in time by the table, not by the clock
+        return TimedCalibration(0.0, 0.6, 1.1, clock, 1.1, LatencyTable(**TABLE), 1.0)
 
     monkeypatch.setattr(calibration, "calibrate_milliseconds", timed)
     words = ["--model", place.vit, "--data_files", *place.files, "--gates", "[{gate: patch, drop: true, novelty: 8}]"]
@@ -90,7 +92,6 @@ def test_a_time_is_spent_at_the_size_of_images_that_is_nearest_to_the_dense_mode
     said = capsys.readouterr().out
     assert [line.split(":")[0] for line in said.splitlines() if " nats from" in line] == [
         "images as they come",
-        "24 px",
         "24 px, without gates",
     ]
     # Fake gates are left open: with all of the images they are the dense model.
@@ -107,6 +108,21 @@ def test_a_time_is_spent_at_the_size_of_images_that_is_nearest_to_the_dense_mode
     assert plain.config.resolution == 24 and not plain.config.gates and plain.config.budget < 0.7
     assert not (tmp_path / "plain" / "latency.json").exists()
     with pytest.raises(
-        ValueError, match="0.1 ms are out of reach at every size of images: images as they come: gates take"
+        ValueError, match="0.1 ms are out of reach, down to images of 16 px: images as they come: gates take"
     ):
         dial.main([*words, "--milliseconds", "0.1", "--output", str(tmp_path / "none")])
+
+
+def test_heads_and_sublayers_are_fitted_for_one_budget_and_stay_open_for_several(place, tmp_path, capsys):
+    words = ["--model", place.vit, "--data_files", *place.files, "--images", "16", "--gates"]
+    words += ["[{gate: merge, layers: [0, 1]}, {gate: sublayer, layers: [1]}]"]
+    shift, cost = dial.main([*words, "--budget", "0.8", "--output", str(tmp_path / "one")])
+    said = capsys.readouterr().out
+    assert shift is None and cost == pytest.approx(0.8, abs=0.05) and "each kind of gates shifted by itself" in said
+    assert said.count("by heads and sub-layers: ") == 4  # the shares that were tried
+    dial.main([*words, "--budgets", "0.9", "0.8", "--output", str(tmp_path / "several")])
+    assert "heads and sub-layers stay open" in capsys.readouterr().out
+    several = DynViTForImageClassification.from_pretrained(tmp_path / "several")
+    with torch.no_grad():
+        decisions = several(torch.randn(4, 3, 32, 32), budget=0.8).decisions
+    assert decisions[1].sublayers.all() and [budget for budget, _ in several.config.budget_shifts] == [0.8, 0.9]

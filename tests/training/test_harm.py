@@ -146,9 +146,15 @@ def test_a_training_fits_them_before_its_first_step_and_meets_the_budget(tiny_vi
         ([MERGE, SUBLAYERS], {"harm_images": -1}, "harm_images must be at least 0, got -1"),
         ([MERGE, SUBLAYERS], {"harm_images": 1}, "harm_images must be at least 2"),
         ([MERGE, SUBLAYERS], {"calibrate_first": False}, "given with calibrate_first"),
+        ([MERGE, SUBLAYERS], {"harm_images": 0}, "harm_shares are for harm_images, and there are none"),
+        (
+            [MERGE, SUBLAYERS],
+            {"harm_per_image": False, "freeze_gates_at": 0.5},
+            "they would learn again: give freeze_gates_at 0",
+        ),
     ):
         with pytest.raises(ValueError, match=said):
-            build_trainer(tiny_vit, tmp_path, gates, 0.75, **options | changed, freeze_gates_at=0.0).train()
+            build_trainer(tiny_vit, tmp_path, gates, 0.75, **{"freeze_gates_at": 0.0, **options, **changed}).train()
 
 
 def test_all_kinds_are_brought_to_a_budget_in_one_call(tiny_vit):

@@ -143,7 +143,9 @@ def test_training_goes_on_to_a_budget_beyond_the_table(model, tmp_path, budget, 
     assert loaded.config.budget == budget and (loaded.config.budget_shifts is not None) == kept
 
 
-def test_each_budget_of_a_tuning_begins_where_it_is_met_and_has_one_shift_however_often_it_is_named(tiny_vit, tmp_path):
+def test_each_budget_of_a_tuning_begins_where_it_is_met_and_has_one_shift_however_often_it_is_named(
+    tiny_vit, tmp_path
+):
     turns = [0.6, 0.4, 0.8, 0.4]
     trainer = build_trainer(
         tiny_vit, tmp_path, NOVELTY, 0.6, freeze_gates_at=0.0, tuning_budgets=turns, tuning_gain=0.0, max_steps=4
