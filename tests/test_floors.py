@@ -48,7 +48,7 @@ STOREYS = (
         "merging",
         "compaction",
     ),
-    ("gate_*", "gates", "layer_packed", "layer_masked"),
+    ("gate_*", "gates", "preset_gates", "layer_packed", "layer_masked"),
     ("convert", "layer", "layer_whole"),
     ("encoder",),
     ("modeling_dynvit",),

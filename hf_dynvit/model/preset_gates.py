@@ -21,13 +21,12 @@ def _adavit(layers, config):
 def _adavit_plus(layers, config):
     """All three kinds of AdaViT's decisions, made to be learned in closed form (training/closed_form.py).
 
-    Merging a little in every layer; heads; and attention and MLP apart, in whose place a map of low rank stands. Until they
-    are fitted, heads and sub-layers are open beyond any common shift.
+    Merging a little in every layer; heads; and attention and MLP apart, in whose place a map of low rank stands.
     """
     return [
         *_merge(layers, config),
-        {"gate": "head", "layers": layers[1:], "init_bias": 64.0},
-        {"gate": "sublayer", "layers": layers[1:], "bypass": "low_rank", "rank": 16, "init_bias": 64.0},
+        {"gate": "head", "layers": layers[1:], "init_bias": 16.0},
+        {"gate": "sublayer", "layers": layers[1:], "bypass": "low_rank", "rank": 16, "init_bias": 16.0},
     ]
 
 

@@ -17,8 +17,8 @@ from torch import nn
 
 from ..model.decisions import patches_there
 from ..model.gate import NO_EXPLORATION
-from ..model.gate_kinds import token_gates
 from .base import Objective
+from .gate_kinds import token_gates
 from .options import at_least_one, choice, option
 
 

@@ -6,7 +6,7 @@ All that is not named here means what it means in transformers; tests/training/t
 from transformers.trainer_optimizer import is_optimizer_factory
 from transformers.utils import logging
 
-from ..model.gate_kinds import token_gates
+from ..objectives.gate_kinds import token_gates
 from .arguments import DynViTTrainingArguments
 from .bypass import check_bypass
 from .harm import check_units

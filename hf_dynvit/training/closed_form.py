@@ -2,7 +2,7 @@
 
 from ..model.budgets import check_budget, shift_gates
 from ..model.bypass import bypass_of
-from ..model.gate_kinds import token_gates, unit_gates
+from ..objectives.gate_kinds import token_gates, unit_gates
 from .bypass import fit_bypass
 from .calibration import calibrate
 from .harm import check_images, check_units, fit_harm

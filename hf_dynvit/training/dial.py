@@ -11,8 +11,8 @@ import yaml
 from ..measure.trained_models import dense_vit
 from ..model import PRESET_GATES, can_prepack
 from ..model.budgets import shift_gates
-from ..model.gate_kinds import token_gates, unit_gates
 from ..model.modeling_dynvit import DynViTForImageClassification
+from ..objectives.gate_kinds import token_gates, unit_gates
 from .calibration import WORTH_A_WARNING, calibrate, mean_cost, steady_range
 from .closed_form import fit_gates
 from .importance import fit_importance

@@ -14,9 +14,9 @@ import torch
 from tqdm.auto import tqdm
 
 from ..model.cost import dense_macs, layer_costs
-from ..model.gate_kinds import unit_gates
 from ..model.gate_random import RandomGate
 from ..model.scorers import RandomScorer
+from ..objectives.gate_kinds import unit_gates
 from .least_squares import Moments
 
 

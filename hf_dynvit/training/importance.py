@@ -11,7 +11,7 @@ Letters: B images, N tokens, D channels.
 import torch
 from tqdm.auto import tqdm
 
-from ..model.gate_kinds import token_gates
+from ..objectives.gate_kinds import token_gates
 from .least_squares import Moments
 
 

@@ -7,8 +7,8 @@ from trainers import Images, assert_same, build_trainer, weights
 
 from hf_dynvit import DynViTForImageClassification, DynViTTrainer, DynViTTrainingArguments
 from hf_dynvit.model.decisions import TokenState
-from hf_dynvit.model.gate_kinds import token_gates
 from hf_dynvit.objectives.auxiliary import pooled
+from hf_dynvit.objectives.gate_kinds import token_gates
 from hf_dynvit.training.checkpoints import HEADS_FILE, unusable
 
 

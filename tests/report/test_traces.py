@@ -102,5 +102,5 @@ def test_a_training_that_was_given_absolute_paths_is_stored_without_them(place, 
     publish_in(place.folder, monkeypatch)
     report.main(["--write", str(file)])
     kept = (report.STORED / "named.json").read_text()
-    assert str(place.folder) not in kept and '"output_dir": "named"' in kept
+    assert str(place.folder) not in kept and '"output_dir":"named"' in kept
     assert json.loads(kept)["command"] == "python recipes/train.py recipe.yaml"

@@ -1,6 +1,6 @@
 """Which learned gates of a model decide tokens, and which heads and sub-layers: what is taught differently."""
 
-from .gate import LearnedGate
+from ..model.gate import LearnedGate
 
 
 UNITS = ("heads", "sublayers")  # slots of gates that decide parts of a layer
