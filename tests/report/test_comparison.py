@@ -40,6 +40,7 @@ def changed(path, value):
         (("versions",), {"torch": "3"}, "versions is {'torch': '2'} and {'torch': '3'}"),
         (("settings", "training", "n_patch_desired"), 6, "training.n_patch_desired is 8 and 6"),
         (("settings", "training", "weight_decay"), 0.1, "training.weight_decay is None and 0.1"),
+        (("settings", "training", "harm_images"), 64, "training.harm_images is None and 64"),
         (("settings", "data", "min_crop_area"), 1.0, "data.min_crop_area is 0.8 and 1.0"),
     ],
 )
@@ -54,6 +55,8 @@ def test_parts_with_another_setting_are_refused_by_its_name(path, value, message
         (("settings", "training", "seed"), 1),
         (("settings", "training", "output_dir"), "b"),
         (("settings", "training", "agent"), "fixed"),
+        (("settings", "training", "harm_images"), 0),  # unknown to the earlier part, and what it is there
+        (("settings", "training", "harm_shares"), "[0.0, 0.03, 0.06, 0.12]"),
     ],
 )
 def test_what_runs_choose_for_themselves_may_differ(path, value):
