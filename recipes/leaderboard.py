@@ -27,7 +27,7 @@ from hf_dynvit.report import Cell, Leaderboard, SmallerDense, read, write
 from hf_dynvit.report.leaderboard import publish
 from hf_dynvit.report.run_results import evaluate
 from hf_dynvit.settings import parse_settings
-from hf_dynvit.training.arguments import DynViTTrainingArguments
+from hf_dynvit.training.arguments import DynViTTrainingArguments, is_default
 from hf_dynvit.training.calibration import mean_cost
 from hf_dynvit.training.looks import words_of
 from hf_dynvit.training.methods import METHODS, WORKING, check_methods, prepare
@@ -226,6 +226,13 @@ def fitted_before(method, start, images):
     return {"harm_images": images, "harm_shares": list(WORKING), "bypass_images": images if bypasses else 0}
 
 
+def _differs(part, key, before, now):
+    """Whether a setting is another one now; a training option that the earlier start did not know was its default there."""
+    if part == "training" and key not in before and is_default(key, now):
+        return False
+    return before.get(key) != now
+
+
 def go_on(results, file):
     """`results` with the cells that `file` holds of an earlier, interrupted start, if there is one.
 
@@ -244,8 +251,7 @@ def go_on(results, file):
     given = json.loads(json.dumps(results.settings))
     for part, free in FREE.items():
         before, now = earlier.settings[part], given[part]
-        # A setting that the earlier start did not know was its default there.
-        changed = sorted(key for key in now if key not in free and key in before and before[key] != now[key])
+        changed = sorted(key for key in now if key not in free and _differs(part, key, before, now[key]))
         if changed and (part != "training" or any(cell.tuned for cell in earlier.cells)):
             raise ValueError(f"{file} holds cells of another recipe, {changed} differ: give another output_dir")
     return replace(results, cells=earlier.cells, smaller=earlier.smaller)

@@ -12,19 +12,25 @@ def shiftable(model):
     Yields:
         A function of one number: it is added to what the logits of all learned gates were at first.
     """
-    biases = [gate.score.bias for gate in model.learned_gates()]
-    given, was_training, layout = [bias.detach().clone() for bias in biases], model.training, model._layout
-
-    @torch.no_grad()
-    def write(values):
-        for bias, value in zip(biases, values, strict=True):
-            bias.copy_(value)
-
+    gates = model.learned_gates()
+    given, was_training, layout = biases_of(gates), model.training, model._layout
     model.eval()
     model.layout = None
     try:
-        yield lambda amount: write([value + amount for value in given])
+        yield lambda amount: set_biases(gates, [value + amount for value in given])
     finally:
-        write(given)
+        set_biases(gates, given)
         model.layout = layout
         model.train(was_training)
+
+
+def biases_of(gates):
+    """Copies of the biases of learned gates, in their order."""
+    return [gate.score.bias.detach().clone() for gate in gates]
+
+
+@torch.no_grad()
+def set_biases(gates, values):
+    """Give learned gates biases as `biases_of` has them."""
+    for gate, value in zip(gates, values, strict=True):
+        gate.score.bias.copy_(value)

@@ -165,8 +165,8 @@ class Dial:
         """Forget the table of budgets; the gates keep deciding as they do at `config.budget`. Returns the model.
 
         What changes gates, backbone or mask begins with it, for the table would no longer be true: `DynViTTrainer.train`,
-        `calibrate`, `fit_importance`, `fit_bypass`, `fit_harm`, `share_budget`. A training loop of one's own has to call it. A cascade then takes all
-        of its looks.
+        `calibrate`, `fit_importance`, `fit_bypass`, `fit_harm`, `share_budget`. A training loop of one's own has to call it.
+        A cascade then takes all of its looks.
         """
         self.config.budget_confidences = None
         if self.config.budget_shifts is not None:

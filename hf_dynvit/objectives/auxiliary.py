@@ -46,6 +46,10 @@ class AuxiliaryObjective(Objective):
     gating = "threshold"
     has_heads = True
 
+    def __init__(self, options):
+        super().__init__(options)
+        self._seen, self._hooks = {}, []
+
     def prepare(self, trainer):
         super().prepare(trainer)
         if trainer.train_dataset is None:
@@ -70,17 +74,10 @@ class AuxiliaryObjective(Objective):
             )
         if model.config.problem_type == "multi_label_classification":
             raise ValueError("objective 'auxiliary' is for one label an image, got a multi-label problem")
-        width, ratio, classes = (
-            model.host.sizes(model.config).width,
-            self.options.auxiliary_ratio,
-            model.config.num_labels,
-        )
-        self.heads = nn.ModuleDict({str(layer): AuxiliaryHead(width, ratio, classes) for layer in gates})
+        width, classes = model.host.sizes(model.config).width, model.config.num_labels
+        heads = {str(layer): AuxiliaryHead(width, self.options.auxiliary_ratio, classes) for layer in gates}
+        self.heads = nn.ModuleDict(heads)
         self.heads.to(args.device)
-
-    def __init__(self, options):
-        super().__init__(options)
-        self._seen, self._hooks = {}, []
 
     def state_dict(self):
         return {"begun": True}

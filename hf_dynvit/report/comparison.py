@@ -1,13 +1,13 @@
 """Comparisons of patch agents: parts that fit together, means over seeds as a frame, tables and a picture."""
 
 import json
-from dataclasses import MISSING, fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 from pandas import DataFrame, isna
 from transformers.utils import logging
 
-from ..training.arguments import DynViTTrainingArguments
+from ..training.arguments import is_default
 from .comparison_results import Comparison
 from .markdown import ABSENT, Commands, rows, table
 from .names import place, random_masks, reported_on
@@ -37,7 +37,7 @@ def check_same(parts):
     Args:
         parts: name -> `Comparison`; the names are for the error.
 
-    A setting that one part does not have was added later, and is its default there.
+    A training option that one part does not have was added later, and is its default there.
 
     Raises:
         ValueError: names the first setting that differs, and both values.
@@ -46,25 +46,16 @@ def check_same(parts):
     for other, settings in others:
         for key in sorted(first.keys() | settings.keys()):
             values = first.get(key), settings.get(key)
-            if key not in (first.keys() & settings.keys()) and _is_default(key, first.get(key, settings.get(key))):
-                continue
+            if key not in first or key not in settings:
+                part, _, name = key.partition(".")
+                if part == "training" and is_default(name, first.get(key, settings.get(key))):
+                    continue
             if values in ((None, []), ([], None)):  # no looks, either way
                 continue
             if values[0] != values[1] and not (key in FOUND and None in values):
                 raise ValueError(
                     f"{name} and {other} were run with different settings: {key} is {values[0]!r} and {values[1]!r}"
                 )
-
-
-def _is_default(key, value):
-    """Whether that is what a training option is that was not given; a comparison writes lists as words."""
-    part, _, name = key.partition(".")
-    known = {entry.name: entry for entry in fields(DynViTTrainingArguments)} if part == "training" else {}
-    if name not in known:
-        return False
-    default, made = known[name].default, known[name].default_factory
-    default = default if made is MISSING else made()
-    return value in (default, str(default))
 
 
 def merge(parts):

@@ -1,6 +1,6 @@
 """`DynViTTrainingArguments`: those of the `Trainer`, and of objective, schedule, packed tuning and agent."""
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from functools import wraps
 
 import yaml
@@ -224,3 +224,13 @@ def as_dict(name, value):
     if not isinstance(value, dict | None):
         raise ValueError(f"{name} must be a dict, got {value!r}")
     return value or {}
+
+
+def is_default(name, value):
+    """Whether a value is what a training option is that was not given; results write lists as words."""
+    known = {entry.name: entry for entry in fields(DynViTTrainingArguments)}
+    if name not in known:
+        return False
+    default, made = known[name].default, known[name].default_factory
+    default = default if made is MISSING else made()
+    return value in (default, str(default))

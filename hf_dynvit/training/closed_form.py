@@ -1,5 +1,6 @@
 """`fit_gates`: all that gates learn without training, in the order in which one needs the other."""
 
+from ..measure.thresholds import biases_of, set_biases
 from ..model.budgets import check_budget, shift_gates
 from ..model.bypass import bypass_of
 from ..objectives.gate_kinds import token_gates, unit_gates
@@ -19,7 +20,7 @@ def fit_gates(model, batches, budget, shares=SHARES, per_image=True):
     Args:
         model: of one look, with learned gates. Bypasses that say something already are left as they are.
         batches: list of `pixel_values` (B, channels, height, width). budget: mean cost.
-        shares: to try, of `share_budget`. per_image: whether heads and sub-layers are, as in `fit_harm`.
+        shares: to try, of `share_budget`. per_image: whether heads and sub-layers are decided per image, as in `fit_harm`.
 
     Returns:
         What `share_budget` tried, the best first; [] without gates of heads and sub-layers.
@@ -50,15 +51,14 @@ def fit_units(model, batches, budget, shares=SHARES, per_image=True):
     """The part of `fit_gates` for heads and sub-layers, beside gates of tokens that have an order; returns as it does."""
     _check(model, batches, budget, shares)
     units = list(unit_gates(model).values())
-    before = [gate.score.bias.detach().clone() for gate in units]
+    before = biases_of(units)
     try:
         shift_gates(units, OPEN)
         if len(model.learned_gates()) > len(units):
             calibrate(model, batches, budget)
         fit_harm(model, batches, per_image=per_image)
     except BaseException:
-        for gate, bias in zip(units, before, strict=True):
-            gate.score.bias.data.copy_(bias)
+        set_biases(units, before)
         raise
     return share_budget(model, batches, budget, shares)
 

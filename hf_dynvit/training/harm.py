@@ -13,6 +13,7 @@ from contextlib import contextmanager
 import torch
 from tqdm.auto import tqdm
 
+from ..measure.thresholds import biases_of, set_biases
 from ..model.cost import dense_macs, layer_costs
 from ..model.gate_random import RandomGate
 from ..model.scorers import RandomScorer
@@ -103,14 +104,13 @@ def check_images(batches):
 @contextmanager
 def _held(gates):
     """All of these gates open meanwhile."""
-    biases = {place: gate.score.bias.detach().clone() for place, gate in gates.items()}
+    every = list(gates.values())
+    before = biases_of(every)
     try:
-        for gate in gates.values():
-            gate.score.bias.data.fill_(FAR)
+        set_biases(every, [torch.full_like(bias, FAR) for bias in before])
         yield
     finally:
-        for place, gate in gates.items():
-            gate.score.bias.data.copy_(biases[place])
+        set_biases(every, before)
 
 
 def _harm(model, gates, pixel_values):

@@ -64,7 +64,7 @@ def choose_resolution(dense, build, sizes, batches):
     """
     with torch.no_grad():
         wanted = [dense(batch).logits.float().log_softmax(-1) for batch in batches]
-    trials = [_trial(size, build(size), wanted, batches) for size in sizes]
+    trials = [trial(size, build(size), wanted, batches) for size in sizes]
     return nearest_of(trials), trials
 
 
@@ -74,7 +74,8 @@ def nearest_of(trials):
 
 
 @torch.no_grad()
-def _trial(resolution, model, wanted, batches):
+def trial(resolution, model, wanted, batches):
+    """The `Trial` of a model in evaluation mode; wanted: for each batch log-probabilities (B, classes) of the dense model."""
     outputs = [model(batch) for batch in batches]
     found = torch.cat([out.logits.float().log_softmax(-1) for out in outputs])
     distance = torch.nn.functional.kl_div(found, torch.cat(wanted), log_target=True, reduction="batchmean")

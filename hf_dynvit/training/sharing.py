@@ -9,9 +9,11 @@ from typing import NamedTuple
 import torch
 from transformers.utils import logging
 
+from ..measure.thresholds import biases_of, set_biases
 from ..model.budgets import check_budget, shift_gates
 from .cascade_calibration import WORTH_A_WARNING
 from .harm import check_units
+from .resolution import trial
 from .shifts import Shifts
 
 
@@ -62,19 +64,20 @@ def share_budget(model, batches, budget, shares=SHARES):
 
 def _best_division(model, batches, budget, shares, units):
     tokens = [gate for gate in model.learned_gates() if not any(gate is unit for unit in units)]
-    start, gates = _biases(units + tokens), units + tokens
+    start, gates = biases_of(units + tokens), units + tokens
     with torch.no_grad():
         wanted = [model(batch, gating="open").logits.float().log_softmax(-1) for batch in batches]
     tried = {}
     for share in shares if tokens else (1 - budget,):
-        _write(gates, start)
+        set_biases(gates, start)
         found = _divide(model, batches, budget, share, units, tokens)
-        tried[Share(share, *_distance(model, batches, wanted))] = found
+        reached = trial(None, model, wanted, batches)
+        tried[Share(share, reached.cost, reached.distance)] = found
     if not any(math.isfinite(one.distance) for one in tried):
-        _write(gates, start)
+        set_biases(gates, start)
         raise ValueError(f"no division of the budget gives finite predictions on these images: {list(tried)}")
     best = sorted(tried, key=lambda one: (not math.isfinite(one.distance), _missed(one, budget), one.distance))
-    _write(gates, tried[best[0]])
+    set_biases(gates, tried[best[0]])
     if _missed(best[0], budget):
         logger.warning(
             f"the budget is {budget}, and the nearest mean cost that any division of it gives is {best[0].cost:.3f}"
@@ -102,7 +105,7 @@ def _divide(model, batches, budget, share, units, tokens):
         _meet(model, batches, units, (budget if tokens else 1.0) * (1 - share))
     if tokens:
         _meet(model, batches, tokens, budget)
-    return _biases(units + tokens)
+    return biases_of(units + tokens)
 
 
 def _meet(model, batches, gates, cost):
@@ -114,29 +117,11 @@ class _Some(Shifts):
 
     def __init__(self, model, batches, gates):
         super().__init__(model, batches)
-        self.gates, self.start = gates, _biases(gates)
+        self.gates, self.start = gates, biases_of(gates)
 
     def mean(self, shift):
         shift_gates(self.gates, shift)
         try:
             return super().mean(None)
         finally:
-            _write(self.gates, self.start)
-
-
-def _biases(gates):
-    return [gate.score.bias.detach().clone() for gate in gates]
-
-
-def _write(gates, biases):
-    for gate, bias in zip(gates, biases, strict=True):
-        gate.score.bias.data.copy_(bias)
-
-
-@torch.no_grad()
-def _distance(model, batches, wanted):
-    """Mean cost, and mean divergence from the predictions that are wanted."""
-    outputs = [model(batch, gating="threshold") for batch in batches]
-    found = torch.cat([out.logits.float().log_softmax(-1) for out in outputs])
-    nats = torch.nn.functional.kl_div(found, torch.cat(wanted), log_target=True, reduction="batchmean").item()
-    return torch.cat([out.cost for out in outputs]).mean().item(), nats
+            set_biases(self.gates, self.start)

@@ -122,6 +122,16 @@ def test_cells_of_another_recipe_are_refused(place):
         run(place, "recipes", *words, "--learning_rate", "0.5")
     with pytest.raises(ValueError, match=r"holds cells of another recipe, \['images'\] differ"):
         run(place, "recipes", *words, "--images", "6")
+    file = place.folder / "recipes" / "leaderboard.json"
+    content = json.loads(file.read_text())
+    known = content["settings"]["training"].pop("harm_per_image")  # written before there was such an option
+    file.write_text(json.dumps(content))
+    assert known is True and len(run(place, "recipes", *words)["cells"]) == 3
+    content = json.loads(file.read_text())
+    del content["settings"]["training"]["max_steps"]  # which the recipe gives, and its default is another
+    file.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"holds cells of another recipe, \['max_steps'\] differ"):
+        run(place, "recipes", *words)
 
 
 def test_the_smaller_dense_model_stands_beside_the_methods_and_is_measured_once(place, monkeypatch):

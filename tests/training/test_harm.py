@@ -8,7 +8,8 @@ from hf_dynvit import DynViTForImageClassification, calibrate, fit_gates
 from hf_dynvit.model.budgets import shift_gates
 from hf_dynvit.model.preset_gates import preset_gates
 from hf_dynvit.training import closed_form
-from hf_dynvit.training.harm import _harm, _held, check_units, fit_harm
+from hf_dynvit.training.harm import _harm, _held, _set_scores, check_units, fit_harm
+from hf_dynvit.training.least_squares import Moments
 from hf_dynvit.training.sharing import OPEN, SHARES, share_budget
 
 
@@ -69,15 +70,24 @@ def test_scores_follow_harm_and_nothing_else_changes(tiny_vit):
     torch.testing.assert_close(logits, 2.0 * (harm - harm.mean()), rtol=1e-3, atol=1e-2)  # one scale for all units
 
 
-def test_a_constant_harm_teaches_no_weights_and_the_ridge_is_chosen_on_other_images(tiny_vit):
-    model = gated(tiny_vit, SUBLAYERS)
-    torch.manual_seed(1)
-    noise = [
-        torch.randn(4, 3, 32, 32) for _ in range(2)
-    ]  # fewer images than channels: nothing to be learned from them
-    explained = fit_harm(model, noise)
-    weight = model.gates[1]["sublayers"].score.weight
-    assert explained[1, "sublayers"] > 0 or not weight.any()
+@pytest.mark.parametrize("linear", (True, False), ids=("what is read says it", "it says nothing"))
+def test_scores_learn_what_explains_other_images_and_else_the_mean_alone(tiny_vit, linear):
+    gates = check_units(gated(tiny_vit, SUBLAYERS))
+    ((place, gate),) = gates.items()
+    torch.manual_seed(0)
+    reads, noise = torch.randn(2, 20, 32), torch.randn(2, 20, 2)  # fewer images than channels
+    harm = reads[..., :2] + 0.1 * noise if linear else noise
+    halves = [{place: Moments()} for _ in range(2)]
+    for half, x, y in zip(halves, reads, harm, strict=True):
+        half[place].add(x, y)
+    explained = _set_scores(gates, halves, 1.0, True)[place]
+    length = gate.score.weight.norm().item()
+    if linear:
+        assert explained > 0.3 and length > 0.5
+    else:
+        assert explained < 0.02 and length < 0.05
+        means = harm.flatten(0, 1).mean(0)
+        torch.testing.assert_close(gate.score.bias.detach(), means - means.mean(), rtol=0, atol=0.02)
 
 
 @pytest.mark.parametrize("gates", ([MERGE, SUBLAYERS], [SUBLAYERS | {"layers": [0, 1]}]), ids=("beside", "alone"))
