@@ -4,8 +4,8 @@ Prints the tables of the files that are given; --readme and --front write them i
 are stored in recipes/results, and both READMEs written anew from all that is stored there, unless any of it is refused;
 without files from what is there already.
 Each file is one that train.py, evaluate.py, search.py, step_time.py, compare_agents.py, merge_comparisons.py or
-`python -m hf_dynvit.benchmark --json` wrote; all numbers of the tables come from them. README.md shows methods that were tuned
-alike, models that were timed, and the comparisons of agents.
+`python -m hf_dynvit.benchmark --json` wrote; all numbers of the tables come from them. README.md begins with the methods that
+were tuned alike, and shows further below the models that were timed, and the comparisons of agents.
 """
 
 import argparse
@@ -89,10 +89,10 @@ def main(argv=None):
     if not results:
         raise ValueError("give the JSON files of train.py and evaluate.py" + f"; {STORED} holds none" * write)
     tables = render(results)
-    texts = {readme: between(readme, "results", tables)} if readme else {}
-    shown = render_front(results) if front else None
-    if shown or write:
-        texts[front] = between(front, "front", shown)
+    texts = {readme: between(readme, results=tables)} if readme else {}
+    shown = {name: part(results) for name, part in FRONTS.items()} if front else {}
+    if any(shown.values()) or write:
+        texts[front] = between(front, **shown)
     keep(STORED, taken)
     if write:
         draw_boards(results)
@@ -116,13 +116,15 @@ def pictures(results):
     return [(board, re.sub(r"\W+", "_", name) + ".png") for name, board in boards]
 
 
-def between(file, name, part):
-    """The text of a file with another part between two markers."""
-    start, end = markers(name)
+def between(file, **parts):
+    """The text of a file with other parts between the two markers of each, by its name."""
     text = file.read_text(encoding="utf-8")
-    if text.count(start) != 1 or text.count(end) != 1:
-        raise ValueError(f"{file} must contain {start} and {end} once each")
-    return f"{text.split(start)[0]}{start}\n\n{part}\n\n{end}{text.split(end)[1]}"
+    for name, part in parts.items():
+        start, end = markers(name)
+        if text.count(start) != 1 or text.count(end) != 1:
+            raise ValueError(f"{file} must contain {start} and {end} once each")
+        text = f"{text.split(start)[0]}{start}\n\n{part}\n\n{end}{text.split(end)[1]}"
+    return text
 
 
 def markers(name):
@@ -136,23 +138,34 @@ def read(path):
 
 
 def render_front(results):
-    """The tables of README.md as Markdown; none of either kind leaves its table out."""
-    boards, evaluations, comparisons = (
-        [one for one in results if isinstance(one, kind)] for kind in (Leaderboard, Evaluation, Comparison)
-    )
-    tuned, timed, compared = tuned_rows(boards, list(METHODS)), clock_rows(evaluations), agent_rows(comparisons)
-    parts = [
+    """What README.md begins with: the plot and the table of the methods that were tuned alike, as far as there are any."""
+    boards = [one for one in results if isinstance(one, Leaderboard)]
+    shown = [
         f"![Top-1 of all methods against their cost, {board.dataset}]({README.parent.name}/{STORED.name}/{name})"
         for board, name in pictures(results)[:1]
     ]
-    parts += [TUNED, table(tuned)] if tuned else []
-    parts += [CLOCK, table(timed)] if timed else []
-    everywhere = front_rows([one for one in results if isinstance(one, Runtimes)])
-    parts += [GAINED_EVERYWHERE, table(everywhere)] if everywhere else []
-    deployed = fastest_deployed(one for one in results if isinstance(one, Deployment))
-    parts += [GAINED_MEANING, table(rows(GAINED, deployed))] if deployed else []
-    parts += [COMPARED, table(compared)] if compared else []
+    return "\n\n".join(shown + tabled(TUNED, tuned_rows(boards, list(METHODS))))
+
+
+def render_clock(results):
+    """The tables of README.md of what gates gain in time, when a model is used and when it is trained."""
+
+    def of(kind):
+        return [one for one in results if isinstance(one, kind)]
+
+    parts = tabled(CLOCK, clock_rows(of(Evaluation)))
+    parts += tabled(GAINED_EVERYWHERE, front_rows(of(Runtimes)))
+    parts += tabled(GAINED_MEANING, rows(GAINED, fastest_deployed(of(Deployment))))
+    parts += tabled(COMPARED, agent_rows(of(Comparison)))
     return "\n\n".join(parts)
+
+
+def tabled(introduction, made):
+    """An introduction and the table of some rows; nothing where there are none."""
+    return [introduction, table(made)] if made else []
+
+
+FRONTS = {"front": render_front, "clock": render_clock}  # part of README.md: what is written there
 
 
 def render(results):

@@ -40,9 +40,10 @@ START, END = report.markers("results")
 
 def publish_in(folder, monkeypatch):
     """Both READMEs that report.py writes, with old tables, and its stored results, of which there are none, in a folder."""
-    for name, part in (("README", "results"), ("FRONT", "front")):
+    for name, parts in (("README", ["results"]), ("FRONT", report.FRONTS)):
         monkeypatch.setattr(report, name, folder / f"{name}.md")
-        (folder / f"{name}.md").write_text("before\n{}\nold\n{}\nafter\n".format(*report.markers(part)))
+        old = ["{}\nold\n{}\n".format(*report.markers(part)) for part in parts]
+        (folder / f"{name}.md").write_text("before\n" + "".join(old) + "after\n")
     monkeypatch.setattr(report, "STORED", folder / "stored")
 
 

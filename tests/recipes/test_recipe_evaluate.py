@@ -63,7 +63,7 @@ def test_evaluate_measures_what_training_reported_and_report_writes_the_tables(p
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n{START}\nold\n{END}\nafter\n")
     front = tmp_path / "FRONT.md"
-    front.write_text("title\n" + "stale".join(report.markers("front")))
+    front.write_text("title\n" + "".join("stale".join(report.markers(part)) for part in report.FRONTS))
     words = ["--readme", str(readme), "--front", str(front)]
     report.main([*words, str(place.folder / "trained" / "results.json"), str(out)])
     gains = ", ".join(

@@ -87,10 +87,29 @@ def test_models_that_were_timed_stand_with_their_gain_and_the_cheapest_comes_fir
     assert clock_rows([dense]) == []
 
 
+def test_a_model_that_another_one_beats_at_everything_is_left_out_of_those_on_the_clock():
+    def timed(accuracy, first, second, **changes):
+        speeds = [speed(1, first, 0.5), speed(8, second, 0.5)]
+        return replace(evaluation([{"gate": "merge"}], accuracy, 0.5, "timed", throughput=speeds), **changes)
+
+    best = timed(0.8, 1.4, 1.8)
+    beaten, slower_alone = timed(0.7, 1.3, 1.7), timed(0.9, 1.0, 1.1)
+    elsewhere = [
+        timed(0.7, 1.3, 1.7, dataset="birds"),
+        timed(0.7, 1.3, 1.7, images=5),
+        timed(0.7, 1.3, 1.7, device="GPU"),
+    ]
+    more_batches = replace(beaten, throughput=[*beaten.throughput, speed(32, 1.1, 0.5)])
+    for kept in (slower_alone, timed(0.7, 1.5, 1.7), timed(0.8, 1.3, 1.7), more_batches, *elsewhere):
+        assert len(clock_rows([best, kept])) == 2
+    assert len(clock_rows([beaten, best])) == 1 == len(clock_rows([best, best])) - 1
+
+
 def test_the_front_has_a_table_of_each_kind_there_is():
     timed = evaluation([{"gate": "merge"}], 0.7, 0.5, "timed", throughput=[speed(1, 1.2, 0.5)])
-    text = report.render_front([board(*HALF), timed])
-    assert text.startswith("![Top-1 of all methods against their cost, pets](recipes/results/pets_150_steps.png)")
-    assert text.index("| merge |") < text.index("On the clock") < text.index("1.20×")
-    assert "Fewer patches in training" not in text and "In the runtimes" not in text
-    assert report.render_front([]) == ""
+    first, clock = (part([board(*HALF), timed]) for part in report.FRONTS.values())
+    assert first.startswith("![Top-1 of all methods against their cost, pets](recipes/results/pets_150_steps.png)")
+    assert "| merge |" in first and "1.20×" not in first
+    assert clock.startswith("In PyTorch") and "1.20×" in clock and "| merge |" not in clock
+    assert "Fewer patches in training" not in clock and "In the runtimes" not in clock
+    assert [part([]) for part in report.FRONTS.values()] == ["", ""]

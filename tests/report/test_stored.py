@@ -29,6 +29,11 @@ def out(name, results, file="results.json", **changes):
     return str(written(folder, results, file, **changes))
 
 
+def fronts(results):
+    """The parts of README.md."""
+    return [part(results) for part in report.FRONTS.values()]
+
+
 def everything():
     """All files of the project -> what they hold."""
     return {path: path.read_bytes() for path in report.README.parent.rglob("*") if path.is_file()}
@@ -38,7 +43,7 @@ def shown():
     """What the two READMEs show between their markers."""
     return [
         file.read_text().split(report.markers(part)[0])[1].split(report.markers(part)[1])[0].strip()
-        for file, part in ((report.README, "results"), (report.FRONT, "front"))
+        for file, part in ((report.README, "results"), *((report.FRONT, part) for part in report.FRONTS))
     ]
 
 
@@ -49,7 +54,7 @@ def test_a_row_comes_and_goes_without_the_others_being_measured_again(project, c
     names = [path.name for path in sorted(report.STORED.iterdir())]
     assert names == ["eval_first.json", "first.json", "searched.json"]
     results = [report.read(path) for path in sorted(report.STORED.iterdir())]
-    assert shown() == [report.render(results), report.render_front(results)] and again == shown()[0]
+    assert shown() == [report.render(results), *fronts(results)] and again == shown()[0]
     assert "| 51.00 |" in again and "| 52.00 |" in again and "### Searched" in again
     assert capsys.readouterr().out.count("stored ") == 3
     (report.STORED / "eval_first.json").unlink()
@@ -61,7 +66,7 @@ def test_a_table_that_lost_its_last_row_goes(project):
     report.main(["--write", out("model", policy()), out("dense", training(gates=None))])
     (report.STORED / "model.json").unlink()
     report.main(["--write"])
-    assert "### Trained" in shown()[0] and shown()[1] == ""
+    assert "### Trained" in shown()[0] and shown()[1:] == ["", ""]
 
 
 def test_a_file_of_the_same_name_is_replaced_and_said(project, capsys):
@@ -95,10 +100,10 @@ def test_rows_have_one_order_whatever_the_order_of_the_files(project):
     for order in (files, files[::-1]):
         report.main(["--write", *order])
         assert shown()[0] == tables
-    front = shown()[1]
+    front = shown()[1:]
     for file in files[::-1]:
         report.main(["--write", file])
-    assert shown() == [tables, front]
+    assert shown() == [tables, *front]
 
 
 def test_other_files_are_written_without_storing(project, capsys):
@@ -108,7 +113,7 @@ def test_other_files_are_written_without_storing(project, capsys):
     assert "### Trained" in capsys.readouterr().out
     for words in ([], ["--write"]):
         report.main([*words, "--readme", str(other), file])
-    assert "### Trained" in other.read_text() and shown() == ["old", "old"] and not report.STORED.exists()
+    assert "### Trained" in other.read_text() and shown() == ["old"] * 3 and not report.STORED.exists()
 
 
 def older(file="results.json"):
@@ -161,17 +166,17 @@ def test_tables_are_not_emptied_where_nothing_is_stored(project):
         report.main(["--write"])
     with pytest.raises(ValueError, match="give the JSON files of train.py and evaluate.py$"):
         report.main([])
-    assert shown() == ["old", "old"]
+    assert shown() == ["old"] * 3
 
 
 @pytest.mark.skipif(not KEPT, reason="no results are stored yet")
 def test_the_tables_of_the_readmes_are_what_the_stored_results_render():
     results = stored(report.STORED)
-    for file, part, tables in (
-        (report.README, "results", report.render(results)),
-        (report.FRONT, "front", report.render_front(results)),
+    for file, parts in (
+        (report.README, {"results": report.render(results)}),
+        (report.FRONT, {name: part(results) for name, part in report.FRONTS.items()}),
     ):
-        assert file.read_text(encoding="utf-8") == report.between(file, part, tables)
+        assert file.read_text(encoding="utf-8") == report.between(file, **parts)
 
 
 def test_stored_results_are_small_and_name_no_folders_outside():
