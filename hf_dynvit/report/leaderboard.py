@@ -1,5 +1,6 @@
 """Every method beside the others at the same budgets: tables, and accuracy against cost or measured time."""
 
+import statistics
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,7 +28,8 @@ SMALLER = (
 
 
 def joined(boards):
-    """Boards of the same checkpoint and images as one, their cells in the order they come; what several hold counts once.
+    """Boards of the same checkpoint and images as one, their cells in the order they come; what several hold counts once, as
+    the first has it that was timed.
 
     Boards that were tuned for longer or shorter stay apart; one without tuned cells goes with that of most tuned ones. Where
     devices differ, all are named.
@@ -38,18 +40,24 @@ def joined(boards):
         first.setdefault(same, _length(board))
         key = same, _length(board) or first[same]
         before = found.get(key)
-        cells = list(before.cells) if before else []
-        known = {(cell.method, cell.budget, cell.tuned, cell.seed) for cell in cells}
-        cells += [
-            replace(one, commit=one.commit or board.commit, command=one.command or board.command)
-            for one in board.cells
-            if (one.method, one.budget, one.tuned, one.seed) not in known
-        ]
-        found[key] = replace(before or board, cells=cells, smaller=board.smaller or (before and before.smaller))
+        cells = {_which(cell): cell for cell in before.cells} if before else {}
+        for one in board.cells:
+            known = cells.get(_which(one))
+            if known is None or len(one.throughput) > len(known.throughput):
+                cells[_which(one)] = replace(
+                    one, commit=one.commit or board.commit, command=one.command or board.command
+                )
+        found[key] = replace(
+            before or board, cells=list(cells.values()), smaller=board.smaller or (before and before.smaller)
+        )
         if before and processor(board) not in processor(before):
             both = f"{processor(before)} and {processor(board)}"
             found[key] = replace(found[key], device=both, instructions=None)
     return list(found.values())
+
+
+def _which(cell):
+    return cell.method, cell.budget, cell.tuned, cell.seed
 
 
 def _length(board):
@@ -152,7 +160,8 @@ def speed_rows(board):
     for cell in board.cells:
         if cell.throughput:
             kind = "tuned" if cell.tuned else "untrained"
-            row = {"method": cell.method, "": kind, "budget": cell.budget, "top-1": f"{100 * cell.accuracy:.2f}"}
+            row = {"method": cell.method, "": kind, "budget": cell.budget, "seed": cell.seed}
+            row["top-1"] = f"{100 * cell.accuracy:.2f}"
             for speed in cell.throughput:
                 row[f"batch {speed.batch_size}"] = f"{speed.speedup:.2f}× ({speed.realised:.2f} of the promise)"
             rows.append(row)
@@ -204,11 +213,11 @@ def plot(board, path):
 
 
 def _point(runs, by_time):
-    """(cost or milliseconds, top-1) of cells that differ by seed alone; None where no time was measured."""
-    if by_time and not runs[0].throughput:
-        return None
-    last = runs[0].throughput[-1] if by_time else None
-    return (last.packed_ms / last.batch_size if by_time else mean(runs, "cost"), 100 * mean(runs, "accuracy"))
+    """(cost or milliseconds, top-1) of cells that differ by seed alone; None where no time was measured of any."""
+    if not by_time:
+        return mean(runs, "cost"), 100 * mean(runs, "accuracy")
+    times = [cell.throughput[-1].packed_ms / cell.throughput[-1].batch_size for cell in runs if cell.throughput]
+    return (statistics.mean(times), 100 * mean(runs, "accuracy")) if times else None
 
 
 def _taught_point(board, by_time, cells):

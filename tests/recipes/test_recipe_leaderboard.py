@@ -1,14 +1,16 @@
 """The recipe leaderboard.py: every method at the same budgets, untrained and tuned, in one table and one plot."""
 
 import json
+import shutil
 
 import pytest
 import torch
+from made_results import speed
 from models import images
 from recipe_place import leaderboard, merge, report
 
 from hf_dynvit import DynViTForImageClassification
-from hf_dynvit.report import read
+from hf_dynvit.report import leaderboard_cells, read
 from hf_dynvit.training.calibration import mean_cost
 from hf_dynvit.training.looks import looks_for
 from hf_dynvit.training.methods import check_methods, prepare
@@ -58,8 +60,10 @@ def test_the_dense_model_can_be_tuned_beside_them(place):
 def test_a_cascade_is_tuned_look_by_look(place, monkeypatch, method):
     monkeypatch.setattr("hf_dynvit.training.looks.MOST_SPLIT", 0.6)  # less is out of reach of this small model
     words = ["--methods", method, "--budgets", "0.7", "--tune", "true", "--seeds", "1"]
-    trained, build = [], leaderboard.DynViTTrainer
-    monkeypatch.setattr(leaderboard, "DynViTTrainer", lambda **given: trained.append(given["args"]) or build(**given))
+    trained, build = [], leaderboard_cells.DynViTTrainer
+    monkeypatch.setattr(
+        leaderboard_cells, "DynViTTrainer", lambda **given: trained.append(given["args"]) or build(**given)
+    )
     cells, together = run(place, method, *words)["cells"], method == "cascade-together"
     assert [args.looks_together for args in trained] == [together]
     assert [cell["tuned"] for cell in cells] == ([True] if together else [False, True])  # untrained they are the same
@@ -150,6 +154,38 @@ def test_the_smaller_dense_model_stands_beside_the_methods_and_is_measured_once(
     monkeypatch.setattr(leaderboard.Place, "_measured", measured)
     with pytest.raises(OSError, match="smaller_dense .*nowhere' cannot be loaded"):
         run(place, "smaller", *words, "--smaller_dense", str(place.folder / "nowhere"))
+
+
+def test_what_was_tuned_beside_other_work_is_timed_later(place, monkeypatch, capsys):
+    words = ["--methods", "tome", "--budgets", "0.7", "--tune", "true", "--seeds", "1", "2"]
+    before = run(place, "later", *words)["cells"]
+    shutil.rmtree(place.folder / "later" / "tome_0.7_2")
+    timed = []  # what the clock says of it is others' claim
+
+    def time(entrant, size, seconds):
+        timed.append(entrant)
+        return speed(size, 1.5, seconds)
+
+    monkeypatch.setattr(leaderboard_cells, "time_batches", time)
+    monkeypatch.setattr(leaderboard.Place, "tuned", None)  # nothing is trained again
+    monkeypatch.setattr(leaderboard.Place, "_measured", None)
+    capsys.readouterr()
+    later = [*words, "--batch_sizes", "2", "--seconds", "0.5"]
+    after = run(place, "later", *later)["cells"]
+    assert "tome at 0.7, seed 2, is not timed: its model is not in" in capsys.readouterr().out
+    assert [[speed["batch_size"] for speed in cell["throughput"]] for cell in after] == [[2], [2], []]
+    for cell, was in zip(after, before, strict=True):
+        measured = {"throughput", "command", "commit"}
+        assert {name: cell[name] for name in set(cell) - measured} == {name: was[name] for name in set(was) - measured}
+    assert "; timed by " in after[1]["command"] and after[2] == before[2]
+    kept = DynViTForImageClassification.from_pretrained(place.folder / "later" / "tome_0.7_1")
+    untrained, tuned = (entrant.model for entrant in timed)
+    same = [torch.equal(weight, dict(kept.named_parameters())[name]) for name, weight in tuned.named_parameters()]
+    assert all(same) and not torch.equal(untrained.classifier.weight, kept.classifier.weight)
+    timed.clear()
+    assert run(place, "later", *later)["cells"] == after and not timed
+    with pytest.raises(TypeError):  # another seed is trained
+        run(place, "later", *later[:-5], "3", *later[-4:])
 
 
 def test_gates_that_are_nothing_untrained_are_taught_though_the_recipe_freezes_gates(place):

@@ -1,0 +1,169 @@
+"""The cells of a leaderboard: each method brought to a budget, trained by the recipe, evaluated and timed, on the same images."""
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+from torch.utils.data import DataLoader, Subset
+from transformers import set_seed
+from transformers.utils import CONFIG_NAME
+
+from ..data import load_image_data
+from ..measure import measured_on, time_batches
+from ..measure.dense import kernels_at_hand
+from ..measure.trained_models import Entrant, dense_vit, shuffled
+from ..model.bypass import bypass_of
+from ..model.modeling_dynvit import DynViTForImageClassification
+from ..model.prepack import can_prepack
+from ..training.calibration import mean_cost
+from ..training.looks import words_of
+from ..training.methods import METHODS, WORKING, prepare
+from ..training.presets import as_taught
+from ..training.starting_model import load_base, load_model, load_teacher, naming
+from ..training.trainer import DynViTTrainer
+from .leaderboard_results import Cell, Leaderboard, SmallerDense
+from .run_results import evaluate
+
+
+class Place:
+    """The checkpoint, its images and the recipe, the same for all cells."""
+
+    def __init__(self, board, model_args, data_args, args):
+        self.board, self.model_args, self.data_args, self.args = board, model_args, data_args, args
+        self.processor, self.config, self.data, self.dense = self._open(model_args)
+        self.kernels = bool(board.batch_sizes) and args.device.type == "cpu" and kernels_at_hand()
+        self.smaller = None
+        if board.smaller_dense is not None:
+            with naming("smaller_dense", board.smaller_dense):
+                given = {"model_name_or_path": board.smaller_dense, "new_classifier": False, "new_vit": None}
+                self.smaller = self._open(replace(model_args, **given))
+        self.vit = dense_vit(self.dense)
+        order = torch.randperm(len(self.data.calibration), generator=torch.Generator().manual_seed(args.seed))
+        chosen = Subset(self.data.calibration, order[: board.images].tolist())
+        self.batches = [batch["pixel_values"].to(args.device) for batch in self._loader(chosen)]
+
+    def _open(self, model_args):
+        """Image processor, configuration, data and model of a plain ViT."""
+        processor, config = load_base(model_args)
+        data = load_image_data(self.data_args, processor, config, False, self.args.seed)
+        plain = replace(model_args, gates="none", budget=1.0, resolution=None, cascade=[])
+        return processor, config, data, load_model(plain, config, data).eval().to(self.args.device)
+
+    def _loader(self, images):
+        return DataLoader(images, self.args.per_device_eval_batch_size)
+
+    def empty(self):
+        """A `Leaderboard` without cells."""
+        return Leaderboard(
+            model=self.model_args.model_name_or_path,
+            dataset=self.data_args.name(),
+            split=self.data.reported_split,
+            split_files=self.data_args.files_of(self.data.reported_split),
+            images=len(self.data.validation),
+            dense=evaluate(self.dense, self._loader(self.data.validation), "the dense model")[0],
+            settings={"model": asdict(self.model_args), "data": asdict(self.data_args), "board": asdict(self.board)}
+            | {"training": self.args.to_sanitized_dict()},
+            **measured_on(self.args.device, "float32", self.args.seed),
+        )
+
+    def tuned(self, start, method, budget, seed):
+        """The model of a method after training by the recipe, from the gates that it starts with untrained; it is kept."""
+        fixed = not start.learned_gates() or METHODS[method].least is not None
+        gates = json.dumps(start.config.gates) if start.config.gates else "none"
+        aim = min(1.0, mean_cost(start, self.batches)) if fixed else budget
+        looks = words_of(start.config.cascade)
+        model_args = replace(
+            self.model_args, gates=gates, budget=aim, resolution=start.config.resolution, cascade=looks
+        )
+        thresholds = bool(start.learned_gates()) and not fixed
+        recipe = as_taught(self.args, method) if METHODS[method].learns else self.args
+        args = replace(
+            recipe,
+            seed=seed,
+            output_dir=str(self.kept(method, budget, seed)),
+            tuning_budgets=[budget] if thresholds and not looks and recipe.freeze_gates_at < 1 else [],
+            importance_images=self.board.images if METHODS[method].importance else 0,
+            calibrate_first=thresholds,
+            **fitted_before(METHODS[method], start, self.board.images),
+            looks_together=METHODS[method].together,
+            save_strategy="no",
+        )
+        set_seed(seed)
+        model = load_model(model_args, self.config, self.data)
+        teacher = load_teacher(model_args, args, model.config)
+        trainer = DynViTTrainer(
+            model=model,
+            args=args,
+            teacher=teacher,
+            calibration_dataset=self.data.calibration,
+            processing_class=self.processor,
+            **self.data.for_trainer(),
+        )
+        trainer.train()
+        trainer.save_model()
+        return model
+
+    def kept(self, method, budget, seed):
+        """The folder of a model that was tuned."""
+        return Path(self.args.output_dir) / f"{method}_{budget}_{seed}"
+
+    def timed(self, cell):
+        """The speeds of the model of an earlier `Cell`: the one that was kept, or brought to its budget once more if untrained;
+        None where its model was not kept."""
+        if cell.tuned:
+            folder = self.kept(cell.method, cell.budget, cell.seed)
+            if not (folder / CONFIG_NAME).exists():
+                return None
+            model = DynViTForImageClassification.from_pretrained(folder).to(self.args.device)
+        else:
+            model = prepare(cell.method, self.vit, cell.budget, self.batches)
+        return self._speeds(self._entrant(cell.method, self._ready(model)))
+
+    def cell(self, model, method, budget, tuned, seed):
+        """What a model reaches, as a `Cell`."""
+        return Cell(
+            **self._measured(self._entrant(method, model), f"{method} at {budget}"),
+            method=method,
+            budget=budget,
+            tuned=tuned,
+            seed=seed,
+            resolution=model.config.resolution,
+            gates=model.config.gates,
+            cascade=model.config.cascade,
+        )
+
+    def smaller_dense(self, earlier):
+        """The smaller dense model as a `SmallerDense`: as an earlier start has measured it if that is the same, or anew."""
+        path, sizes = self.board.smaller_dense, self.board.batch_sizes
+        if earlier and (earlier.model, [speed.batch_size for speed in earlier.throughput]) == (path, sizes):
+            return earlier
+        processor, _, data, model = self.smaller
+        entrant = Entrant(path, model, dense_vit(model), data.validation, processor.to_json_string())
+        return SmallerDense(model=path, **self._measured(entrant, "the smaller dense model"))
+
+    def _entrant(self, method, model):
+        return Entrant(method, model, self.vit, self.data.validation, self.processor.to_json_string())
+
+    def _measured(self, entrant, name):
+        """The fields of `Scores` and the speeds of a model."""
+        found = evaluate(self._ready(entrant.model), self._loader(entrant.images), name)[0]
+        return vars(found) | {"throughput": self._speeds(entrant)}
+
+    def _ready(self, model):
+        """A model as it runs fastest here."""
+        if self.args.device.type == "cpu" and can_prepack():
+            model.eval().prepack(kernels=self.kernels)
+        return model.eval()
+
+    def _speeds(self, entrant):
+        timed = shuffled(entrant, self.args.seed)
+        return [time_batches(timed, size, self.board.seconds) for size in self.board.batch_sizes]
+
+
+def fitted_before(method, start, images):
+    """Training arguments of a method whose heads and sub-layers are fitted in closed form: on how many images."""
+    if not method.fitted:
+        return {"harm_images": 0}
+    bypasses = any(bypass_of(gates) for gates in start.gates)
+    return {"harm_images": images, "harm_shares": list(WORKING), "bypass_images": images if bypasses else 0}
