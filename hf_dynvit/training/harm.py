@@ -75,7 +75,7 @@ def check_units(model):
 
     Raises:
         ValueError: no such gates, or a model whose harm cannot be measured: a cascade, one under a mask of layers, with
-            gates that draw at random, or with anything but one label of several classes for an image.
+            gates that draw at random, with weights of 16 bits, or with anything but one label of several classes for an image.
     """
     gates, config = unit_gates(model), model.config
     if not gates or config.cascade is not None or config.layer_mask is not None:
@@ -89,6 +89,11 @@ def check_units(model):
         raise ValueError(
             "what skipping costs is a divergence of class probabilities: got "
             f"num_labels {config.num_labels} and problem_type {config.problem_type!r}"
+        )
+    if model.dtype != torch.float32:
+        raise ValueError(
+            "what skipping costs is less than the noise of 16 bits: weights must be torch.float32, got "
+            f"{model.dtype}; cast the model afterwards"
         )
     return gates
 
