@@ -33,8 +33,9 @@ from hf_dynvit.report.deployment_results import MEANING as DEPLOYED_MEANING
 from hf_dynvit.report.dials import DIALS, dial_items
 from hf_dynvit.report.dials import MEANING as DIALS_MEANING
 from hf_dynvit.report.front import CLOCK, TUNED, clock_rows, tuned_rows
-from hf_dynvit.report.leaderboard import named, plot
+from hf_dynvit.report.leaderboard import named
 from hf_dynvit.report.leaderboard import sections as leaderboard_sections
+from hf_dynvit.report.leaderboard_plot import plot
 from hf_dynvit.report.looks import LOOKS, looks_items
 from hf_dynvit.report.looks import MEANING as LOOKS_MEANING
 from hf_dynvit.report.markdown import numbered, rows, table

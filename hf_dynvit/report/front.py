@@ -1,6 +1,7 @@
 """README's first tables: methods tuned alike at a few budgets, and what models gain on the clock."""
 
-from .leaderboard import DENSE, by_cell, named, top1
+from .leaderboard import named, top1
+from .leaderboard_results import DENSE
 from .markdown import ABSENT
 from .names import cost_spread, model_name, place
 from .rivals import counted, mean, percent
@@ -32,7 +33,7 @@ def tuned_rows(boards, order=()):
     """
     columns, dense, given = {}, {}, {}  # (data set, budget) -> method -> cells; data set -> accuracy
     for name, board in sorted(named(boards), key=lambda item: -sum(cell.tuned for cell in item[1].cells)):
-        tuned = {method: cells for (method, kind), cells in by_cell(board).items() if kind}
+        tuned = {method: cells for (method, kind), cells in board.by_cell().items() if kind}
         budgets = sorted({budget for cells in tuned.values() for budget in cells}, reverse=True)
         for budget in budgets:
             column = {method: cells[budget] for method, cells in tuned.items() if budget in cells and method != DENSE}

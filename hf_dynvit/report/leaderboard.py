@@ -1,17 +1,15 @@
-"""Every method beside the others at the same budgets: tables, and accuracy against cost or measured time."""
+"""Every method beside the others at the same budgets: parts of a board as one, and its tables."""
 
-import statistics
 from dataclasses import replace
 from pathlib import Path
 
 from ..measure.files import write_text
+from .leaderboard_plot import plot, smaller_time
 from .markdown import ABSENT, Commands, table
 from .names import looks_text, processor, reported_on, short
-from .plots import COLORS, INK, MARKERS, MUTED, PAGE, TRACK, new_figure
 from .rivals import counted, mean, percent
 
 
-DENSE = "dense"  # the method that is the plain ViT
 TOO_DEAR = 0.02  # cost above the budget: the best of those that met it
 SAME = "model dataset split split_files images".split()
 MEANS = (
@@ -23,7 +21,7 @@ MEANS = (
     "{images} images of {dataset}, {model}, commit {commit}, {command}:"
 )
 SMALLER = (
-    "The next smaller dense model, {name}, has {accuracy:.2f} at {share:.3f} of the dense model's computation{time}."
+    "The next smaller dense model, {name}, has {accuracy:.2f} at {share:.3f} of the dense model's computation{times}."
 )
 
 
@@ -105,27 +103,20 @@ def sections(boards):
 
 def smaller_dense(board):
     """What the smaller dense model reaches, in a sentence."""
-    at = _smaller_point(board, by_time=True)
+    sizes = sorted({speed.batch_size for speed in board.smaller.throughput})
+    times = {size: time for size in sizes if (time := smaller_time(board, size)) is not None}
     return SMALLER.format(
         name=short(board.smaller.model),
         accuracy=100 * board.smaller.accuracy,
-        share=_smaller_point(board, by_time=False)[0],
-        time="" if at is None else f", at {at[0]:.3g} {_time_label(board)}",
+        share=board.smaller.gmacs / board.dense.gmacs,
+        times="".join(f", {time:.2f} of its time at batch {size}" for size, time in times.items()),
     )
-
-
-def by_cell(board):
-    """(method, tuned) -> budget -> cells that differ by seed alone."""
-    found = {}
-    for cell in sorted(board.cells, key=lambda cell: (cell.tuned, -cell.budget)):
-        found.setdefault((cell.method, cell.tuned), {}).setdefault(cell.budget, []).append(cell)
-    return found
 
 
 def accuracy_rows(board):
     """A row for each method, untrained and tuned, a column for each budget; the best at that budget in bold."""
     budgets = sorted({cell.budget for cell in board.cells}, reverse=True)
-    grouped, rows = by_cell(board), []
+    grouped, rows = board.by_cell(), []
     columns = {}
     for (_, tuned), cells in grouped.items():
         for budget, runs in cells.items():
@@ -166,89 +157,6 @@ def speed_rows(board):
                 row[f"batch {speed.batch_size}"] = f"{speed.speedup:.2f}× ({speed.realised:.2f} of the promise)"
             rows.append(row)
     return rows
-
-
-def plot(board, path):
-    """Top-1 against cost, and against the measured time of an image where that was measured; untrained and tuned apart."""
-    timed = any(cell.throughput for cell in board.cells)
-    kinds = sorted({cell.tuned for cell in board.cells})
-    panels = [(tuned, False) for tuned in kinds] + [(tuned, True) for tuned in kinds if timed]
-    figure = new_figure(1.8 + 4.2 * len(panels), 4.2, layout="constrained")
-    axes = figure.subplots(1, len(panels), squeeze=False)[0]  # tuned and untrained may lie far apart
-    methods = list(dict.fromkeys(cell.method for cell in board.cells))
-    for axis, (tuned, by_time) in zip(axes, panels, strict=True):
-        for (method, kind), cells in by_cell(board).items():
-            if kind != tuned or method == DENSE:
-                continue
-            points = [point for runs in cells.values() if (point := _point(runs, by_time))]
-            if points:
-                at = methods.index(method)
-                style = {
-                    "color": COLORS[at % 10],
-                    "marker": MARKERS[(at + at // 10) % len(MARKERS)],
-                    "markersize": 5,
-                    "linewidth": 1.4,
-                }
-                axis.plot(*zip(*sorted(points), strict=True), label=method, **style)
-        star = {"marker": "*", "markersize": 11, "color": INK, "linestyle": "none"}
-        taught = tuned and by_cell(board).get((DENSE, True))
-        marked = {"dense, as given": (_dense_point, INK)}
-        if taught:  # what was given has learned other things, or less
-            marked = {"dense, tuned": (lambda board, by_time, cells=taught: _taught_point(board, by_time, cells), INK)}
-        if board.smaller:
-            marked[f"dense, {short(board.smaller.model)}"] = (_smaller_point, PAGE)
-        for label, (point, fill) in marked.items():
-            at = point(board, by_time)
-            if at is not None:
-                axis.plot(*at, label=label, markerfacecolor=fill, **star)
-        axis.set_title("tuned" if tuned else "untrained", loc="left", fontsize=10, color=INK)
-        axis.set_xlabel(_time_label(board) if by_time else "mean cost (MACs / MACs of the dense model)")
-        axis.grid(color=TRACK, linewidth=0.8)
-        axis.tick_params(labelsize=8.5, colors=MUTED)
-        axis.spines[["top", "right"]].set_visible(False)
-    axes[0].set_ylabel("top-1, %")
-    handles = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    figure.legend(handles.values(), handles.keys(), loc="outside right center", fontsize="small", frameon=False)
-    figure.savefig(path, dpi=120, facecolor=PAGE)
-
-
-def _point(runs, by_time):
-    """(cost or milliseconds, top-1) of cells that differ by seed alone; None where no time was measured of any."""
-    if not by_time:
-        return mean(runs, "cost"), 100 * mean(runs, "accuracy")
-    times = [cell.throughput[-1].packed_ms / cell.throughput[-1].batch_size for cell in runs if cell.throughput]
-    return (statistics.mean(times), 100 * mean(runs, "accuracy")) if times else None
-
-
-def _taught_point(board, by_time, cells):
-    """As `_dense_point`, of the dense model that was tuned like the others."""
-    at = _dense_point(board, by_time) if any(cell.throughput for cell in board.cells) or not by_time else None
-    (runs,) = cells.values()
-    return at and (at[0], 100 * mean(runs, "accuracy"))
-
-
-def _dense_point(board, by_time):
-    if not by_time:
-        return 1.0, 100 * board.dense.accuracy
-    speeds = [cell.throughput[-1] for cell in board.cells if cell.throughput]
-    return min(speed.dense_ms[speed.fastest] / speed.batch_size for speed in speeds), 100 * board.dense.accuracy
-
-
-def _smaller_point(board, by_time):
-    """As `_point`, of the smaller dense model; its cost is that of its MACs over the dense model's."""
-    accuracy = 100 * board.smaller.accuracy
-    if not by_time:
-        return board.smaller.gmacs / board.dense.gmacs, accuracy
-    timed = [speed for speed in board.smaller.throughput if speed.batch_size == _timed_batch(board)]
-    return (timed[0].dense_ms[timed[0].fastest] / timed[0].batch_size, accuracy) if timed else None
-
-
-def _timed_batch(board):
-    return next((cell.throughput[-1].batch_size for cell in board.cells if cell.throughput), None)
-
-
-def _time_label(board):
-    return f"measured ms per image, batch {_timed_batch(board)}"
 
 
 def publish(boards, folder):

@@ -8,6 +8,9 @@ from .results import Scores
 from .schema import Results
 
 
+DENSE = "dense"  # the method that is the plain ViT
+
+
 @dataclass(kw_only=True)
 class Cell(Scores):
     """A method at one budget, untrained or tuned with one seed, as recipes/leaderboard.py measures it.
@@ -54,3 +57,10 @@ class Leaderboard(Results):
     def speeds(self):
         timed = [*self.cells, *([self.smaller] if self.smaller else [])]
         return [speed for one in timed for speed in one.throughput]
+
+    def by_cell(self):
+        """(method, tuned) -> budget -> cells that differ by seed alone."""
+        found = {}
+        for cell in sorted(self.cells, key=lambda cell: (cell.tuned, -cell.budget)):
+            found.setdefault((cell.method, cell.tuned), {}).setdefault(cell.budget, []).append(cell)
+        return found

@@ -6,7 +6,7 @@ import pytest
 from made_results import MEASURED, given, speed
 
 from hf_dynvit.measure.dense import OURS
-from hf_dynvit.report import Cell, Leaderboard, SmallerDense, leaderboard
+from hf_dynvit.report import Cell, Leaderboard, SmallerDense, leaderboard, leaderboard_plot
 from hf_dynvit.report.plots import new_figure
 
 
@@ -39,32 +39,43 @@ def smaller(*batch_sizes):
     return SmallerDense(**vars(given(0.5)) | {"gmacs": 1 / 3}, model="vit_small", throughput=speeds)
 
 
-def drawn(made, path, monkeypatch):
-    """Panel -> label -> point of what is drawn as a star."""
+def drawn(made, path, monkeypatch, marker="*"):
+    """Panel -> label -> point of what is drawn with a marker, as a star."""
     figures = []
 
     def kept(*size, **options):
         figures.append(new_figure(*size, **options))
         return figures[-1]
 
-    monkeypatch.setattr(leaderboard, "new_figure", kept)
-    leaderboard.plot(made, path)
+    monkeypatch.setattr(leaderboard_plot, "new_figure", kept)
+    leaderboard_plot.plot(made, path)
     assert path.read_bytes().startswith(b"\x89PNG")
-    stars = [[line for line in axis.lines if line.get_marker() == "*"] for axis in figures[0].axes]
+    stars = [[line for line in axis.lines if line.get_marker() == marker] for axis in figures[0].axes]
     return [{line.get_label(): (line.get_xdata()[0], line.get_ydata()[0]) for line in lines} for lines in stars]
 
 
 def test_dense_and_the_next_smaller_stand_where_they_were_measured(tmp_path, monkeypatch):
-    by_cost, by_time = drawn(board(smaller=smaller(1, 2)), tmp_path / "plot.png", monkeypatch)
+    by_cost, alone, together = drawn(board(smaller=smaller(2)), tmp_path / "plot.png", monkeypatch)
     assert by_cost == {"dense, as given": (1.0, 60.0), SMALLER: (pytest.approx(1 / 3), 50.0)}
-    assert by_time == {"dense, as given": (3.0, 60.0), SMALLER: (0.75, 50.0)}
+    assert alone == {"dense, as given": (1.0, 60.0)}  # the smaller one was not timed there
+    assert together == {"dense, as given": (1.0, 60.0), SMALLER: (pytest.approx(1.5 / 6), 50.0)}
+    by_cost, *by_time = drawn(board(), tmp_path / "plot.png", monkeypatch)
+    assert [set(panel) for panel in (by_cost, *by_time)] == [{"dense, as given"}] * 3
 
 
-def test_without_times_of_that_batch_the_smaller_one_is_among_costs_alone(tmp_path, monkeypatch):
-    by_cost, by_time = drawn(board(smaller=smaller(1)), tmp_path / "plot.png", monkeypatch)
-    assert SMALLER in by_cost and set(by_time) == {"dense, as given"}
-    by_cost, by_time = drawn(board(), tmp_path / "plot.png", monkeypatch)
-    assert set(by_cost) == set(by_time) == {"dense, as given"}
+def test_time_is_relative_to_the_dense_model_of_the_same_run_and_the_mean_of_the_seeds_timed(tmp_path, monkeypatch):
+    made = board()
+    first = made.cells[0]
+    made.cells += [
+        replace(first, seed=1, accuracy=0.65, throughput=[speed(2, 4.0)]),
+        replace(first, seed=2, accuracy=0.6, throughput=[]),
+        replace(first, tuned=False, accuracy=0.1, throughput=[]),
+    ]
+    untrained, by_cost, alone, together = drawn(made, tmp_path / "plot.png", monkeypatch, marker="o")
+    assert untrained == {"merge": (0.5, pytest.approx(10.0))}  # and no panel of times
+    assert by_cost == {"merge": (0.5, pytest.approx(60.0))}
+    assert alone == {"merge": (1.0, pytest.approx(60.0))}
+    assert together == {"merge": (pytest.approx((1 / 2 + 1 / 4) / 2), pytest.approx(60.0))}
 
 
 def test_a_board_in_parts_has_the_smaller_model_of_any_and_says_what_it_reaches():
@@ -75,7 +86,7 @@ def test_a_board_in_parts_has_the_smaller_model_of_any_and_says_what_it_reaches(
         assert joined.smaller.model == "vit_small" and [cell.seed for cell in joined.cells] == [0, 1]
         text = "\n".join(leaderboard.sections(parts))
         assert "The next smaller dense model, vit_small, has 50.00 at 0.333 of the dense model's computation" in text
-        assert ", at 0.75 measured ms per image, batch 2." in text
+        assert "of the dense model's computation, 0.25 of its time at batch 2." in text
 
 
 def test_a_board_in_parts_of_several_machines_names_all_of_them():
@@ -90,8 +101,8 @@ def test_a_board_in_parts_of_several_machines_names_all_of_them():
 def test_a_dense_model_tuned_alike_takes_the_place_of_the_given_one(tmp_path, monkeypatch):
     made = board()
     made.cells.append(replace(made.cells[0], method="dense", budget=1.0, accuracy=0.7, cost=1.0, throughput=[]))
-    by_cost, by_time = drawn(made, tmp_path / "plot.png", monkeypatch)
-    assert by_cost == {"dense, tuned": (1.0, pytest.approx(70.0))} and by_time["dense, tuned"][0] == 3.0
+    for panel in drawn(made, tmp_path / "plot.png", monkeypatch):
+        assert panel == {"dense, tuned": (1.0, pytest.approx(70.0))}
 
 
 def test_the_best_in_bold_has_met_the_budget():

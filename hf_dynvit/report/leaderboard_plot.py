@@ -1,0 +1,118 @@
+"""The plot of a leaderboard: top-1 against cost and against measured time, both relative to the dense model's."""
+
+import statistics
+from collections.abc import Callable
+from typing import NamedTuple
+
+from .leaderboard_results import DENSE
+from .names import short
+from .plots import COLORS, INK, MARKERS, MUTED, PAGE, TRACK, new_figure
+from .rivals import mean
+
+
+COLUMNS = 2  # of panels
+STAR = {"marker": "*", "markersize": 11, "color": INK, "linestyle": "none"}
+
+
+class Scale(NamedTuple):
+    """What stands on the horizontal axis of a panel, of the dense model 1.
+
+    Attributes:
+        of: cells that differ by seed alone -> place; None where it was not measured of any.
+        of_smaller: board -> place of the next smaller dense model, or None.
+    """
+
+    label: str
+    of: Callable
+    of_smaller: Callable
+
+
+def plot(board, path):
+    """Write the plot of a board; untrained and tuned methods apart, for they may lie far apart."""
+    panels = [(tuned, scale) for tuned in (False, True) for scale in scales(board, tuned)]
+    rows = -(-len(panels) // COLUMNS)
+    figure = new_figure(1.8 + 4.2 * min(len(panels), COLUMNS), 0.2 + 4 * rows, layout="constrained")
+    grid = figure.subplots(rows, min(len(panels), COLUMNS), squeeze=False)
+    axes = [axis for line in grid for axis in line]
+    for axis in axes[len(panels) :]:
+        axis.remove()
+    for axis, (tuned, scale) in zip(axes, panels, strict=False):
+        _draw(axis, board, tuned, scale)
+    for line in grid:
+        line[0].set_ylabel("top-1, %")
+    drawn = axes[: len(panels)]
+    handles = {label: one for axis in drawn for one, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles.keys(), loc="outside right center", fontsize="small", frameon=False)
+    figure.savefig(path, dpi=120, facecolor=PAGE)
+
+
+def scales(board, tuned):
+    """`Scale`s of the cells that are tuned, or are not: cost, and time with the fewest and the most images of a batch."""
+    cells = [cell for cell in board.cells if cell.tuned == tuned]
+    if not cells:
+        return []
+    sizes = sorted({speed.batch_size for cell in cells for speed in cell.throughput})
+    return [_costs(), *map(_times, dict.fromkeys([*sizes[:1], *sizes[-1:]]))]
+
+
+def _costs():
+    return Scale(
+        "mean cost (MACs / MACs of the dense model)",
+        lambda runs: mean(runs, "cost"),
+        lambda board: board.smaller.gmacs / board.dense.gmacs,
+    )
+
+
+def _times(batch_size):
+    """Of each seed as its own run has it: milliseconds of other runs or machines say nothing of it."""
+
+    def of(runs):
+        found = [speed for cell in runs for speed in cell.throughput if speed.batch_size == batch_size]
+        return statistics.mean(1 / speed.speedup for speed in found) if found else None
+
+    return Scale(
+        f"measured time / that of the fastest dense model, batch {batch_size}",
+        of,
+        lambda board: smaller_time(board, batch_size),
+    )
+
+
+def smaller_time(board, batch_size):
+    """Time of the next smaller dense model over that of the dense model, each by its fastest way; None: not measured."""
+    ours = [_dense_ms(speed) for speed in board.smaller.throughput if speed.batch_size == batch_size]
+    speeds = (speed for cell in board.cells for speed in cell.throughput)
+    dense = [_dense_ms(speed) for speed in speeds if speed.batch_size == batch_size]
+    return ours[0] / min(dense) if ours and dense else None
+
+
+def _dense_ms(speed):
+    return speed.dense_ms[speed.fastest]
+
+
+def _draw(axis, board, tuned, scale):
+    """One panel."""
+    methods, grouped = list(dict.fromkeys(cell.method for cell in board.cells)), board.by_cell()
+    for (method, kind), cells in grouped.items():
+        if kind != tuned or method == DENSE:
+            continue
+        points = [(scale.of(runs), 100 * mean(runs, "accuracy")) for runs in cells.values()]
+        points = sorted(point for point in points if point[0] is not None)
+        if points:
+            at = methods.index(method)
+            marker = MARKERS[(at + at // 10) % len(MARKERS)]
+            style = {"color": COLORS[at % 10], "marker": marker, "markersize": 5, "linewidth": 1.4}
+            axis.plot(*zip(*points, strict=True), label=method, **style)
+    taught = grouped.get((DENSE, True)) if tuned else None
+    if taught:  # what was given has learned other things, or less
+        (runs,) = taught.values()
+        axis.plot(1.0, 100 * mean(runs, "accuracy"), label="dense, tuned", markerfacecolor=INK, **STAR)
+    else:
+        axis.plot(1.0, 100 * board.dense.accuracy, label="dense, as given", markerfacecolor=INK, **STAR)
+    if board.smaller and (at := scale.of_smaller(board)) is not None:
+        label = f"dense, {short(board.smaller.model)}"
+        axis.plot(at, 100 * board.smaller.accuracy, label=label, markerfacecolor=PAGE, **STAR)
+    axis.set_title("tuned" if tuned else "untrained", loc="left", fontsize=10, color=INK)
+    axis.set_xlabel(scale.label)
+    axis.grid(color=TRACK, linewidth=0.8)
+    axis.tick_params(labelsize=8.5, colors=MUTED)
+    axis.spines[["top", "right"]].set_visible(False)
