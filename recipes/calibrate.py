@@ -5,7 +5,7 @@ of its own; gates that learn nothing keep the cost that they have. With `--budge
 thresholds for all of them, and decides at any budget between (`model.set_budget`, evaluate.py --budget), as a cascade
 (`--cascade 160@0.2 224@0.5`) does between the cost of its first look and that of all; with
 `--milliseconds 8 --batch_size 1` an image takes so long on this device (latency.json has its latencies, if it has gates). The backbone is
-not trained and no labels are used; a model trained for that budget is more accurate. With `--gates merge` a plain ViT
+not trained and no label is read, not even a column of them is needed; a model trained for that budget is more accurate. With `--gates merge` a plain ViT
 becomes a model that merges a little in every layer; on the same images its gates learn which tokens the prediction
 depends on, and gates of heads and sub-layers what skipping each costs it, unless `--importance false`. With `--bypass_images N` what skipped blocks and sub-layers add instead is fitted
 first, of gates with a bypass.
@@ -132,7 +132,7 @@ def main(argv=None):
     """Calibrate and save; returns the shift and the mean cost on the training images."""
     args, data_args = parse_settings(sys.argv[1:] if argv is None else argv, CalibrateArguments, DataArguments)
     data_args.validation_split = data_args.train_split
-    (entrant,) = open_models([args.model], data_args, "cpu", DTYPES[args.dtype])
+    (entrant,) = open_models([args.model], data_args, "cpu", DTYPES[args.dtype], False, args.seed)
     model = with_gates(entrant.model, args, None if args.resolution == "auto" else args.resolution)
     if (args.budgets or args.milliseconds) and not model.learned_gates():
         raise ValueError("--budgets and --milliseconds need gates that learn: others keep the cost that they have")

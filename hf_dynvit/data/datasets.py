@@ -17,6 +17,8 @@ CALIBRATION_POOL = 4096  # rows offered for calibration, drawn at random: files 
 class ImageDataset(torch.utils.data.Dataset):
     """Rows as {"pixel_values": float32 (channels, height, width), "labels": int}; an unreadable image raises ValueError.
 
+    Without a `label_column` there are no labels.
+
     What an augmentation draws depends on (seed, epoch, row) alone: a resumed run, which does not prepare the batches
     that it skips and has others prepared ahead, sees the same pixels as an uninterrupted one, on any number of
     processes and loader workers.
@@ -46,6 +48,8 @@ class ImageDataset(torch.utils.data.Dataset):
                 f"the image in row {self._row_of_split(index)} of split {str(self.rows.split)!r}, column "
                 f"{self.image_column!r}, cannot be read: {type(error).__name__}: {error}"
             ) from error
+        if self.label_column is None:
+            return {"pixel_values": pixels}
         label = row[self.label_column]
         return {"pixel_values": pixels, "labels": label if self.classes is None else self.classes[label]}
 
@@ -136,14 +140,22 @@ def load_image_data(args, processor, config, new_classifier=False, seed=0):
     )
 
 
-def load_validation(args, processor, config, seed=0):
-    """The validation split alone, prepared as for evaluation; errors as in `load_image_data`."""
+def load_validation(args, processor, config, seed=0, labelled=True):
+    """The validation split alone, prepared as for evaluation; errors as in `load_image_data`.
+
+    Of the split to train on it is the part that a training with this seed and `validation_fraction` holds out. Unlabelled, no
+    label is read.
+    """
     mode = check_processor(processor, config)
-    rows = load_rows(args, args.validation_split)
-    check_label_range(rows, args.label_column, config.num_labels)
-    classes = classes_of(args, label_names(rows, args.label_column), config)
+    rows, label_column, classes = load_rows(args, args.validation_split, labelled), None, None
+    if labelled:
+        label_column = args.label_column
+        check_label_range(rows, label_column, config.num_labels)
+        classes = classes_of(args, label_names(rows, label_column), config)
+    if args.validation_fraction and args.validation_split == args.train_split:
+        rows = rows.train_test_split(test_size=args.validation_fraction, seed=seed)["test"]
     rows = sample(rows, args.max_eval_samples, seed)
-    return ImageDataset(rows, EvalTransform(processor, mode), args.image_column, args.label_column, seed, classes)
+    return ImageDataset(rows, EvalTransform(processor, mode), args.image_column, label_column, seed, classes)
 
 
 def classes_of(args, names, config):

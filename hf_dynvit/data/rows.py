@@ -97,8 +97,8 @@ def parse_data_files(args):
     return files
 
 
-def load_rows(args, split):
-    """One split as a `datasets.Dataset` with image and label; raises an error that names what is missing."""
+def load_rows(args, split, labelled=True):
+    """One split as a `datasets.Dataset` with image and label, or image alone; raises an error that names what is missing."""
     available = split_names(args)
     if split not in available:
         hint = "; or hold out a part of train with validation_fraction" if split == args.validation_split else ""
@@ -112,12 +112,13 @@ def load_rows(args, split):
         if "corresponds to no data" in str(error):  # how `datasets` says that there are no rows
             raise ValueError(f"split {split!r} is empty") from error
         raise
-    for column in (args.image_column, args.label_column):
+    columns = [args.image_column, args.label_column] if labelled else [args.image_column]
+    for column in columns:
         if column not in rows.column_names:
             raise ValueError(f"split {split!r} has no column {column!r}, its columns are {rows.column_names}")
     if len(rows) == 0:
         raise ValueError(f"split {split!r} is empty")
-    rows = rows.select_columns([args.image_column, args.label_column])
+    rows = rows.select_columns(columns)
     image = rows.features[args.image_column]
     if isinstance(image, dict) and "bytes" in image:  # Parquet that was not written by `datasets`
         return rows.cast_column(args.image_column, datasets.Image())

@@ -31,11 +31,12 @@ class Entrant(NamedTuple):
     processor: str
 
 
-def open_models(paths, data_args, device="cpu", dtype=torch.float32):
+def open_models(paths, data_args, device="cpu", dtype=torch.float32, labelled=True, seed=0):
     """Load models (folders or Hub ids of a DynViT or a ViT, which keeps everything) and the images for each.
 
     Args:
-        data_args: `DataArguments`; the validation split is used.
+        data_args: `DataArguments`; the validation split is used. labelled: no: labels are not read, if there are any.
+        seed: as in `load_validation`.
 
     Raises:
         ValueError, OSError, FileNotFoundError: a model that is neither, or data that do not fit it.
@@ -50,7 +51,7 @@ def open_models(paths, data_args, device="cpu", dtype=torch.float32):
         load = DynViTForImageClassification.from_pretrained if gated else DynViTForImageClassification.from_vit
         model = load(path, dtype=dtype).eval().to(device)
         processor = AutoImageProcessor.from_pretrained(path)
-        images = load_validation(data_args, processor, model.config)
+        images = load_validation(data_args, processor, model.config, seed, labelled)
         entrants.append(Entrant(name, model, dense_vit(model), images, processor.to_json_string()))
     return entrants
 

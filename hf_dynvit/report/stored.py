@@ -18,6 +18,7 @@ SAY_NOTHING = (
     "compare",
     "leaderboard",
     "runtimes",
+    "deployment",
 )  # names that recipes give, each in the folder of its run
 
 

@@ -3,6 +3,7 @@
 import re
 from functools import partial
 
+import pandas
 import pytest
 import torch
 from recipe_place import dial, evaluate
@@ -39,6 +40,26 @@ def test_one_folder_serves_every_budget_and_is_evaluated_at_one(place, tmp_path,
     words[1] = place.vit
     with pytest.raises(ValueError, match="--budget 0.5 is for a model with a table of budgets"):
         evaluate.main([*words, "--budget", "0.5"])
+
+
+def test_images_without_labels_are_enough(place, tmp_path):
+    file = f"{place.folder}/train.parquet"
+    bare, strange = tmp_path / "bare.parquet", tmp_path / "strange.parquet"
+    rows = pandas.read_parquet(file)
+    rows[["image"]].to_parquet(bare)
+    rows.assign(label=1000).to_parquet(strange)  # classes that the model does not know
+    found = []
+    for number, data in enumerate((file, bare, strange)):
+        words = ["--model", place.vit, "--gates", "merge", "--budget", "0.9", "--images", "12"]
+        output = ["--data_files", f"train={data}", "--output", str(tmp_path / str(number))]
+        found.append(dial.main([*words, *output]))
+    assert found[0] == found[1] == found[2]
+    with pytest.raises(ValueError, match="has no column 'label'"):
+        evaluate.main(["--model", place.vit, "--data_files", str(bare), "--json", str(tmp_path / "a.json")])
+    with pytest.raises(ValueError, match="has no column 'photo', its columns are"):
+        dial.main(
+            [*words, "--image_column", "photo", "--data_files", f"train={bare}", "--output", str(tmp_path / "n")]
+        )
 
 
 def test_a_model_is_calibrated_to_milliseconds_and_saved_with_its_latencies(place, tmp_path, monkeypatch, capsys):
