@@ -26,7 +26,8 @@ from hf_dynvit.model.budgets import check_budget
 from hf_dynvit.settings import parse_settings
 from hf_dynvit.training.bypass import check_bypass, fit_bypass
 from hf_dynvit.training.calibration import check_budgets
-from hf_dynvit.training.dial import at_best_size, best_looks, meet, with_gates
+from hf_dynvit.training.dial import at_best_size, best_looks, fits_units, meet, with_gates
+from hf_dynvit.training.harm import check_precision
 from hf_dynvit.training.looks import read_looks
 from hf_dynvit.training.timed_calibration import TimedCalibration
 
@@ -140,6 +141,8 @@ def main(argv=None):
         check_budgets(model, args.wanted())
     if args.bypass_images:
         check_bypass(model)
+    if fits_units(model, args):
+        check_precision(model)
     order = torch.randperm(len(entrant.images), generator=torch.Generator().manual_seed(args.seed))
     loader, of_bypass = (
         DataLoader(Subset(entrant.images, order[:count].tolist()), args.batch_size if args.wanted() else AT_ONCE)

@@ -94,24 +94,20 @@ def main(argv=None):
                 save()
             for at, cell in enumerate(results.cells):
                 if (cell.method, cell.budget) == (method, budget) and (cell.tuned, cell.seed) in wanted:
-                    results.cells[at] = time_again(cell, place, results)
+                    results.cells[at] = with_times(cell, place, results, start)
                     save()
     publish([results], folder)
     return results.to_json()
 
 
-def time_again(cell, place, results):
-    """An earlier cell timed at the batch sizes asked for, unless it has been or its model was not kept."""
-    if {speed.batch_size for speed in cell.throughput} >= set(place.board.batch_sizes):
+def with_times(cell, place, results, start):
+    """A cell with its times, of this start where some were missing; why not is printed."""
+    timed, why_not = place.timed(cell, start)
+    if why_not:
+        print(f"{cell.method} at {cell.budget}, seed {cell.seed}, is not timed: {why_not}")
+    if timed is cell:
         return cell
-    speeds = place.timed(cell)
-    if speeds is None:
-        print(
-            f"{cell.method} at {cell.budget}, seed {cell.seed}, is not timed: its model is not in {place.args.output_dir}"
-        )
-        return cell
-    commit = cell.commit if cell.commit == results.commit else f"{cell.commit}, timed at {results.commit}"
-    return replace(cell, throughput=speeds, commit=commit, command=f"{cell.command}; timed by {results.command}")
+    return replace(timed, timed_commit=results.commit, timed_command=results.command)
 
 
 def _differs(part, key, before, now):
@@ -136,11 +132,21 @@ def go_on(results, file):
                 f"{file} holds cells of another {name}, {getattr(earlier, name)!r} and not {getattr(results, name)!r}: give "
                 "another output_dir"
             )
+    timed = any(cell.throughput for cell in earlier.cells)
+    for name in ("device", "instructions", "threads") if timed else ():
+        if getattr(earlier, name) != getattr(results, name):
+            raise ValueError(
+                f"{file} holds times of another machine, {name} {getattr(earlier, name)!r} and not {getattr(results, name)!r}: "
+                "give another output_dir"
+            )
     given = json.loads(json.dumps(results.settings))
+    tuned = any(cell.tuned for cell in earlier.cells)
     for part, free in FREE.items():
         before, now = earlier.settings[part], given[part]
         changed = sorted(key for key in now if key not in free and _differs(part, key, before, now[key]))
-        if changed and (part != "training" or any(cell.tuned for cell in earlier.cells)):
+        if part == "training" and not tuned:  # what is not trained
+            changed = [key for key in changed if key in ("seed", "per_device_eval_batch_size")]
+        if changed:
             raise ValueError(f"{file} holds cells of another recipe, {changed} differ: give another output_dir")
     return replace(results, cells=earlier.cells, smaller=earlier.smaller)
 

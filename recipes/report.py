@@ -32,7 +32,7 @@ from hf_dynvit.report.deployment_results import DEPLOYED, GAINED, GAINED_MEANING
 from hf_dynvit.report.deployment_results import MEANING as DEPLOYED_MEANING
 from hf_dynvit.report.dials import DIALS, dial_items
 from hf_dynvit.report.dials import MEANING as DIALS_MEANING
-from hf_dynvit.report.front import CLOCK, TUNED, clock_rows, tuned_rows
+from hf_dynvit.report.front import TUNED, clock_rows, clock_words, tuned_rows
 from hf_dynvit.report.leaderboard import named
 from hf_dynvit.report.leaderboard import sections as leaderboard_sections
 from hf_dynvit.report.leaderboard_plot import plot
@@ -154,7 +154,7 @@ def render_clock(results):
     def of(kind):
         return [one for one in results if isinstance(one, kind)]
 
-    parts = tabled(CLOCK, clock_rows(of(Evaluation)))
+    parts = tabled(clock_words(of(Evaluation)), clock_rows(of(Evaluation)))
     parts += tabled(GAINED_EVERYWHERE, front_rows(of(Runtimes)))
     parts += tabled(GAINED_MEANING, rows(GAINED, fastest_deployed(of(Deployment))))
     parts += tabled(COMPARED, agent_rows(of(Comparison)))

@@ -1,5 +1,7 @@
 """README's first tables: methods tuned alike at a few budgets, and what models gain on the clock."""
 
+from ..measure.dense import AHEAD
+from ..measure.dense import FROZEN as OLD
 from .leaderboard import named, top1
 from .leaderboard_results import DENSE
 from .markdown import ABSENT
@@ -18,9 +20,12 @@ TUNED = (
 )
 CLOCK = (
     "In PyTorch: how many times as fast as the fastest dense model there is here; in brackets the share of the gain that the cost "
-    "of the timed images promises, and that cost. Cost: its mean, deviation and ends over all images. Left out are models that "
-    "another one here, on the same data and device, beats in top-1 and at every batch size "
-    "([all of them](recipes/README.md#results)). For fixed merges see the next table."
+    "of the timed images promises, and that cost. Cost: its mean, deviation and ends over all images.{frozen} For fixed merges see "
+    "the next table."
+)
+FROZEN = (
+    " A *frozen compile*, the fastest dense model of older rows, is slower at batch 1 than one compiled ahead of time "
+    "([which of them](recipes/README.md#results))."
 )
 FEWEST = 3  # methods tuned at a budget: a column of fewer compares nothing
 
@@ -65,10 +70,16 @@ def _cell(method, column):
     return f"{top1(runs, column.values())} at {mean(runs, 'cost'):.3f}{counted(runs)}"
 
 
+def clock_words(evaluations):
+    """What stands above `clock_rows`, which also says where a dense model is an older one."""
+    speeds = [speed for one in evaluations if not one.is_dense() for speed in one.throughput]
+    old = any(OLD in speed.dense_ms and AHEAD not in speed.dense_ms for speed in speeds)
+    return CLOCK.format(frozen=FROZEN * old)
+
+
 def clock_rows(evaluations):
-    """A row for each model with gates, sizes or looks that was timed and not beaten, the cheapest of a data set first."""
+    """A row for each model with gates, sizes or looks that was timed, the cheapest of a data set first."""
     timed = [one for one in evaluations if one.throughput and not one.is_dense()]
-    timed = [one for one in timed if not any(_beats(other, one) for other in timed)]
     sizes = sorted({speed.batch_size for one in timed for speed in one.throughput})
     rows = []
     for one in sorted(timed, key=lambda one: (one.dataset, one.cost)):
@@ -79,15 +90,6 @@ def clock_rows(evaluations):
             | {"device": place(one), "commit": one.commit}
         )
     return rows
-
-
-def _beats(one, other):
-    """Whether it was measured on the same images and device, in as many batch sizes, and is better at everything."""
-    if (one.dataset, one.images, place(one)) != (other.dataset, other.images, place(other)):
-        return False
-    ours, theirs = ({speed.batch_size: speed.speedup for speed in found.throughput} for found in (one, other))
-    faster = all(ours.get(size, 0) > gain for size, gain in theirs.items())
-    return one.accuracy > other.accuracy and faster
 
 
 def _gain(speed):

@@ -11,6 +11,7 @@ from .rivals import counted, mean, percent
 
 
 TOO_DEAR = 0.02  # cost above the budget: the best of those that met it
+TIMED = "throughput timed_commit timed_command".split()
 SAME = "model dataset split split_files images".split()
 MEANS = (
     "Top-1 in per cent, ± its deviation over seeds, at the mean cost that was met; the checkpoint has {dense:.2f}. *Untrained*: "
@@ -26,8 +27,8 @@ SMALLER = (
 
 
 def joined(boards):
-    """Boards of the same checkpoint and images as one, their cells in the order they come; what several hold counts once, as
-    the first has it that was timed.
+    """Boards of the same checkpoint and images as one, their cells in the order they come; what several hold counts once, as the
+    first has it, with the times of the first that has any if that is the same otherwise.
 
     Boards that were tuned for longer or shorter stay apart; one without tuned cells goes with that of most tuned ones. Where
     devices differ, all are named.
@@ -40,11 +41,10 @@ def joined(boards):
         before = found.get(key)
         cells = {_which(cell): cell for cell in before.cells} if before else {}
         for one in board.cells:
-            known = cells.get(_which(one))
-            if known is None or len(one.throughput) > len(known.throughput):
-                cells[_which(one)] = replace(
-                    one, commit=one.commit or board.commit, command=one.command or board.command
-                )
+            one = replace(one, commit=one.commit or board.commit, command=one.command or board.command)
+            known = cells.setdefault(_which(one), one)
+            if one.throughput and not known.throughput and _same(known, one):
+                cells[_which(one)] = replace(known, **{name: getattr(one, name) for name in TIMED})
         found[key] = replace(
             before or board, cells=list(cells.values()), smaller=board.smaller or (before and before.smaller)
         )
@@ -56,6 +56,13 @@ def joined(boards):
 
 def _which(cell):
     return cell.method, cell.budget, cell.tuned, cell.seed
+
+
+def _same(one, other):
+    """Whether two cells are of the same model, as far as can be told."""
+    return all(
+        getattr(one, name) == getattr(other, name) for name in ("accuracy", "cost", "gates", "resolution", "cascade")
+    )
 
 
 def _length(board):
@@ -90,8 +97,8 @@ def sections(boards):
             images=reported_on(board),
             dataset=board.dataset,
             model=short(board.model),
-            commit=" and ".join(dict.fromkeys(cell.commit for cell in board.cells if cell.commit)),
-            command=commands.refer([cell.command for cell in board.cells]),
+            commit=" and ".join(dict.fromkeys(one for cell in board.cells for one in cell.commits())),
+            command=commands.refer([one for cell in board.cells for one in cell.commands()]),
         )
         parts += [f"### All methods, {name}", introduction, table(accuracy_rows(board))]
         speeds = speed_rows(board)

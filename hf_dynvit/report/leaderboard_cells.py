@@ -12,6 +12,7 @@ from transformers.utils import CONFIG_NAME
 from ..data import load_image_data
 from ..measure import measured_on, time_batches
 from ..measure.dense import kernels_at_hand
+from ..measure.files import check_weights
 from ..measure.trained_models import Entrant, dense_vit, shuffled
 from ..model.bypass import bypass_of
 from ..model.modeling_dynvit import DynViTForImageClassification
@@ -39,6 +40,11 @@ class Place:
                 given = {"model_name_or_path": board.smaller_dense, "new_classifier": False, "new_vit": None}
                 self.smaller = self._open(replace(model_args, **given))
         self.vit = dense_vit(self.dense)
+        if board.batch_sizes and max(board.batch_sizes) > len(self.data.validation):
+            raise ValueError(
+                f"batch_sizes {board.batch_sizes} need as many images, {self.data.reported_split} has "
+                f"{len(self.data.validation)}"
+            )
         order = torch.randperm(len(self.data.calibration), generator=torch.Generator().manual_seed(args.seed))
         chosen = Subset(self.data.calibration, order[: board.images].tolist())
         self.batches = [batch["pixel_values"].to(args.device) for batch in self._loader(chosen)]
@@ -68,7 +74,10 @@ class Place:
         )
 
     def tuned(self, start, method, budget, seed):
-        """The model of a method after training by the recipe, from the gates that it starts with untrained; it is kept."""
+        """The model of a method after training by the recipe, from the gates that it starts with untrained.
+
+        It is the one that is kept: what accelerate did to the forward of the one that was trained (autocast) is gone.
+        """
         fixed = not start.learned_gates() or METHODS[method].least is not None
         gates = json.dumps(start.config.gates) if start.config.gates else "none"
         aim = min(1.0, mean_cost(start, self.batches)) if fixed else budget
@@ -102,28 +111,39 @@ class Place:
         )
         trainer.train()
         trainer.save_model()
-        return model
+        return self._load(args.output_dir)
 
     def kept(self, method, budget, seed):
         """The folder of a model that was tuned."""
         return Path(self.args.output_dir) / f"{method}_{budget}_{seed}"
 
-    def timed(self, cell):
-        """The speeds of the model of an earlier `Cell`: the one that was kept, or brought to its budget once more if untrained;
-        None where its model was not kept."""
-        if cell.tuned:
-            folder = self.kept(cell.method, cell.budget, cell.seed)
-            if not (folder / CONFIG_NAME).exists():
-                return None
-            model = DynViTForImageClassification.from_pretrained(folder).to(self.args.device)
-        else:
-            model = prepare(cell.method, self.vit, cell.budget, self.batches)
-        return self._speeds(self._entrant(cell.method, self._ready(model)))
+    def _load(self, folder):
+        check_weights(folder)
+        return DynViTForImageClassification.from_pretrained(folder).to(self.args.device)
+
+    def timed(self, cell, start=None):
+        """A `Cell` with its times at the batch sizes asked for, and why not, if it has not all of them now.
+
+        Timed is the model that was kept; of an untrained one `start`, or one that is brought to the budget once more.
+        """
+        known = {speed.batch_size for speed in cell.throughput}
+        missing = [size for size in self.board.batch_sizes if size not in known]
+        if not missing:
+            return cell, None
+        folder = self.kept(cell.method, cell.budget, cell.seed)
+        if cell.tuned and not (folder / CONFIG_NAME).exists():
+            return cell, f"its model is not in {folder.parent}"
+        model = self._load(folder) if cell.tuned else start
+        model = model or prepare(cell.method, self.vit, cell.budget, self.batches)
+        if any(getattr(model.config, name) != getattr(cell, name) for name in ("gates", "resolution", "cascade")):
+            return cell, "its gates, resolution or looks would be others today"
+        entrant = self._entrant(cell.method, model)
+        return replace(cell, throughput=cell.throughput + self._speeds(entrant, missing)), None
 
     def cell(self, model, method, budget, tuned, seed):
-        """What a model reaches, as a `Cell`."""
+        """What a model reaches, as a `Cell`, without times."""
         return Cell(
-            **self._measured(self._entrant(method, model), f"{method} at {budget}"),
+            **self._scores(self._entrant(method, model), f"{method} at {budget}"),
             method=method,
             budget=budget,
             tuned=tuned,
@@ -134,31 +154,32 @@ class Place:
         )
 
     def smaller_dense(self, earlier):
-        """The smaller dense model as a `SmallerDense`: as an earlier start has measured it if that is the same, or anew."""
-        path, sizes = self.board.smaller_dense, self.board.batch_sizes
-        if earlier and (earlier.model, [speed.batch_size for speed in earlier.throughput]) == (path, sizes):
-            return earlier
-        processor, _, data, model = self.smaller
+        """The smaller dense model as a `SmallerDense`; what an earlier start has measured of it stays."""
+        path, (processor, _, data, model) = self.board.smaller_dense, self.smaller
         entrant = Entrant(path, model, dense_vit(model), data.validation, processor.to_json_string())
-        return SmallerDense(model=path, **self._measured(entrant, "the smaller dense model"))
+        if earlier is None or earlier.model != path:
+            earlier = SmallerDense(model=path, **self._scores(entrant, "the smaller dense model"))
+        known = {speed.batch_size for speed in earlier.throughput}
+        missing = [size for size in self.board.batch_sizes if size not in known]
+        return replace(earlier, throughput=earlier.throughput + self._speeds(entrant, missing))
 
     def _entrant(self, method, model):
         return Entrant(method, model, self.vit, self.data.validation, self.processor.to_json_string())
 
-    def _measured(self, entrant, name):
-        """The fields of `Scores` and the speeds of a model."""
-        found = evaluate(self._ready(entrant.model), self._loader(entrant.images), name)[0]
-        return vars(found) | {"throughput": self._speeds(entrant)}
+    def _scores(self, entrant, name):
+        """The fields of `Scores` of a model."""
+        return vars(evaluate(self._ready(entrant.model), self._loader(entrant.images), name)[0])
+
+    def _speeds(self, entrant, sizes):
+        self._ready(entrant.model)
+        timed = shuffled(entrant, self.args.seed)
+        return [time_batches(timed, size, self.board.seconds) for size in sizes]
 
     def _ready(self, model):
         """A model as it runs fastest here."""
         if self.args.device.type == "cpu" and can_prepack():
             model.eval().prepack(kernels=self.kernels)
         return model.eval()
-
-    def _speeds(self, entrant):
-        timed = shuffled(entrant, self.args.seed)
-        return [time_batches(timed, size, self.board.seconds) for size in self.board.batch_sizes]
 
 
 def fitted_before(method, start, images):

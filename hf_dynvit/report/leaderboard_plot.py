@@ -104,7 +104,7 @@ def _draw(axis, board, tuned, scale):
             axis.plot(*zip(*points, strict=True), label=method, **style)
     taught = grouped.get((DENSE, True)) if tuned else None
     if taught:  # what was given has learned other things, or less
-        (runs,) = taught.values()
+        runs = next(iter(taught.values()))  # of the same model, whatever budgets it was given
         axis.plot(1.0, 100 * mean(runs, "accuracy"), label="dense, tuned", markerfacecolor=INK, **STAR)
     else:
         axis.plot(1.0, 100 * board.dense.accuracy, label="dense, as given", markerfacecolor=INK, **STAR)

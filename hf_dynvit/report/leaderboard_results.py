@@ -17,6 +17,7 @@ class Cell(Scores):
 
     Attributes:
         commit, command: it was measured at and by, which differ where a board was gone on with; None: those of the board.
+        timed_commit, timed_command: likewise, of `throughput`.
     """
 
     method: str
@@ -29,6 +30,14 @@ class Cell(Scores):
     throughput: list[Speed] = field(default_factory=list)
     commit: str | None = None
     command: str | None = None
+    timed_commit: str | None = None
+    timed_command: str | None = None
+
+    def commits(self):
+        return [one for one in (self.commit, self.timed_commit) if one]
+
+    def commands(self):
+        return [one for one in (self.command, self.timed_command) if one]
 
 
 @dataclass(kw_only=True)

@@ -6,7 +6,7 @@ from ..model.bypass import bypass_of
 from ..objectives.gate_kinds import token_gates, unit_gates
 from .bypass import fit_bypass
 from .calibration import calibrate
-from .harm import check_images, check_units, fit_harm
+from .harm import check_images, check_precision, check_units, fit_harm
 from .importance import fit_importance
 from .sharing import OPEN, SHARES, check_shares, share_budget
 
@@ -65,6 +65,7 @@ def fit_units(model, batches, budget, shares=SHARES, per_image=True):
 
 def _check(model, batches, budget, shares):
     check_units(model)
+    check_precision(model)
     check_shares(shares)
     check_budget(budget)
     check_images(batches)

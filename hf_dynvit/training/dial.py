@@ -29,7 +29,7 @@ def meet(model, batches, args, look=False):
     beyond any shift.
     """
     if args.gates and args.importance is not False and unit_gates(model):
-        if args.budget and not args.cascade and not look:
+        if fits_units(model, args) and not look:
             return together(model, batches, args.budget)
         shift_gates(list(unit_gates(model).values()), OPEN)
         print("heads and sub-layers stay open: they are fitted for one --budget, without a cascade")
@@ -45,6 +45,12 @@ def meet(model, batches, args, look=False):
     found = calibrate(model, batches, args.budget) if calibrates else (0.0, mean_cost(model, batches))
     model.set_budget(args.budget)
     return found
+
+
+def fits_units(model, args):
+    """Whether gates of heads and sub-layers are fitted in closed form."""
+    asked = args.gates and args.importance is not False and args.budget and not args.cascade
+    return bool(asked and unit_gates(model))
 
 
 def together(model, batches, budget):

@@ -46,9 +46,11 @@ def fit_harm(model, batches, strength=1.0, per_image=True):
         explain on half of the images when their weights are fitted to the other half.
 
     Raises:
-        ValueError: as `check_units`, fewer than two images, or a strength that is negative or not finite.
+        ValueError: as `check_units` and `check_precision`, fewer than two images, or a strength that is negative or not
+            finite.
     """
     gates = check_units(model)
+    check_precision(model)
     if not 0 <= strength < float("inf"):
         raise ValueError(f"strength must be finite and at least 0, got {strength!r}")
     batches = check_images(batches)
@@ -75,7 +77,7 @@ def check_units(model):
 
     Raises:
         ValueError: no such gates, or a model whose harm cannot be measured: a cascade, one under a mask of layers, with
-            gates that draw at random, with weights of 16 bits, or with anything but one label of several classes for an image.
+            gates that draw at random, or with anything but one label of several classes for an image.
     """
     gates, config = unit_gates(model), model.config
     if not gates or config.cascade is not None or config.layer_mask is not None:
@@ -90,12 +92,15 @@ def check_units(model):
             "what skipping costs is a divergence of class probabilities: got "
             f"num_labels {config.num_labels} and problem_type {config.problem_type!r}"
         )
-    if model.dtype != torch.float32:
-        raise ValueError(
-            "what skipping costs is less than the noise of 16 bits: weights must be torch.float32, got "
-            f"{model.dtype}; cast the model afterwards"
-        )
     return gates
+
+
+def check_precision(model):
+    """ValueError for weights of 16 bits."""
+    if model.dtype.itemsize < 4:
+        raise ValueError(
+            f"what skipping costs is less than the noise of 16 bits: fit it in torch.float32, got weights in {model.dtype}"
+        )
 
 
 def check_images(batches):

@@ -1,13 +1,11 @@
 """The recipe leaderboard.py: every method at the same budgets, untrained and tuned, in one table and one plot."""
 
 import json
-import shutil
 
 import pytest
 import torch
-from made_results import speed
 from models import images
-from recipe_place import leaderboard, merge, report
+from recipe_place import merge, report, run_board
 
 from hf_dynvit import DynViTForImageClassification
 from hf_dynvit.report import leaderboard_cells, read
@@ -16,17 +14,9 @@ from hf_dynvit.training.looks import looks_for
 from hf_dynvit.training.methods import check_methods, prepare
 
 
-WORDS = ["--gates", "none", "--images", "12", "--save_strategy", "no", "--max_steps", "1"]
-
-
-def run(place, name, *words):
-    given = [str(place.recipe), "--model_name_or_path", place.deep_vit, "--output_dir", str(place.folder / name)]
-    return leaderboard.main([*given, *WORDS, *words])
-
-
 def test_methods_meet_budgets_untrained_and_tuned_and_go_on_where_they_were(place, capsys):
     words = ["--methods", "merge-resized", "evit", "tome", "resized", "--budgets", "0.7"]
-    found = run(place, "board", *words)
+    found = run_board(place, "board", *words)
     assert [cell["method"] for cell in found["cells"]] == ["merge-resized", "evit", "tome", "resized"]
     for cell in found["cells"]:
         assert not cell["tuned"] and cell["cost"] == pytest.approx(0.7, abs=0.15), cell
@@ -35,7 +25,7 @@ def test_methods_meet_budgets_untrained_and_tuned_and_go_on_where_they_were(plac
     for cell in found["cells"]:
         cell["commit"] = "0ldc0de"  # an earlier start, which its cells go on naming
     file.write_text(json.dumps(found))
-    again = run(place, "board", *words[:5], "--budgets", "0.7", "--tune", "true", "--seeds", "3")
+    again = run_board(place, "board", *words[:5], "--budgets", "0.7", "--tune", "true", "--seeds", "3")
     assert again["cells"][:4] == found["cells"]
     assert [(cell["method"], cell["tuned"], cell["seed"]) for cell in again["cells"][4:]] == [
         (method, True, 3) for method in ("merge-resized", "evit", "tome", "resized")
@@ -52,7 +42,7 @@ def test_methods_meet_budgets_untrained_and_tuned_and_go_on_where_they_were(plac
 
 
 def test_the_dense_model_can_be_tuned_beside_them(place):
-    untrained, tuned = run(place, "dense", "--methods", "dense", "--budgets", "1.0", "--tune", "true")["cells"]
+    untrained, tuned = run_board(place, "dense", "--methods", "dense", "--budgets", "1.0", "--tune", "true")["cells"]
     assert untrained["cost"] == tuned["cost"] == 1.0 and untrained["gates"] is None is tuned["resolution"]
 
 
@@ -64,7 +54,7 @@ def test_a_cascade_is_tuned_look_by_look(place, monkeypatch, method):
     monkeypatch.setattr(
         leaderboard_cells, "DynViTTrainer", lambda **given: trained.append(given["args"]) or build(**given)
     )
-    cells, together = run(place, method, *words)["cells"], method == "cascade-together"
+    cells, together = run_board(place, method, *words)["cells"], method == "cascade-together"
     assert [args.looks_together for args in trained] == [together]
     assert [cell["tuned"] for cell in cells] == ([True] if together else [False, True])  # untrained they are the same
     for cell in cells:
@@ -72,7 +62,7 @@ def test_a_cascade_is_tuned_look_by_look(place, monkeypatch, method):
         assert cell["cost"] == pytest.approx(0.7, abs=0.2) and cell["resolution"] is None
     assert "at 0.4," in (place.folder / method / "leaderboard.md").read_text()
     with pytest.raises(ValueError, match="looks_together is what the method says: take 'cascade-together'"):
-        run(place, method, *words, "--looks_together", "true")
+        run_board(place, method, *words, "--looks_together", "true")
 
 
 def test_a_cascade_and_its_unlearned_twin_have_the_same_looks(tiny_vit, monkeypatch):
@@ -94,14 +84,14 @@ def test_a_cascade_and_its_unlearned_twin_have_the_same_looks(tiny_vit, monkeypa
 
 def test_parts_of_a_board_become_one_file_unless_their_recipes_differ(place):
     words = ["--methods", "resized", "--budgets", "0.7", "--tune", "true", "--seeds"]
-    run(place, "first", *words, "1")
-    run(place, "second", *words, "2")
+    run_board(place, "first", *words, "1")
+    run_board(place, "second", *words, "2")
     parts = [str(place.folder / name / "leaderboard.json") for name in ("first", "second")]
     merged = merge.main(["--parts", *parts, "--output", str(place.folder / "both")])
     seeds = [(cell["tuned"], cell["seed"]) for cell in merged["cells"]]
     assert seeds == [(False, 0), (True, 1), (True, 2)]  # the untrained one is in both
     assert read(place.folder / "both" / "leaderboard.json", published=True).to_json() == merged
-    run(place, "longer", *words, "3", "--max_steps", "2")
+    run_board(place, "longer", *words, "3", "--max_steps", "2")
     longer = str(place.folder / "longer" / "leaderboard.json")
     with pytest.raises(ValueError, match=r"tuned by another recipe than .*: \['max_steps'\] differ"):
         merge.main(["--parts", *parts, longer, "--output", str(place.folder / "all")])
@@ -110,87 +100,37 @@ def test_parts_of_a_board_become_one_file_unless_their_recipes_differ(place):
 
 
 def test_cells_of_another_checkpoint_are_refused(place):
-    run(place, "first", "--methods", "resized", "--budgets", "0.7")
+    run_board(place, "first", "--methods", "resized", "--budgets", "0.7")
     file = place.folder / "first" / "leaderboard.json"
     content = json.loads(file.read_text())
     file.write_text(json.dumps(content | {"model": "another"}))
     with pytest.raises(ValueError, match="holds cells of another model, 'another'"):
-        run(place, "first", "--methods", "tome", "--budgets", "0.7")
+        run_board(place, "first", "--methods", "tome", "--budgets", "0.7")
 
 
 def test_cells_of_another_recipe_are_refused(place):
     words = ["--methods", "resized", "--budgets", "0.7", "--tune", "true"]
-    run(place, "recipes", *words)
-    assert len(run(place, "recipes", *words, "--seeds", "0", "1")["cells"]) == 3
+    run_board(place, "recipes", *words)
+    assert len(run_board(place, "recipes", *words, "--seeds", "0", "1")["cells"]) == 3
     with pytest.raises(ValueError, match=r"holds cells of another recipe, \['learning_rate'\] differ"):
-        run(place, "recipes", *words, "--learning_rate", "0.5")
+        run_board(place, "recipes", *words, "--learning_rate", "0.5")
     with pytest.raises(ValueError, match=r"holds cells of another recipe, \['images'\] differ"):
-        run(place, "recipes", *words, "--images", "6")
+        run_board(place, "recipes", *words, "--images", "6")
     file = place.folder / "recipes" / "leaderboard.json"
     content = json.loads(file.read_text())
     known = content["settings"]["training"].pop("harm_per_image")  # written before there was such an option
     file.write_text(json.dumps(content))
-    assert known is True and len(run(place, "recipes", *words)["cells"]) == 3
+    assert known is True and len(run_board(place, "recipes", *words)["cells"]) == 3
     content = json.loads(file.read_text())
     del content["settings"]["training"]["max_steps"]  # which the recipe gives, and its default is another
     file.write_text(json.dumps(content))
     with pytest.raises(ValueError, match=r"holds cells of another recipe, \['max_steps'\] differ"):
-        run(place, "recipes", *words)
-
-
-def test_the_smaller_dense_model_stands_beside_the_methods_and_is_measured_once(place, monkeypatch):
-    words = ["--methods", "resized", "--budgets", "0.7"]
-    assert run(place, "smaller", *words)["smaller"] is None
-    found = run(place, "smaller", *words, "--smaller_dense", place.vit)["smaller"]
-    assert found["model"] == place.vit and found["cost"] == 1.0 and found["throughput"] == []
-    board = read(place.folder / "smaller" / "leaderboard.json", published=True)
-    assert board.smaller.gmacs < 0.3 * board.dense.gmacs  # two layers beside twelve
-    share = f"{100 * found['accuracy']:.2f} at {board.smaller.gmacs / board.dense.gmacs:.3f} of the dense model's"
-    assert share in (place.folder / "smaller" / "leaderboard.md").read_text()
-    measured = leaderboard.Place._measured
-    monkeypatch.setattr(leaderboard.Place, "_measured", None)
-    assert run(place, "smaller", *words, "--smaller_dense", place.vit)["smaller"] == found
-    assert run(place, "smaller", *words)["smaller"] == found
-    monkeypatch.setattr(leaderboard.Place, "_measured", measured)
-    with pytest.raises(OSError, match="smaller_dense .*nowhere' cannot be loaded"):
-        run(place, "smaller", *words, "--smaller_dense", str(place.folder / "nowhere"))
-
-
-def test_what_was_tuned_beside_other_work_is_timed_later(place, monkeypatch, capsys):
-    words = ["--methods", "tome", "--budgets", "0.7", "--tune", "true", "--seeds", "1", "2"]
-    before = run(place, "later", *words)["cells"]
-    shutil.rmtree(place.folder / "later" / "tome_0.7_2")
-    timed = []  # what the clock says of it is others' claim
-
-    def time(entrant, size, seconds):
-        timed.append(entrant)
-        return speed(size, 1.5, seconds)
-
-    monkeypatch.setattr(leaderboard_cells, "time_batches", time)
-    monkeypatch.setattr(leaderboard.Place, "tuned", None)  # nothing is trained again
-    monkeypatch.setattr(leaderboard.Place, "_measured", None)
-    capsys.readouterr()
-    later = [*words, "--batch_sizes", "2", "--seconds", "0.5"]
-    after = run(place, "later", *later)["cells"]
-    assert "tome at 0.7, seed 2, is not timed: its model is not in" in capsys.readouterr().out
-    assert [[speed["batch_size"] for speed in cell["throughput"]] for cell in after] == [[2], [2], []]
-    for cell, was in zip(after, before, strict=True):
-        measured = {"throughput", "command", "commit"}
-        assert {name: cell[name] for name in set(cell) - measured} == {name: was[name] for name in set(was) - measured}
-    assert "; timed by " in after[1]["command"] and after[2] == before[2]
-    kept = DynViTForImageClassification.from_pretrained(place.folder / "later" / "tome_0.7_1")
-    untrained, tuned = (entrant.model for entrant in timed)
-    same = [torch.equal(weight, dict(kept.named_parameters())[name]) for name, weight in tuned.named_parameters()]
-    assert all(same) and not torch.equal(untrained.classifier.weight, kept.classifier.weight)
-    timed.clear()
-    assert run(place, "later", *later)["cells"] == after and not timed
-    with pytest.raises(TypeError):  # another seed is trained
-        run(place, "later", *later[:-5], "3", *later[-4:])
+        run_board(place, "recipes", *words)
 
 
 def test_gates_that_are_nothing_untrained_are_taught_though_the_recipe_freezes_gates(place):
     words = ["--methods", "dynamicvit", "cropr", "adavit", "--budgets", "0.8", "--tune", "true"]
-    run(place, "taught", *words, "--freeze_gates_at", "0", "--tuning_budgets", "0.7", "--max_steps", "2")
+    run_board(place, "taught", *words, "--freeze_gates_at", "0", "--tuning_budgets", "0.7", "--max_steps", "2")
     for method in ("dynamicvit", "cropr", "adavit"):
         model = DynViTForImageClassification.from_pretrained(place.folder / "taught" / f"{method}_0.8_0")
         gates = [gate for gate in model.learned_gates() if not torch.equal(gate.score.weight, gate.score.weight * 0)]

@@ -89,6 +89,9 @@ def test_the_rival_is_the_fastest_dense_one_of_all_runtimes_in_the_same_number_f
     assert (own.gain(own.dense), fixed.gain(fixed.dense)) == (1.5, 2.0) and fixed.fixed and not own.fixed
     (row,) = front_rows([replace(results, times=torches)])  # of each runtime the fastest way
     assert (row["runtime"], row["batch 1"]) == ("PyTorch, fixed merges", "6.0 → 3.0: 2.00×")
+    alone = time("PyTorch", "bfloat16", "gated", 1.0)  # faster, with no dense model beside it there
+    (row,) = front_rows([replace(results, times=[*torches, alone, time("OpenVINO", "bfloat16", "dense", 9.0)])])
+    assert row["batch 1"] == "6.0 → 3.0: 2.00×"
 
 
 def test_random_weights_are_brought_to_their_budget(place):

@@ -89,6 +89,16 @@ def test_a_board_in_parts_has_the_smaller_model_of_any_and_says_what_it_reaches(
         assert "of the dense model's computation, 0.25 of its time at batch 2." in text
 
 
+def test_parts_lend_their_times_to_the_same_cell_and_nothing_else():
+    timed = board()
+    bare, other = replace(timed, cells=[replace(timed.cells[0], throughput=[])]), board()
+    other.cells[0] = replace(other.cells[0], accuracy=0.9)
+    for parts, times in (([bare, timed], 2), ([timed, bare], 2), ([bare, other], 0)):
+        (joined,) = leaderboard.joined(parts)
+        (cell,) = joined.cells
+        assert (cell.accuracy, len(cell.throughput)) == (0.55, times)
+
+
 def test_a_board_in_parts_of_several_machines_names_all_of_them():
     here, there = board(), replace(board(), device="Other CPU", instructions="AVX2")
     there.cells[0] = replace(there.cells[0], seed=1)
@@ -101,6 +111,7 @@ def test_a_board_in_parts_of_several_machines_names_all_of_them():
 def test_a_dense_model_tuned_alike_takes_the_place_of_the_given_one(tmp_path, monkeypatch):
     made = board()
     made.cells.append(replace(made.cells[0], method="dense", budget=1.0, accuracy=0.7, cost=1.0, throughput=[]))
+    made.cells.append(replace(made.cells[1], budget=0.5))
     for panel in drawn(made, tmp_path / "plot.png", monkeypatch):
         assert panel == {"dense, tuned": (1.0, pytest.approx(70.0))}
 
