@@ -27,7 +27,7 @@ from hf_dynvit.training.starting_model import ModelArguments
 
 # Settings that may change between the starts of one board, by part.
 FREE = {
-    "board": ("methods", "budgets", "tune", "seeds", "batch_sizes", "seconds", "smaller_dense"),
+    "board": ("methods", "budgets", "tune", "untrained", "seeds", "batch_sizes", "seconds", "smaller_dense"),
     "model": ("gates", "budget", "resolution", "cascade"),  # which the methods say
     "data": (),
     "training": ("output_dir", "run_name", "logging_dir"),
@@ -41,6 +41,7 @@ class LeaderboardArguments:
     methods: list[str] = field(default_factory=lambda: ["all"], metadata={"help": f"all, or of {list(METHODS)}"})
     budgets: list[float] = field(default_factory=lambda: [0.8, 0.65, 0.5, 0.4, 0.3], metadata={"help": "mean costs"})
     tune: bool = field(default=False, metadata={"help": "also train each by the recipe"})
+    untrained: bool = field(default=True, metadata={"help": "no: with --tune true, the tuned ones alone"})
     seeds: list[int] = field(default_factory=lambda: [0], metadata={"help": "seeds that each is trained with"})
     images: int = field(default=128, metadata={"help": "images of train for amounts, thresholds and importance"})
     batch_sizes: list[int] = field(default_factory=list, metadata={"help": "to time; none: no timing"})
@@ -51,6 +52,8 @@ class LeaderboardArguments:
 
     def __post_init__(self):
         self.methods = check_methods(self.methods, self.tune)
+        if not (self.tune or self.untrained):
+            raise ValueError("nothing is left to measure: give --tune true with --untrained false")
         wrong = [budget for budget in self.budgets if not 0 < budget <= 1]
         if wrong or not self.budgets:
             raise ValueError(f"budgets must be in (0, 1], got {self.budgets}")
@@ -84,7 +87,8 @@ def main(argv=None):
     for budget in board.budgets:
         for method in board.methods:
             seeds = board.seeds if board.tune else []
-            wanted = [(False, 0)] * METHODS[method].untrained() + [(True, seed) for seed in seeds]
+            wanted = [(False, 0)] if board.untrained and METHODS[method].untrained() else []
+            wanted += [(True, seed) for seed in seeds]
             missing = [one for one in wanted if (method, budget, *one) not in finished]
             start = prepare(method, place.vit, budget, place.batches) if missing else None
             for tuned, seed in missing:

@@ -54,6 +54,10 @@ def test_what_was_tuned_beside_other_work_is_timed_later(place, monkeypatch, cap
     more = run_board(place, "later", *later, "3", "2")["cells"]
     assert sizes(more) == [[2, 3], [2, 3], []] and more[1]["throughput"][0] == after[1]["throughput"][0]
     assert sizes(run_board(place, "later", *words)["cells"]) == sizes(more)  # times stay
+    tuned = run_board(place, "later", *later, "4", "--untrained", "false")["cells"]
+    assert sizes(tuned) == [[2, 3], [2, 3, 4], []]
+    with pytest.raises(ValueError, match="nothing is left to measure"):
+        run_board(place, "later", *words[:4], "--untrained", "false")
     with pytest.raises(RuntimeError, match="trained or evaluated again"):
         run_board(place, "later", *words[:-2], "3")
     with pytest.raises(ValueError, match=r"batch_sizes \[2, 500\] need as many images, .* has \d+$"):
