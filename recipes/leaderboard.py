@@ -19,6 +19,7 @@ from hf_dynvit.data import DataArguments
 from hf_dynvit.report import read, write
 from hf_dynvit.report.leaderboard import publish
 from hf_dynvit.report.leaderboard_cells import Place
+from hf_dynvit.report.names import place as place_of
 from hf_dynvit.settings import parse_settings
 from hf_dynvit.training.arguments import DynViTTrainingArguments, is_default
 from hf_dynvit.training.methods import METHODS, check_methods, prepare
@@ -111,7 +112,8 @@ def with_times(cell, place, results, start):
         print(f"{cell.method} at {cell.budget}, seed {cell.seed}, is not timed: {why_not}")
     if timed is cell:
         return cell
-    return replace(timed, timed_commit=results.commit, timed_command=results.command)
+    facts = {"timed_commit": results.commit, "timed_command": results.command, "timed_on": place_of(results)}
+    return replace(timed, **facts)
 
 
 def _differs(part, key, before, now):

@@ -11,7 +11,7 @@ from .rivals import counted, mean, percent
 
 
 TOO_DEAR = 0.02  # cost above the budget: the best of those that met it
-TIMED = "throughput timed_commit timed_command".split()
+TIMED = "throughput timed_commit timed_command timed_on".split()
 SAME = "model dataset split split_files images".split()
 MEANS = (
     "Top-1 in per cent, ± its deviation over seeds, at the mean cost that was met; the checkpoint has {dense:.2f}. *Untrained*: "
@@ -162,7 +162,7 @@ def speed_rows(board):
             row["top-1"] = f"{100 * cell.accuracy:.2f}"
             for speed in cell.throughput:
                 row[f"batch {speed.batch_size}"] = f"{speed.speedup:.2f}× ({speed.realised:.2f} of the promise)"
-            rows.append(row)
+            rows.append(row | {"on": cell.timed_on})
     return rows
 
 

@@ -17,7 +17,7 @@ class Cell(Scores):
 
     Attributes:
         commit, command: it was measured at and by, which differ where a board was gone on with; None: those of the board.
-        timed_commit, timed_command: likewise, of `throughput`.
+        timed_commit, timed_command: likewise, of `throughput`. timed_on: device, threads and number format of it.
     """
 
     method: str
@@ -32,6 +32,7 @@ class Cell(Scores):
     command: str | None = None
     timed_commit: str | None = None
     timed_command: str | None = None
+    timed_on: str | None = None
 
     def commits(self):
         return [one for one in (self.commit, self.timed_commit) if one]

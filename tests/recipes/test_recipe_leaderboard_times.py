@@ -47,9 +47,13 @@ def test_what_was_tuned_beside_other_work_is_timed_later(place, monkeypatch, cap
     assert "tome at 0.7, seed 2, is not timed: its model is not in" in capsys.readouterr().out
     assert sizes(after) == [[2], [2], []] and after[2] == before[2]
     for cell, was in zip(after, before, strict=True):
-        same = set(cell) - {"throughput", "timed_command", "timed_commit"}
+        same = set(cell) - {"throughput", "timed_command", "timed_commit", "timed_on"}
         assert {name: cell[name] for name in same} == {name: was[name] for name in same}
-    assert after[1]["timed_command"] and after[1]["timed_commit"]
+    assert after[1]["timed_command"] and after[1]["timed_commit"] and ", float32" in after[1]["timed_on"]
+    assert (
+        f"1.50× (0.75 of the promise) | {after[1]['timed_on']} |"
+        in (place.folder / "later" / "leaderboard.md").read_text()
+    )
     assert run_board(place, "later", *later, "2")["cells"] == after and len(clocked) == 2
     more = run_board(place, "later", *later, "3", "2")["cells"]
     assert sizes(more) == [[2, 3], [2, 3], []] and more[1]["throughput"][0] == after[1]["throughput"][0]
