@@ -42,6 +42,15 @@ def seeded():
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(autouse=True)
+def autocast_ends():
+    """What a training or a forward switches on, it switches off: all that follows in the process would run in 16 bits."""
+    yield
+    left_on = torch.is_autocast_enabled("cpu")
+    torch.set_autocast_enabled("cpu", False)
+    assert not left_on
+
+
 def build_tiny_vit(num_hidden_layers=2, **fields):
     """A `ViTForImageClassification` in evaluation mode: 16 patches of 8 pixels, 4 heads, 2 layers.
 

@@ -9,6 +9,7 @@ mean cost between the first look's and all looks'.
 Letters: B images, C classes.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -131,12 +132,16 @@ def in_looks(model, pixel_values, budget=None, look=None, **options):
     confidence = torch.as_tensor(SURE if confidence is None else confidence, device=pixel_values.device).expand(batch)
     packed = model.layout == "packed"
     unsure = torch.ones(batch, dtype=torch.bool, device=pixel_values.device)
+    # What wraps an instance's forward is around this one already, and must not be entered twice: an `autocast` of accelerate's
+    # that is stays on for the rest of the process.
+    one_look = partial(type(model).forward, model) if isinstance(model, torch.nn.Module) else model
     total, cost, looks = None, 0.0, 0
     for index in range(len(model.config.cascade)):
         there = unsure.nonzero().squeeze(1) if packed and index else None
         if there is not None and len(there) == 0:
             break
-        out = model(pixel_values if there is None else pixel_values[there], look=index, return_dict=True, **options)
+        seen = pixel_values if there is None else pixel_values[there]
+        out = one_look(seen, look=index, return_dict=True, **options)
         found, spent = out.logits.float().log_softmax(-1), out.cost
         if there is not None:
             found = found.new_full((batch, found.shape[1]), -torch.inf).index_copy(0, there, found)

@@ -1,6 +1,7 @@
 """A cascade: only images that a cheap look leaves unsure get another, and each class has the mean probability of its looks."""
 
 import copy
+import types
 
 import pytest
 import torch
@@ -49,6 +50,15 @@ def test_unsure_images_alone_are_looked_at_again(mixed, layout):
     assert_close(out.logits.softmax(-1), expected, atol=1e-5, rtol=1e-5)
     assert_close(out.cost, looks[0].cost + again * looks[1].cost)
     assert out.decisions is None and looks[0].decisions is not None
+
+
+def test_a_wrapper_of_its_forward_is_entered_once(mixed):
+    model, x = mixed
+    autocast = torch.autocast("cpu", dtype=torch.bfloat16)  # one for all calls, as accelerate has it
+    model.forward = types.MethodType(autocast(model.forward.__func__), model)
+    with torch.no_grad():
+        assert 2 in model(x).looks
+    assert not torch.is_autocast_enabled("cpu")
 
 
 def test_packed_runs_the_second_look_on_unsure_images_alone(mixed):
