@@ -4,11 +4,12 @@ Shifts all gates by one number until the mean cost on training images is the new
 of its own; gates that learn nothing keep the cost that they have. With `--budgets 0.8 0.65 0.5` the one result has
 thresholds for all of them, and decides at any budget between (`model.set_budget`, evaluate.py --budget), as a cascade
 (`--cascade 160@0.2 224@0.5`) does between the cost of its first look and that of all; with
-`--milliseconds 8 --batch_size 1` an image takes so long on this device (latency.json has its latencies, if it has gates). The backbone is
-not trained and no label is read, not even a column of them is needed; a model trained for that budget is more accurate. With `--gates merge` a plain ViT
-becomes a model that merges a little in every layer; on the same images its gates learn which tokens the prediction
-depends on, and gates of heads and sub-layers what skipping each costs it, unless `--importance false`. With `--bypass_images N` what skipped blocks and sub-layers add instead is fitted
-first, of gates with a bypass.
+`--milliseconds 8 --batch_size 1` an image takes so long on this device (latency.json has its latencies, if it has gates).
+The backbone is not trained and no label is read, a column `image` is enough; a model trained for that budget is more
+accurate. With `--gates merge` a plain ViT becomes a model that merges a little in every layer; on the same images its gates
+learn which tokens the prediction depends on, and gates of heads and sub-layers what skipping each costs it, unless
+`--importance false`. With `--bypass_images N` what skipped blocks and sub-layers add instead is fitted first, of gates with
+a bypass.
 """
 
 import sys

@@ -44,7 +44,7 @@ def main(argv=None):
 
 
 def merge_boards(parts):
-    """One `Leaderboard` of parts, path -> `Leaderboard`; what several hold counts once, as the first has it.
+    """One `Leaderboard` of parts, path -> `Leaderboard`; what several hold counts once, as `joined` says.
 
     Raises:
         ValueError: parts of other checkpoints or images, or whose tuned cells are by another recipe.

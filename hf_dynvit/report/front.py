@@ -1,4 +1,4 @@
-"""README's first tables: methods tuned alike at a few budgets, and what models gain on the clock."""
+"""Two tables of README.md: methods tuned alike at a few budgets, and what models gain on the clock."""
 
 from ..measure.dense import AHEAD
 from ..measure.dense import FROZEN as OLD

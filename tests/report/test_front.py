@@ -1,4 +1,4 @@
-"""README's first tables: methods tuned alike beside each other, and what models gain on the clock."""
+"""Two tables of README.md: methods tuned alike beside each other, and what models gain on the clock."""
 
 from dataclasses import replace
 
