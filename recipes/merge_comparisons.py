@@ -10,6 +10,7 @@ from pathlib import Path
 
 from hf_dynvit.report import Leaderboard, leaderboard, read, write
 from hf_dynvit.report.comparison import merge, publish
+from hf_dynvit.report.tuning import recipe
 from hf_dynvit.settings import parse_settings
 
 
@@ -50,9 +51,9 @@ def merge_boards(parts):
         ValueError: parts of other checkpoints or images, or whose tuned cells are by another recipe.
     """
     tuned = {path: _recipe(part) for path, part in parts.items() if any(cell.tuned for cell in part.cells)}
-    for path, recipe in tuned.items():
+    for path, taught in tuned.items():
         first = next(iter(tuned))
-        changed = sorted(key for key in recipe if key in tuned[first] and recipe[key] != tuned[first][key])
+        changed = sorted(key for key in taught if key in tuned[first] and taught[key] != tuned[first][key])
         if changed:
             raise ValueError(f"{path} was tuned by another recipe than {first}: {changed} differ")
     if len(merged := leaderboard.joined(list(parts.values()))) > 1:
@@ -61,7 +62,7 @@ def merge_boards(parts):
 
 
 def _recipe(part):
-    return {name: value for name, value in part.settings["training"].items() if name not in PLACES}
+    return {name: value for name, value in part.settings["training"].items() if name not in PLACES} | recipe(part)
 
 
 if __name__ == "__main__":

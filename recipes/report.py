@@ -32,7 +32,7 @@ from hf_dynvit.report.deployment_results import DEPLOYED, GAINED, GAINED_MEANING
 from hf_dynvit.report.deployment_results import MEANING as DEPLOYED_MEANING
 from hf_dynvit.report.dials import DIALS, dial_items
 from hf_dynvit.report.dials import MEANING as DIALS_MEANING
-from hf_dynvit.report.front import TUNED, clock_rows, clock_words, tuned_rows
+from hf_dynvit.report.front import TUNED, clock_rows, clock_words, strongest, tuned_rows
 from hf_dynvit.report.leaderboard import named
 from hf_dynvit.report.leaderboard import sections as leaderboard_sections
 from hf_dynvit.report.leaderboard_plot import plot
@@ -111,10 +111,11 @@ def draw_boards(results):
 
 
 def pictures(results):
-    """(leaderboard, name of its plot), those with the most tuned cells first."""
-    boards = named([one for one in results if isinstance(one, Leaderboard)])
-    boards.sort(key=lambda item: -sum(cell.tuned for cell in item[1].cells))
-    return [(board, re.sub(r"\W+", "_", name) + ".png") for name, board in boards]
+    """(leaderboard, name of its plot), those that README.md shows first."""
+    boards = [one for one in results if isinstance(one, Leaderboard)]
+    shown = [board for _, board in strongest(boards)]
+    found = sorted(named(boards), key=lambda item: shown.index(item[1]) if item[1] in shown else len(shown))
+    return [(board, re.sub(r"\W+", "_", name) + ".png") for name, board in found]
 
 
 def between(file, **parts):

@@ -4,6 +4,7 @@ from .leaderboard import joined
 from .names import model_name, reported_on, short
 from .rivals import counted, mean, percent
 from .tables import MEASURED, of
+from .tuning import recipe
 
 
 DIALS = {  # of an evaluation, and the cells of a leaderboard beside it
@@ -19,6 +20,7 @@ DIALS = {  # of an evaluation, and the cells of a leaderboard beside it
     "difference": lambda results, cells: f"{100 * (results.accuracy - mean(cells, 'accuracy')):+.2f}",
     **of(MEASURED),
 }
+ALIKE = (("training", "max_steps"), ("training", "learning_rate"), ("model", "teacher"))  # of the two recipes
 MEANING = (
     "One checkpoint, whose training took its budgets in turn, at each of them, and the models of the leaderboard that took all of "
     "their steps at that one: as many steps from the same start. ± is the deviation over seeds."
@@ -49,10 +51,10 @@ def _in_turn(training):
 
 
 def _alike(one, training, board, cell):
-    options = board.settings["training"]
+    taught, own = recipe(board), training.settings
     same = (board.dataset, board.split_files, board.images) == (one.dataset, one.split_files, one.images)
-    same = same and board.model == training.settings["model"]["model_name_or_path"]
-    same = same and options["max_steps"] == training.settings["training"]["max_steps"]
+    same = same and board.model == own["model"]["model_name_or_path"]
+    same = same and all(taught.get(name) in (None, own.get(part, {}).get(name)) for part, name in ALIKE)
     looks = (cell.resolution, cell.cascade) == (one.resolution, one.cascade)
     method = one.preset if one.preset != "merge" or any(one.learned.values()) else "merge-unlearned"
     return same and looks and cell.tuned and (cell.method, cell.budget) == (method, one.budget)

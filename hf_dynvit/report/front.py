@@ -2,10 +2,10 @@
 
 from ..measure.dense import AHEAD
 from ..measure.dense import FROZEN as OLD
-from .leaderboard import named, top1
+from .leaderboard import joined, name_of, top1
 from .leaderboard_results import DENSE
 from .markdown import ABSENT
-from .names import cost_spread, model_name, place
+from .names import cost_spread, model_name, place, short
 from .rivals import counted, mean, percent
 
 
@@ -37,7 +37,7 @@ def tuned_rows(boards, order=()):
         boards: `Leaderboard`s. order: names of methods, in which their rows come; others follow.
     """
     columns, dense, given = {}, {}, {}  # (data set, budget) -> method -> cells; data set -> accuracy
-    for name, board in sorted(named(boards), key=lambda item: -sum(cell.tuned for cell in item[1].cells)):
+    for name, board in strongest(boards):
         tuned = {method: cells for (method, kind), cells in board.by_cell().items() if kind}
         budgets = sorted({budget for cells in tuned.values() for budget in cells}, reverse=True)
         for budget in budgets:
@@ -57,6 +57,26 @@ def tuned_rows(boards, order=()):
         cells = {_heading(*key): _cell(method, column) for key, column in columns.items()}
         rows.append({"method": method} | cells)
     return rows
+
+
+def strongest(boards):
+    """(name, board) of each data set, those with the most tuned cells first: of several recipes that whose dense model is the
+    most accurate once it is tuned, for against a weaker one any method looks better."""
+    found = {}
+    for board in joined(boards):
+        found.setdefault((board.dataset, board.model), []).append(board)
+    best = [max(several, key=_dense_tuned) for several in found.values()]
+    best.sort(key=lambda one: -sum(cell.tuned for cell in one.cells))
+    names = [name_of(board) for board in best]
+    return [
+        (f"{name}, {short(board.model)}" if names.count(name) > 1 else name, board)
+        for name, board in zip(names, best, strict=True)
+    ]
+
+
+def _dense_tuned(board):
+    runs = [cell for cell in board.cells if cell.tuned and cell.method == DENSE]
+    return mean(runs, "accuracy") if runs else 0.0
 
 
 def _heading(name, budget):

@@ -8,6 +8,7 @@ from .leaderboard_plot import plot, smaller_time
 from .markdown import ABSENT, Commands, table
 from .names import looks_text, processor, reported_on, short
 from .rivals import counted, mean, percent
+from .tuning import differs, length, recipe
 
 
 TOO_DEAR = 0.02  # cost above the budget: the best of those that met it
@@ -30,14 +31,15 @@ def joined(boards):
     """Boards of the same checkpoint and images as one, their cells in the order they come; what several hold counts once, as the
     first has it, with the times of the first that has any if that is the same otherwise.
 
-    Boards that were tuned for longer or shorter stay apart; one without tuned cells goes with that of most tuned ones. Where
-    devices differ, all are named.
+    Boards that were tuned by other recipes (tuning.py) stay apart; one without tuned cells goes with that of most tuned ones.
+    Where devices differ, all are named.
     """
     found, first = {}, {}
     for board in sorted(boards, key=lambda board: -sum(cell.tuned for cell in board.cells)):
         same = tuple(str(getattr(board, name)) for name in SAME)
-        first.setdefault(same, _length(board))
-        key = same, _length(board) or first[same]
+        taught = tuple(recipe(board).items())
+        first.setdefault(same, taught)
+        key = same, taught or first[same]
         before = found.get(key)
         cells = {_which(cell): cell for cell in before.cells} if before else {}
         for one in board.cells:
@@ -65,24 +67,23 @@ def _same(one, other):
     )
 
 
-def _length(board):
-    """Of the training of its tuned cells, "150 steps" or "3 epochs"; "" without any."""
-    if not any(cell.tuned for cell in board.cells):
-        return ""
-    training = board.settings["training"]
-    return (
-        f"{training['max_steps']} steps" if training["max_steps"] > 0 else f"{training['num_train_epochs']:g} epochs"
-    )
-
-
 def named(boards):
-    """(name, board) of joined boards: the data set and the length of the tuning, and the model where others have these too."""
+    """(name, board) of joined boards: the data set and the length of the tuning, and the model, or what is other in the recipe,
+    where others have these too."""
     found = joined(boards)
-    names = [", ".join(filter(None, (board.dataset, _length(board)))) for board in found]
-    return [
-        (f"{name}, {short(board.model)}" if names.count(name) > 1 else name, board)
-        for name, board in zip(names, found, strict=True)
-    ]
+    names = [name_of(board) for board in found]
+    made = []
+    for name, board in zip(names, found, strict=True):
+        alike = [other for one, other in zip(names, found, strict=True) if one == name and other is not board]
+        model = [short(board.model)] if any(other.model != board.model for other in alike) else []
+        recipes = differs(board, [other for other in alike if other.model == board.model])
+        made.append((", ".join([name, *model, *recipes]), board))
+    return made
+
+
+def name_of(board):
+    """The data set and the length of the tuning."""
+    return ", ".join(filter(None, (board.dataset, length(board))))
 
 
 def sections(boards):

@@ -16,8 +16,9 @@ def cell(method, accuracy, budget=0.5, cost=None, seed=0, tuned=True):
     return Cell(**vars(given(accuracy, budget if cost is None else cost)), **facts)
 
 
-def board(*cells, dataset="pets", steps=150):
-    settings = {"board": {"images": 12}, "training": {"max_steps": steps, "num_train_epochs": 3.0}}
+def board(*cells, dataset="pets", steps=150, rate=1e-4, teacher="base"):
+    training = {"max_steps": steps, "num_train_epochs": 3.0, "learning_rate": rate}
+    settings = {"board": {"images": 12}, "model": {"teacher": teacher}, "training": training}
     same = {"model": "vit", "dataset": dataset, "split": "validation", "split_files": [], "images": 9}
     return Leaderboard(**MEASURED, **same, command="python ...", dense=given(), settings=settings, cells=list(cells))
 
@@ -60,6 +61,24 @@ def test_boards_of_other_numbers_of_steps_stay_apart_and_untrained_ones_go_with_
     lengths = [("pets, 150 steps", 6), ("pets, 640 steps", 1), ("pets, 3 epochs", 1)]
     assert [(name, len(one.cells)) for name, one in found] == lengths
     assert [name for name, _ in named([untrained])] == ["pets"]
+
+
+def test_boards_of_two_recipes_stay_apart_and_the_front_has_that_of_the_stronger_dense_model():
+    weak = board(*HALF, cell("dense", 0.75, 1.0), cell("evit", 0.6))
+    strong = board(*HALF, cell("dense", 0.8, 1.0), rate=2e-4, teacher="none")
+    found = named([weak, strong, board(cell("tome", 0.6, seed=1))])
+    assert [(name, len(one.cells)) for name, one in found] == [
+        ("pets, 150 steps, learning rate 0.0001, teacher base", 8),
+        ("pets, 150 steps, learning rate 0.0002, no teacher", 6),
+    ]
+    rows = tuned_rows([weak, strong])
+    assert list(rows[0]) == ["method", "pets, 150 steps, 0.5"]
+    assert [row["method"] for row in rows] == ["dense, as given", "dense, tuned", "tome", "merge", "cascade"]
+    assert rows[1]["pets, 150 steps, 0.5"] == "80.00"
+    assert [name for _, name in report.pictures([weak, strong])] == [
+        "pets_150_steps_learning_rate_0_0002_no_teacher.png",
+        "pets_150_steps_learning_rate_0_0001_teacher_base.png",
+    ]
 
 
 def test_boards_of_two_checkpoints_never_share_a_name():

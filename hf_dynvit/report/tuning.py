@@ -1,0 +1,50 @@
+"""How the tuned cells of a leaderboard were trained, which tells boards of one checkpoint apart."""
+
+# What decides how much a training can teach, of the parts of a board's settings; other options have one value in all recipes.
+DECIDES = {
+    "training": (
+        "max_steps",
+        "num_train_epochs",
+        "per_device_train_batch_size",
+        "learning_rate",
+        "distillation_weight",
+    ),
+    "model": ("teacher",),
+    "data": ("min_crop_area", "max_train_samples"),
+}
+WORDS = {"per_device_train_batch_size": "batch", "min_crop_area": "crops from", "max_train_samples": "images"}
+
+
+def recipe(board):
+    """Name -> value of what decides, of a `Leaderboard`; {} without tuned cells."""
+    if not any(cell.tuned for cell in board.cells):
+        return {}
+    found = {name: board.settings.get(part, {}).get(name) for part, names in DECIDES.items() for name in names}
+    if (found["max_steps"] or 0) > 0:
+        found["num_train_epochs"] = None
+    if found["teacher"] == "none":
+        found["distillation_weight"] = None
+    return found
+
+
+def length(board):
+    """ "150 steps" or "3 epochs" of the tuned cells; "" without any."""
+    taught = recipe(board)
+    if not taught:
+        return ""
+    return (
+        f"{taught['max_steps']} steps" if (taught["max_steps"] or 0) > 0 else f"{taught['num_train_epochs']:g} epochs"
+    )
+
+
+def differs(board, others):
+    """In words what its recipe has otherwise than those of other boards, beside the length; [] of the same recipe."""
+    taught, rest = recipe(board), [one for one in map(recipe, others) if one]
+    names = [name for name in taught if any(one[name] != taught[name] for one in rest)]
+    return [_said(name, taught[name]) for name in names if name not in ("max_steps", "num_train_epochs")]
+
+
+def _said(name, value):
+    if name == "teacher":
+        return "no teacher" if value == "none" else f"teacher {value}"
+    return f"{WORDS.get(name, name.replace('_', ' '))} {value}"
