@@ -79,7 +79,7 @@ def time_batches(entrant, batch, seconds, rounds=None, compiled=True, exported=N
 
     Args:
         seconds: time for the rounds. rounds: their number instead.
-        compiled: whether the compiled model is among the dense ones. A published number needs it.
+        compiled: whether the compiled model is among the dense ones, as in `dense_calls`.
         exported: an `Exported` of the dense model, to time beside them, or None.
         different: batches of other images, taken in turns, None for `TIMED_BATCHES` or as many as hold `TIMED_IMAGES`:
             single images differ most in cost.

@@ -13,7 +13,7 @@ from recipe_place import END, START, report
 from hf_dynvit.benchmark import BenchmarkArguments
 from hf_dynvit.data.rows import DataArguments
 from hf_dynvit.measure.compiled import Ahead
-from hf_dynvit.measure.dense import AHEAD, OURS, dense_calls
+from hf_dynvit.measure.dense import AHEAD, OURS, ahead, dense_calls
 from hf_dynvit.measure.forwards import Setting, measure
 from hf_dynvit.measure.random_decisions import gate_entries
 from hf_dynvit.measure.trained_models import open_models, time_batches
@@ -36,17 +36,26 @@ def fresh_compiler():
 def test_the_compiled_dense_model_has_its_weights_in_the_program_and_leaves_the_setting_off(tiny_vit, fresh_compiler):
     vit, x = tiny_vit(1), images(2)
     with torch.inference_mode():
-        ahead = Ahead(copy.deepcopy(vit))  # of weights that may never ask for a gradient
-        before = ahead(x).logits.clone()
+        program = Ahead(copy.deepcopy(vit))  # of weights that may never ask for a gradient
+        before = program(x).logits.clone()
         torch.testing.assert_close(before, vit(x).logits, atol=1e-5, rtol=0)
-        ahead.module.module.classifier.bias.add_(1.0)
-        assert torch.equal(ahead(x).logits, before)  # a constant of the program
+        program.module.module.classifier.bias.add_(1.0)
+        assert torch.equal(program(x).logits, before)  # a constant of the program
         assert not torch._inductor.config.freezing
-    assert torch.equal(ahead(x).logits, before) and not ahead(x).logits.requires_grad
-    assert list(ahead.programs) == [(x.shape, x.dtype, torch.get_num_threads())]
-    assert torch.equal(ahead(x.to(memory_format=torch.channels_last)).logits, before)
+    assert torch.equal(program(x).logits, before) and not program(x).logits.requires_grad
+    assert list(program.programs) == [(x.shape, x.dtype, torch.get_num_threads())]
+    assert torch.equal(program(x.to(memory_format=torch.channels_last)).logits, before)
     with pytest.raises(ValueError, match="for images on CPU, got some on meta"):
-        ahead(x.to("meta"))
+        program(x.to("meta"))
+
+
+def test_what_was_compiled_before_stands_among_the_dense_ways(tiny_vit):
+    vit = tiny_vit(1)
+    made = ahead(vit)
+    assert dense_calls(vit, compiled=made)[AHEAD] is made
+    assert dense_calls(vit, compiled=True)[AHEAD] is not made and AHEAD not in dense_calls(vit, compiled=False)
+    assert made.module.module.config._attn_implementation == "sdpa"
+    assert made.module.module.classifier.weight is vit.classifier.weight
 
 
 def test_ours_without_gates_is_the_dense_model_prepacked(tiny_vit):
