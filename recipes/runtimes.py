@@ -20,7 +20,6 @@ from transformers import AutoImageProcessor, PreTrainedConfig, ViTImageProcessor
 from hf_dynvit import DynViTConfig, DynViTForImageClassification
 from hf_dynvit.data import DataArguments, load_validation
 from hf_dynvit.deploy import FORMATS
-from hf_dynvit.deploy.fixed import check_fixable
 from hf_dynvit.deploy.side_by_side import score_ways, time_ways
 from hf_dynvit.deploy.ways import PRECISIONS, Graphs, check_ways, states
 from hf_dynvit.measure import measured_on
@@ -32,6 +31,7 @@ from hf_dynvit.report.names import seen
 from hf_dynvit.report.runtime_results import EVERYWHERE, runtime_items
 from hf_dynvit.settings import parse_settings
 from hf_dynvit.training.calibration import calibrate
+from hf_dynvit.training.fixed import check_fixable
 from hf_dynvit.training.presets import gate_facts
 
 

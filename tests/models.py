@@ -21,6 +21,7 @@ GATE_SETS = {
     "patch by novelty": [{"gate": "patch", "drop": True, "merge": True, "novelty": 8.0}],
     "merge": [{"gate": "merge"}],
     "merge by distance": [{"gate": "merge", "distance": 4.0}],
+    "merge, as many": [{"gate": "merge", "distance": 4.0, "merged": 3}],
     "tome": [{"gate": "tome", "merged": 3}],
     "merge, then patch": [{"gate": "merge", "layers": [0]}, {"gate": "patch", "layers": [1]}],
     "pitome": [{"gate": "pitome", "merged": 3}],
@@ -56,7 +57,7 @@ GATE_SETS = {
 }
 
 
-RULE_SETS = {"tome", "pitome", "token by attention, fused", "token by values, passing"}
+RULE_SETS = {"merge, as many", "tome", "pitome", "token by attention, fused", "token by values, passing"}
 LEARNED_SETS = [name for name in GATE_SETS if "random" not in name and name not in RULE_SETS]
 
 

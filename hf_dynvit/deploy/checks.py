@@ -12,7 +12,7 @@ from ..model.gate_token import LearnedTokenGate, TokenGate
 from ..model.gate_tome import TomeGate
 from ..model.modeling_dynvit import DynViTForImageClassification
 from ..model.scorers import RandomScorer
-from .fixed import check_fixable
+from ..training.fixed import check_fixable
 
 
 FORMATS = {"openvino": ("openvino",), "onnx": ("onnx", "onnxscript", "onnxruntime")}  # what each needs

@@ -16,9 +16,9 @@ from ..model.cascade import in_looks, view
 from ..model.configuration_dynvit import pair
 from ..model.gate_merge import MergeGate
 from ..model.outputs import DynViTClassifierOutput
+from ..training.fixed import fix_merges
 from .checks import check_model
 from .export import single_look
-from .fixed import fix_merges
 from .graphs import given_size
 from .parting import keeps_as_many
 from .stream import Stream
@@ -103,13 +103,17 @@ def check_compilable(model):
     if device.type != "cpu":
         raise ValueError(f"models are compiled on CPU, this one is on {device}")
     gates = [gate for gates in model.gates for gate in gates.values()]
-    own = {type(gate).__name__ for gate in gates if not (type(gate) is MergeGate or _keeps_a_number(gate))}
+    own = {type(gate).__name__ for gate in gates if not (_by_threshold(gate) or _keeps_a_number(gate))}
     if own:
         raise ValueError(
             f"gates that leave each image its own number of tokens, heads or sub-layers cannot be compiled, got {sorted(own)}. Use the "
             "packed model, model.prepack(kernels=True), or gates that merge"
         )
-    return any(type(gate) is MergeGate for gate in gates)
+    return any(_by_threshold(gate) for gate in gates)
+
+
+def _by_threshold(gate):
+    return type(gate) is MergeGate and gate.merged is None
 
 
 def _keeps_a_number(gate):

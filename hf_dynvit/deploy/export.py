@@ -12,9 +12,9 @@ import torch
 from ..model.budgets import shift_gates
 from ..model.cascade import view
 from ..model.configuration_dynvit import pair
+from ..training.fixed import fix_merges
 from . import runtime
 from .checks import check_export
-from .fixed import fix_merges
 from .graphs import write_onnx, write_openvino
 from .runtime import files_of
 
@@ -40,7 +40,7 @@ def export(
             OpenVINO needs them; ONNX Runtime scales activations as they come without them, and ahead with them.
         processor: the image processor to write beside it; None: `predict` is not there, only calls with pixels.
         merges: "own": each image merges what its thresholds say. "fixed": each as much as the calibration images did on
-            average, those pairs of the least logit, so that all sizes are known ahead (fixed.py). With them int8 of ONNX
+            average, those pairs of the least logit, so that all sizes are known ahead (training/fixed.py). With them int8 of ONNX
             Runtime is calibrated as well.
 
     Returns:

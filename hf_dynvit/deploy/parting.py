@@ -8,10 +8,10 @@ from typing import NamedTuple
 import torch
 
 from ..model.decisions import as_action
+from ..model.gate_merge import MergeGate
 from ..model.gate_pitome import PitomeGate
 from ..model.gate_token import TokenGate
 from ..model.gate_tome import TomeGate
-from .fixed import FixedMerge
 
 
 class Parting(NamedTuple):
@@ -70,7 +70,9 @@ def keeps_as_many(gate):
     """Whether how many tokens stay depends on how many there are alone."""
     if isinstance(gate, TokenGate):
         return gate.amount in ("keep", "top") or getattr(gate, "by_rank", False)
-    return isinstance(gate, (TomeGate, PitomeGate, FixedMerge))
+    if isinstance(gate, MergeGate):
+        return gate.merged is not None
+    return isinstance(gate, (TomeGate, PitomeGate))
 
 
 def _order(keep):

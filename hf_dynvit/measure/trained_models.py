@@ -14,7 +14,7 @@ from ..model.modeling_dynvit import DynViTForImageClassification
 from ..model.prepack import is_prepacked
 from .dense import dense_calls, twin
 from .files import check_weights
-from .speed import race
+from .speed import PROGRAM, race
 
 
 TIMED_BATCHES, TIMED_IMAGES = 5, 32  # at least so many different ones, taken in turns by the rounds
@@ -74,7 +74,7 @@ def shuffled(entrant, seed=0):
 
 
 @torch.inference_mode()
-def time_batches(entrant, batch, seconds, rounds=None, compiled=True, exported=None, different=None):
+def time_batches(entrant, batch, seconds, rounds=None, compiled=True, exported=None, different=None, program=None):
     """The `Speed` of a model at one batch size, in turns with the dense ways on the same real images.
 
     Args:
@@ -83,6 +83,7 @@ def time_batches(entrant, batch, seconds, rounds=None, compiled=True, exported=N
         exported: an `Exported` of the dense model, to time beside them, or None.
         different: batches of other images, taken in turns, None for `TIMED_BATCHES` or as many as hold `TIMED_IMAGES`:
             single images differ most in cost.
+        program: the model compiled as a whole, called like it, to time beside it; None: there is none.
     """
     different = different or max(TIMED_BATCHES, math.ceil(TIMED_IMAGES / batch))
     period = min(different, len(entrant.images) // batch)
@@ -90,6 +91,7 @@ def time_batches(entrant, batch, seconds, rounds=None, compiled=True, exported=N
     batches = images.to(entrant.model.device, entrant.model.dtype).split(batch)
     dense = dense_calls(entrant.vit, compiled)
     models = dense | {"packed": twin(entrant.model)}  # which has kept nothing yet
+    models |= {} if program is None else {PROGRAM: program}
     calls = {name: lambda index, model=model: model(batches[index % period]) for name, model in models.items()}
     others = exported.calls(batches) if exported else {}
     found = race(calls, others, dict.fromkeys(calls, period), entrant.model.device, seconds, rounds, period)

@@ -29,18 +29,22 @@ class MergeGate(PatchGate):
     Args:
         distance: the weight of the logarithm at first; learned from there. None: the logit is linear in d instead.
         novelty: the weight of d at first where there is no distance; None: 16.
+        merged: how many pairs merge in every image, those of the least logit, or all where there are fewer (`fix_merges`,
+            training/fixed.py); no threshold counts then. None: those below the threshold.
     """
 
     pairs = True
 
-    def __init__(self, config, novelty=None, distance=None, **options):
+    def __init__(self, config, novelty=None, distance=None, merged=None, **options):
         if novelty is not None and distance is not None:
             raise ValueError(
                 f"a merge gate has a distance or a novelty: got distance {distance!r}, novelty {novelty!r}"
             )
         linear = 0.0 if distance is not None else 16.0 if novelty is None else novelty
         super().__init__(config, on="block", drop=True, merge=True, novelty=linear, **options)
-        self.distance = None
+        self.distance, self.merged = None, merged
+        if merged is not None:
+            check_options("a merge gate", merged=merged)
         if distance is not None:
             check_options("a merge gate", distance=distance)
             self.distance = Score(1, 1, None, init_weight=distance)
@@ -49,7 +53,7 @@ class MergeGate(PatchGate):
 
     def forward(self, tokens, gating, replay=None, exploration=NO_EXPLORATION, state=UNTOUCHED):
         """As in `Gate`, an `Action` that says `into`, too."""
-        own = type(self) is MergeGate  # a class that derives from it may decide otherwise
+        own = type(self) is MergeGate and self.merged is None  # a class that derives from it may decide otherwise
         fast = kernels(tokens) if own and gating == "threshold" and replay is None else None
         if fast is not None and alive_come_first(state, self.protected):
             keep, into = self._by_kernel(fast, tokens, exploration.shift, state.alive)
@@ -66,7 +70,16 @@ class MergeGate(PatchGate):
         first, scores = self.protected.stop, self.score(tokens)
         return fast.pairs(tokens, scores, alive, first, weight, near, each, add, cut(self.threshold))
 
+    def decide(self, logits, gating, exploration):
+        """As in `LearnedGate`, of logits (B, N) or (B, A); with `merged` whatever the gating and the shift."""
+        if self.merged is None:
+            return super().decide(logits, gating, exploration)
+        least = logits.argsort(1)[:, : self.merged]
+        return torch.ones_like(logits, dtype=torch.bool).scatter(1, least, False) | logits.isposinf()
+
     def act(self, tokens, replay=None, exploration=NO_EXPLORATION, state=UNTOUCHED):
+        if self.merged is not None:  # nothing is drawn
+            return self(tokens.detach(), "threshold", replay, exploration, state)
         tokens, num_tokens = tokens.detach(), tokens.shape[1]
         found = match(tokens, state, self.protected)
         logits = self.logits(tokens, state, found)
@@ -81,6 +94,9 @@ class MergeGate(PatchGate):
             logits = torch.addcmul(scores, self.novelty.weight.float(), found.distance)
         else:
             logits = torch.addcmul(scores, self.distance.weight.float(), torch.log1p(found.distance / NEAR))
+        if self.merged is not None:
+            logits = logits if found.there is None else logits.masked_fill(~found.there, torch.inf)
+            return found.spread(logits, logits.new_full(tokens.shape[:2], torch.inf))
         return found.spread(logits, logits.new_full(tokens.shape[:2], KEPT))  # (B, N)
 
     def settle(self, keep):

@@ -28,9 +28,13 @@ from .run_results import evaluate
 
 
 class Place:
-    """The checkpoint, its images and the recipe, the same for all cells."""
+    """The checkpoint, its images and the recipe, the same for all cells.
 
-    def __init__(self, board, model_args, data_args, args):
+    Args:
+        program: model -> what runs it compiled as a whole, with the same predictions; None of a model that has no such form.
+    """
+
+    def __init__(self, board, model_args, data_args, args, program=lambda model: None):
         self.board, self.model_args, self.data_args, self.args = board, model_args, data_args, args
         self.processor, self.config, self.data, self.dense = self._open(model_args)
         self.kernels = bool(board.batch_sizes) and args.device.type == "cpu" and kernels_at_hand()
@@ -39,7 +43,7 @@ class Place:
             with naming("smaller_dense", board.smaller_dense):
                 given = {"model_name_or_path": board.smaller_dense, "new_classifier": False, "new_vit": None}
                 self.smaller = self._open(replace(model_args, **given))
-        self.vit, self.ahead = dense_vit(self.dense), None
+        self.vit, self.ahead, self.program = dense_vit(self.dense), None, program
         if board.batch_sizes and max(board.batch_sizes) > len(self.data.validation):
             raise ValueError(
                 f"batch_sizes {board.batch_sizes} need as many images, {self.data.reported_split} has "
@@ -78,7 +82,7 @@ class Place:
 
         It is the one that is kept: what accelerate did to the forward of the one that was trained (autocast) is gone.
         """
-        fixed = not start.learned_gates() or METHODS[method].least is not None
+        fixed = not start.learned_gates() or not METHODS[method].by_thresholds()
         gates = json.dumps(start.config.gates) if start.config.gates else "none"
         aim = min(1.0, mean_cost(start, self.batches)) if fixed else budget
         looks = words_of(start.config.cascade)
@@ -173,8 +177,8 @@ class Place:
     def _speeds(self, entrant, sizes):
         self._ready(entrant.model)
         timed = shuffled(entrant, self.args.seed)
-        compiled = self._ahead() if entrant.vit is self.vit else True
-        return [time_batches(timed, size, self.board.seconds, compiled=compiled) for size in sizes]
+        compiled, program = self._ahead() if entrant.vit is self.vit else True, self.program(entrant.model)
+        return [time_batches(timed, size, self.board.seconds, compiled=compiled, program=program) for size in sizes]
 
     def _ahead(self):
         """The compiled dense model, which is one for all cells."""

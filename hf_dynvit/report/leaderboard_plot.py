@@ -68,7 +68,7 @@ def _times(batch_size):
 
     def of(runs):
         found = [speed for cell in runs for speed in cell.throughput if speed.batch_size == batch_size]
-        return statistics.mean(1 / speed.speedup for speed in found) if found else None
+        return statistics.mean(1 / speed.best() for speed in found) if found else None
 
     return Scale(
         f"measured time / that of the fastest dense model, batch {batch_size}",

@@ -52,14 +52,18 @@ def _kind(entry, learned):
         unit = UNITS.get(entry.get("unit", "patch"))
         return "rule", f"random {unit}" if unit else "random"
     if learned.get(gate):
-        return "learned", WORDS.get(gate, gate)
+        return "learned", WORDS.get(gate, gate) + (" (as many in every image)" if _as_many(entry) else "")
     if gate == "merge":
-        return "rule", "merging by similarity"
+        return "rule", "merging by similarity" + (", as many in every image" if _as_many(entry) else "")
     if gate == "token":
         return _token_kind(entry)
     if gate in MERGES:
         return "rule", f"{MERGES[gate]}, {entry.get('merged', 8)} a layer"
     return ("rule", "novelty") if entry.get("novelty") else ("fixed", WORDS.get(gate, gate))
+
+
+def _as_many(entry):
+    return entry["gate"] == "merge" and entry.get("merged") is not None
 
 
 def _token_kind(entry):

@@ -8,11 +8,14 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
+import torch
+
 from ..model.configuration_dynvit import pair
 from ..model.modeling_dynvit import DynViTForImageClassification
 from ..model.preset_gates import preset_gates
 from .calibration import calibrate, mean_cost
 from .closed_form import fit_gates
+from .fixed import fix_merges
 from .importance import fit_importance
 from .looks import choose_looks, looks_for
 from .resolution import choose_resolution, nearest_size, sizes_for
@@ -36,6 +39,7 @@ class Method(NamedTuple):
         looks: whether it is a cascade of two looks, of gates if there are any and of sizes.
         twin: the method whose looks it takes, for both to see the same images; None: its own.
         together: whether all looks learn in each step (`looks_together`), not in turn.
+        as_many: whether its merges are fixed then: as many in every image as there were on average (`fix_merges`).
         fitted: whether gates of heads and sub-layers are among them, which are fitted in closed form (`fit_gates`).
     """
 
@@ -47,11 +51,16 @@ class Method(NamedTuple):
     looks: bool = False
     twin: str | None = None
     together: bool = False
+    as_many: bool = False
     fitted: bool = False
 
     def untrained(self):
         """Whether it is something of its own without training."""
         return not (self.learns or self.together)
+
+    def by_thresholds(self):
+        """Whether thresholds bring it to a budget; else it costs what its numbers say."""
+        return self.least is None and not self.as_many
 
 
 def _patches(config):
@@ -124,6 +133,7 @@ DENSE = "dense"  # what all are held against: the plain ViT, tuned alike
 METHODS = {
     DENSE: Method(_nothing),
     "merge": Method(_twin, importance=True),
+    "merge-fixed": Method(_twin, importance=True, as_many=True),
     "merge-resized": Method(_twin, importance=True, resizes="chosen"),
     "resized": Method(_nothing, resizes="alone"),
     "cascade": Method(_twin, importance=True, looks=True),
@@ -202,6 +212,8 @@ def prepare(name, vit, budget, batches):
             fit_importance(model, batches)
         if method.least is None:
             calibrate(model, batches, budget)
+        if method.as_many:
+            fix_merges(model, torch.cat(batches))
         return model
 
     dense = DynViTForImageClassification.from_vit(vit)

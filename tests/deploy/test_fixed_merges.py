@@ -6,10 +6,11 @@ import torch
 from exported_models import needs
 from models import gated, images, run
 
+from hf_dynvit import DynViTForImageClassification
 from hf_dynvit.deploy import DynViTRuntime, export
 from hf_dynvit.deploy.export import single_look
-from hf_dynvit.deploy.fixed import FixedMerge, fix_merges
 from hf_dynvit.deploy.parting import fixed_counts
+from hf_dynvit.training.fixed import fix_merges
 
 
 MERGE = [{"gate": "merge", "distance": 4.0}]
@@ -21,7 +22,7 @@ def model(tiny_vit):
     return gated(tiny_vit(3), MERGE).eval()
 
 
-def test_every_image_merges_what_images_merged_on_average(model):
+def test_every_image_merges_what_images_merged_on_average_also_once_loaded_again(model, tmp_path):
     pixels = images(7)
     own = run(model, "packed", pixels)
     means = [keep.attention_tokens.sum(1).float().mean().round().int().item() for keep in own.decisions]
@@ -32,6 +33,11 @@ def test_every_image_merges_what_images_merged_on_average(model):
     for keep, mean in zip(fixed.decisions, means, strict=True):
         assert keep.attention_tokens.sum(1).tolist() == [mean] * 7
     masked = run(model, "masked", pixels)
+    assert model.config.gates == [{**MERGE[0], "merged": count, "layers": [at]} for at, count in enumerate(merged)]
+    model.save_pretrained(tmp_path)
+    again = run(DynViTForImageClassification.from_pretrained(tmp_path), "packed", pixels)
+    assert torch.equal(again.logits, fixed.logits) and torch.equal(again.cost, fixed.cost)
+    assert fix_merges(model, pixels[:2]) == merged
     torch.testing.assert_close(fixed.logits, masked.logits, atol=1e-5, rtol=0)
 
 
@@ -39,7 +45,7 @@ def test_those_merge_that_the_thresholds_would_merge_first(model):
     gate, tokens = model.gates[0]["attention_tokens"], torch.randn(2, 17, 32)
     with torch.no_grad():
         logits = gate.logits(tokens)
-        gate.__class__, gate.merged = FixedMerge, 3
+        gate.merged = 3
         keep = gate(tokens, "threshold").keep
     for row, kept in zip(logits, keep, strict=True):
         assert sorted(row.argsort()[:3].tolist()) == (~kept).nonzero().squeeze(1).tolist()
@@ -66,7 +72,7 @@ def test_a_graph_of_fixed_sizes_gives_what_such_a_model_gives(tiny_vit, tmp_path
     mean = torch.stack([out.logits.softmax(-1) for out in expected]).mean(0).log()
     torch.testing.assert_close(torch.from_numpy(found.logits), mean, atol=1e-4, rtol=0)
     np.testing.assert_allclose(found.cost, sum(out.cost for out in expected).numpy(), atol=1e-6)
-    assert all(type(gate) is not FixedMerge for gate in model.learned_gates())
+    assert all(gate.merged is None for gate in model.learned_gates()) and model.config.gates == MERGE
 
 
 def test_what_cannot_be_fixed_is_refused(tiny_vit, tmp_path):

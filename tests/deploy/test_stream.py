@@ -30,6 +30,10 @@ MIXED = {
     "more at the top than there are": [{"gate": "token", "top": 70, "score": "norm", "rest": "merge"}],
     "rank, merged": [{"gate": "token", "threshold": 0.5, "by_rank": True, "rest": "merge", "layers": [1, 2]}],
     "tome after merge": [{"gate": "merge", "layers": [0]}, {"gate": "tome", "merged": 3, "layers": [1, 2]}],
+    "as many merge after merge": [
+        {"gate": "merge", "layers": [0]},
+        {"gate": "merge", "distance": 4.0, "merged": 3, "layers": [1, 2]},
+    ],
     "pitome after patch": [
         {"gate": "patch", "drop": True, "layers": [0]},
         {"gate": "pitome", "merged": 3, "layers": [1, 2]},

@@ -78,6 +78,22 @@ def test_speed_is_against_the_fastest_dense_and_against_ours_without_gates(tiny_
         check_published([row], "speed.json")
 
 
+def test_a_model_compiled_as_a_whole_is_timed_beside_itself_as_packed(tiny_vit, tmp_path):
+    folder = save_checkpoint(tmp_path / "gated", random_gated(tiny_vit(2, num_labels=3), "tome"))
+    (entrant,) = open_models([folder], DataArguments(data_files=write_parquet(tmp_path)))
+    asked = []
+
+    def program(pixel_values):
+        asked.append(len(pixel_values))
+        return entrant.model(pixel_values)
+
+    found = time_batches(entrant, 2, 0.1, rounds=5, compiled=False, program=program)
+    assert set(asked) == {2} and found.program_speedup == min(found.dense_ms.values()) / found.program_ms
+    assert found.best() == max(found.speedup, found.program_speedup)
+    alone = time_batches(entrant, 2, 0.1, rounds=5, compiled=False)
+    assert (alone.program_ms, alone.program_speedup, alone.best()) == (None, None, alone.speedup)
+
+
 def test_working_memory_counts_the_prepacked_weights(tiny_vit, tmp_path):
     vit = tiny_vit(2, hidden_size=256, intermediate_size=1024, num_labels=3)
     folder = save_checkpoint(tmp_path / "gated", random_gated(vit, gate_entries("patch+sublayer", 2)))

@@ -253,6 +253,35 @@ def test_pitome_merges_what_is_like_many_and_leaves_what_stands_alone(tiny_vit, 
     assert kept == [[14] * 3, [11] * 3, [8] * 3, [5] * 3]
 
 
+@pytest.mark.parametrize("layout", ["masked", "packed"])
+def test_a_merge_gate_with_a_number_merges_the_pairs_of_the_least_logit_in_every_image(tiny_vit, layout):
+    torch.manual_seed(0)
+    model = gated(tiny_vit(4), [{"gate": "merge", "distance": 4.0, "merged": 3}])
+    out = run(model, layout, images(3))
+    assert [kept.attention_tokens.sum(1).tolist() for kept in out.decisions] == [[14] * 3, [11] * 3, [8] * 3, [5] * 3]
+    gate, tokens, state = model.gates[0]["attention_tokens"], torch.randn(2, 17, 32), TokenState(torch.ones(2, 17))
+    state.alive[0, 4:9] = 0
+    logits, action = gate.logits(tokens, state), gate(tokens, "threshold", state=state)
+    for row, keep in zip(logits, action.keep, strict=True):
+        assert sorted(row.topk(3, largest=False).indices.tolist()) == (~keep).nonzero().flatten().tolist()
+    assert action.keep[0, 4:9].all()  # who has left leaves no more
+    for shift in (-64.0, 64.0):
+        assert torch.equal(gate(tokens, "sample", exploration=Exploration(shift=shift), state=state).keep, action.keep)
+    drawn = gate.act(tokens, state=state)
+    assert torch.equal(drawn.keep, action.keep) and drawn.log_prob is None and torch.equal(drawn.into, action.into)
+
+
+def test_a_merge_gate_with_a_number_keeps_what_is_no_number_and_merges_all_where_there_are_fewer(tiny_vit):
+    model = gated(tiny_vit(1), [{"gate": "merge", "distance": 4.0, "merged": 7}])
+    gate, tokens = model.gates[0]["attention_tokens"], torch.randn(1, 17, 32)
+    tokens[0, 4] = torch.nan
+    assert gate(tokens, "threshold").keep[0, 4]
+    assert gate(tokens[:, :9], "threshold").keep.sum() == 6  # [CLS], four partners, and what is no number
+    for number in (-1, 2.5, True):
+        with pytest.raises(ValueError, match="merged of a merge gate must be an integer of at least 0, got"):
+            build_gate("merge", ViTConfig(), {"merged": number})
+
+
 def test_tome_refuses_numbers_that_are_none():
     with pytest.raises(ValueError, match="merged of a tome gate must be an integer of at least 0, got 2.5"):
         build_gate("tome", ViTConfig(), {"merged": 2.5})

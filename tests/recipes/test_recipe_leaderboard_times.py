@@ -10,6 +10,7 @@ from models import images
 from recipe_place import leaderboard, run_board
 
 from hf_dynvit import DynViTForImageClassification
+from hf_dynvit.deploy import CompiledDynViT
 from hf_dynvit.measure.compiled import Ahead
 from hf_dynvit.model.prepack import is_prepacked
 from hf_dynvit.report import leaderboard_cells, read
@@ -20,18 +21,19 @@ def refuse(*given):
 
 
 class Found(list):
-    """A list with a list beside it."""
+    """A list with lists beside it."""
 
 
 @pytest.fixture
 def clocked(monkeypatch):
     """The `Entrant`s that are timed, and the compiled dense model of each; what the clock says of them is others' claim."""
     found = Found()
-    found.compiled = []
+    found.compiled, found.programs = [], []
 
-    def time(entrant, size, seconds, compiled):
+    def time(entrant, size, seconds, compiled, program):
         found.append(entrant)
         found.compiled.append(compiled)
+        found.programs.append(program)
         return speed(size, 1.5, seconds)
 
     monkeypatch.setattr(leaderboard_cells, "time_batches", time)
@@ -54,6 +56,7 @@ def test_what_was_tuned_beside_other_work_is_timed_later(place, monkeypatch, cap
     assert "tome at 0.7, seed 2, is not timed: its model is not in" in capsys.readouterr().out
     assert sizes(after) == [[2], [2], []] and after[2] == before[2]
     assert isinstance(clocked.compiled[0], Ahead) and clocked.compiled[1] is clocked.compiled[0]  # compiled once
+    assert all(isinstance(one, CompiledDynViT) for one in clocked.programs)  # ToMe has one number for all images
     for cell, was in zip(after, before, strict=True):
         same = set(cell) - {"throughput", "timed_command", "timed_commit", "timed_on"}
         assert {name: cell[name] for name in same} == {name: was[name] for name in same}

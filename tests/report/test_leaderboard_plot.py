@@ -67,7 +67,9 @@ def test_time_is_relative_to_the_dense_model_of_the_same_run_and_the_mean_of_the
     made = board()
     first = made.cells[0]
     made.cells += [
-        replace(first, seed=1, accuracy=0.65, throughput=[speed(2, 4.0)]),
+        replace(
+            first, seed=1, accuracy=0.65, throughput=[replace(speed(2, 2.0), program_ms=1.5)]
+        ),  # compiled, 4 times
         replace(first, seed=2, accuracy=0.6, throughput=[]),
         replace(first, tuned=False, accuracy=0.1, throughput=[]),
     ]
