@@ -10,6 +10,8 @@ import yaml
 from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
 
+from .measure.provenance import commit_of_code
+
 
 def parse_settings(argv, *dataclass_types, defaults=None, set_aside=None):
     """Parse `[FILE.yaml] [--key value | --key=value ...]`; the command line wins over the file, `--key` alone empties a list.
@@ -27,6 +29,7 @@ def parse_settings(argv, *dataclass_types, defaults=None, set_aside=None):
         ValueError: a key that no dataclass has, named together with the keys that look like it, or a wrong value.
         FileNotFoundError: the YAML file does not exist.
     """
+    commit_of_code()  # before hours of work in which the tree may change
     argv = list(argv)
     words = []
     if argv and not argv[0].startswith("-"):

@@ -46,9 +46,12 @@ class EvaluateArguments:
     dtype: str = field(default="float32", metadata={"help": f"one of {list(DTYPES)}"})
     device: str = field(default="auto", metadata={"help": "cpu, cuda, ...; auto: CUDA where there is one"})
     seed: int = field(
-        default=0, metadata={"help": "which images are timed, and which are used of more than max_samples"}
+        default=0,
+        metadata={"help": "which images are timed, are used of more than max_samples, and are held out of train"},
     )
-    max_samples: int | None = field(default=None, metadata={"help": "use at most so many images"})
+    max_samples: int | None = field(
+        default=None, metadata={"help": "use at most so many images; max_eval_samples says the same"}
+    )
     num_workers: int = field(default=0, metadata={"help": "processes that load images"})
     seconds: float = field(default=20.0, metadata={"help": "time for the rounds of one batch size"})
     rounds: int | None = field(default=None, metadata={"help": "number of rounds instead of seconds"})
@@ -85,9 +88,10 @@ class EvaluateArguments:
 def main(argv=None):
     """Measure; returns what it wrote to the JSON file."""
     args, data_args = parse_settings(sys.argv[1:] if argv is None else argv, EvaluateArguments, DataArguments)
-    data_args.max_eval_samples = args.max_samples
+    if args.max_samples is not None:
+        data_args.max_eval_samples = args.max_samples
     paths = [args.model] + ([args.dense] if args.dense else [])
-    entrants = open_models(paths, data_args, args.device, DTYPES[args.dtype])
+    entrants = open_models(paths, data_args, args.device, DTYPES[args.dtype], seed=args.seed)
     entrant, images = entrants[0], entrants[0].images
     table = entrant.model.config.budget_table()
     if args.budget is not None and table is None:

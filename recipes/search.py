@@ -47,6 +47,10 @@ def main(argv=None):
         raise ValueError(
             f"masks are searched for one look at an image, and {args.model} is a cascade of {config.cascade}"
         )
+    if gated and config.layer_mask is not None:
+        raise ValueError(
+            f"{args.model} has a layer_mask already, which a search would not keep to: search the model that it was picked from"
+        )
     if args.objectives.startswith("reward") and (args.policy != "act" or not (gated and config.gates)):
         raise ValueError(
             f"objectives {args.objectives!r} need a model with gates that act; {args.model} has none that do"

@@ -2,7 +2,15 @@
 
 from .datasets import ImageDataset, SetEpoch, load_image_data, load_validation
 from .digits import digit_canvases
-from .rows import DataArguments
+from .rows import DataArguments, check_held_out
 
 
-__all__ = ["DataArguments", "ImageDataset", "SetEpoch", "digit_canvases", "load_image_data", "load_validation"]
+__all__ = [
+    "DataArguments",
+    "ImageDataset",
+    "SetEpoch",
+    "check_held_out",
+    "digit_canvases",
+    "load_image_data",
+    "load_validation",
+]

@@ -74,6 +74,15 @@ class DataArguments:
         return Path(self.data_files[-1].partition("=")[2] or self.data_files[-1]).resolve().parent.name
 
 
+def check_held_out(args):
+    """Refuse to calibrate a cascade on images that it is trained on: ValueError without a part of train that is held out."""
+    if not args.validation_fraction:
+        raise ValueError(
+            "a cascade is surer of images that it was trained on, and would cost more than its budget on others: hold out a part "
+            f"of train to calibrate it on, with validation_fraction above 0, got {args.validation_fraction}"
+        )
+
+
 def split_names(args):
     """Names of the splits there are."""
     if args.data_files:

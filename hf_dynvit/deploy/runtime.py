@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 
 ENDINGS = {"openvino": "xml", "onnx": "onnx"}
@@ -148,7 +148,9 @@ class DynViTRuntime:
 
 
 def eight_bit(image, mode):
-    """A PIL image in `mode`; of 16 bits the upper eight, which PIL's own conversion of grey would cut off."""
+    """A PIL image in `mode`, upright as its camera says; of 16 bits the upper eight, which PIL's own conversion of grey would
+    cut off."""
+    image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):
         image = Image.fromarray((np.asarray(image).astype(np.int64).clip(0, 65535) >> 8).astype(np.uint8))
     return image.convert(mode)

@@ -41,6 +41,7 @@ class LatencyTable:
     gates: list
     rest: float
     kernels: bool = False
+    sizes: list | None = None  # of the model (`network_of`); None: in a table of an earlier day
 
     def __post_init__(self):
         if not self.tokens or sorted(set(self.tokens)) != self.tokens:
@@ -78,13 +79,18 @@ class LatencyTable:
         return replace(self, **parts, gates=gates, rest=factor * self.rest)
 
     def check(self, model):
-        """Refuse the table of another model: ValueError where tokens or layers with gates are not those of `model`."""
+        """Refuse the table of another model: ValueError where tokens, sizes or layers with gates are not those of `model`."""
         own = model.tokens_run, [layer for layer, gates in enumerate(model.gates) if gates]
         timed = self.tokens[-1], sorted(layer for group in self.gates for layer in group["layers"])
         if timed != own:
             raise ValueError(
                 f"the latency table is of a model that runs {timed[0]} tokens, with gates in layers {timed[1]}; this one "
                 f"runs {own[0]} tokens, with gates in layers {own[1]}"
+            )
+        if self.sizes not in (None, network_of(model)):
+            raise ValueError(
+                f"the latency table is of another model: layers, channels, weights of attention and of MLP were {self.sizes}, and "
+                f"are {network_of(model)}"
             )
 
     def dense(self, model):
@@ -128,6 +134,12 @@ class LatencyTable:
             torch.tensor(numbers, dtype=torch.float32, device=tokens.device) for numbers in (self.tokens, column)
         )
         return interpolated(places, values, tokens)
+
+
+def network_of(model):
+    """Of a model the number of layers, of channels, and of weights in attention and MLP: what times depend on beside tokens."""
+    sizes = model.host.sizes(model.config)
+    return [len(model.gates), sizes.width, sizes.attention_weights, sizes.mlp_weights]
 
 
 def computed(decision, alive):

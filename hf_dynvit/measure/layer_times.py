@@ -22,7 +22,7 @@ from ..model.kernels import kernels_loaded
 from ..model.layer import Seen, run_layer
 from ..model.prepack import can_prepack, is_prepacked
 from ..model.resolution import resized
-from .latency import LatencyTable
+from .latency import LatencyTable, network_of
 from .provenance import device_name
 from .timing import interleaved_medians
 
@@ -110,6 +110,7 @@ def _measured(model, pixel_values, rounds, medians):
 
     table = LatencyTable(
         **circumstances(model, batch),
+        sizes=network_of(model),
         tokens=counts,
         attention=ms("attention"),
         mlp=[block - attention for block, attention in zip(ms("block"), ms("attention"), strict=True)],

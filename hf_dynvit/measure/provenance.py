@@ -6,6 +6,7 @@ import shlex
 import subprocess
 import sys
 from contextlib import suppress
+from functools import cache
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -31,7 +32,7 @@ def measured_on(device, dtype, seed=None):
         "threads": torch.get_num_threads(),
         "seed": seed,
         "versions": versions(),
-        "commit": commit(SOURCE_TREE),
+        "commit": commit_of_code(),
         "command": command_line(sys.orig_argv),
     }
 
@@ -68,6 +69,12 @@ def versions():
         with suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
     return found | ({"cuda": torch.version.cuda} if torch.version.cuda else {})
+
+
+@cache
+def commit_of_code():
+    """`commit` of the code that runs, as it was when this was first asked: later the tree may be another one."""
+    return commit(SOURCE_TREE)
 
 
 def commit(tree):

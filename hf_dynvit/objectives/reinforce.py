@@ -111,9 +111,11 @@ class ReinforceObjective(Objective):
         weights, latencies = saved.get("layer_weights"), saved.get("latencies")
         if self.options.cost_weights == "depth":
             self.layer_weights = depth_weights(self.trainer.model.config.num_hidden_layers)
+        elif self.options.cost_weights != "latency":
+            return
         elif weights is not None:  # of the latencies of whole layers, which a training of before has begun with
             self.layer_weights = torch.tensor(weights)
-        elif self.options.cost_weights == "latency":  # measured anew they would be others
+        else:  # measured anew they would be others
             self.latencies = self._measured() if latencies is None else LatencyTable(**latencies)
 
     def moments(self):

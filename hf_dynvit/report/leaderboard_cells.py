@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, Subset
 from transformers import set_seed
 from transformers.utils import CONFIG_NAME
 
-from ..data import load_image_data
+from ..data import check_held_out, load_image_data
 from ..measure import measured_on, time_batches
 from ..measure.dense import ahead, kernels_at_hand
 from ..measure.files import check_weights
@@ -35,6 +35,8 @@ class Place:
     """
 
     def __init__(self, board, model_args, data_args, args, program=lambda model: None):
+        if board.tune and any(METHODS[name].looks for name in board.methods):
+            check_held_out(data_args)
         self.board, self.model_args, self.data_args, self.args = board, model_args, data_args, args
         self.processor, self.config, self.data, self.dense = self._open(model_args)
         self.kernels = bool(board.batch_sizes) and args.device.type == "cpu" and kernels_at_hand()

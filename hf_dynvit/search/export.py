@@ -6,6 +6,7 @@ from transformers import ViTConfig, ViTForImageClassification
 
 from ..model.budgets import shift_gates, shift_of
 from ..model.bypass import bypass_of
+from ..model.gate import cut
 from ..model.gate_block import BlockGate
 from ..model.gates import build_gate
 from ..model.modeling_dynvit import DynViTForImageClassification
@@ -13,14 +14,15 @@ from ..model.modeling_dynvit import DynViTForImageClassification
 
 SAVED_WITH = ("model_type", "architectures", "transformers_version", "auto_map", "_name_or_path")
 NOT_OF_LAYERS = (*SAVED_WITH, "gates", "layer_mask", "budget", "budget_shifts")
-INSIDE, OUTSIDE = 3.0, -2.0  # logits: what the mask keeps is drawn in 95 % of the cases, what it skips in 12 %
+# From the logit of the threshold: what the mask keeps is drawn in 95 % of the cases, what it skips in 12 %, where that is 0.
+INSIDE, OUTSIDE = 3.0, -2.0
 
 
 def burn_in(model):
     """A new model without the layers that `config.layer_mask` switches off entirely; it gives the same logits.
 
-    Its cost is relative to the smaller dense model. Where neither gates nor half-used layers are left, the result is a
-    plain `ViTForImageClassification`.
+    Its cost is relative to the smaller dense model. Where neither gates nor half-used layers are left, nor sizes of images of its
+    own, the result is a plain `ViTForImageClassification`.
 
     A mean that a left-out layer adds instead (its bypass) goes into the bias of what is added before it, where that is
     added to every token of every image.
@@ -45,7 +47,7 @@ def burn_in(model):
     whole = all(map(all, mask))
     fields = {name: value for name, value in config.to_dict().items() if name not in NOT_OF_LAYERS}
     fields["num_hidden_layers"] = len(kept)
-    if whole and not gates:
+    if whole and not (gates or config.resolution or config.cascade):
         small = ViTForImageClassification(ViTConfig(**fields))
     else:
         dynamic = {"gates": gates or None, "layer_mask": None if whole else mask, "budget": config.budget}
@@ -147,4 +149,4 @@ def start_from_mask(model, mask):
                 'give it granularity "sublayer", or search with granularity block'
             )
         keeps = torch.tensor(pair[: gate.score.out_features], device=gate.score.bias.device)
-        gate.score.bias.copy_(torch.where(keeps, INSIDE, OUTSIDE))
+        gate.score.bias.copy_(torch.where(keeps, INSIDE, OUTSIDE) + cut(gate.threshold))

@@ -3,7 +3,7 @@
 import re
 
 from ..model.configuration_dynvit import pair
-from .resolution import choose_resolution, nearest_of, nearest_size, sizes_for
+from .resolution import choose_resolution, nearest_of, nearest_size, sizes_for, within
 
 
 # Of a cascade's budget: with a second look for one image in five the two make the whole.
@@ -11,7 +11,6 @@ FIRST_LOOK, SECOND_LOOK = 2 / 3, 5 / 3
 # Above this budget a cascade keeps the looks of this budget, and more images get the second one: dearer looks would have the
 # same size twice, and two looks that see the same know little more than one.
 MOST_SPLIT = 0.5
-TOO_DEAR = 0.02  # cost above that of a look, where gates do not reach it
 LEFT_IN_FIRST = 0.45  # what gates leave of the first look's size
 
 
@@ -72,6 +71,5 @@ def choose_looks(dense, build, config, budget, batches):
         _, trials = choose_resolution(
             dense, lambda size, cost=cost: build(size, cost), sizes_for(config, cost), batches
         )
-        met = [trial for trial in trials if trial.cost <= cost + TOO_DEAR] or trials
-        look["resolution"] = nearest_of(met).resolution or pair(config.image_size)[0]
+        look["resolution"] = nearest_of(within(trials, cost)).resolution or pair(config.image_size)[0]
     return looks

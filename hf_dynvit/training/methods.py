@@ -18,7 +18,7 @@ from .closed_form import fit_gates
 from .fixed import fix_merges
 from .importance import fit_importance
 from .looks import choose_looks, looks_for
-from .resolution import choose_resolution, nearest_size, sizes_for
+from .resolution import choose_resolution, nearest_of, nearest_size, sizes_for, within
 from .sharing import SHARES
 
 
@@ -227,7 +227,8 @@ def prepare(name, vit, budget, batches):
         return build(None, looks=choose)
     if method.resizes == "never":
         return build(None)
-    return choose_resolution(dense, build, sizes_for(vit.config, budget), batches)[0].model
+    _, trials = choose_resolution(dense, build, sizes_for(vit.config, budget), batches)
+    return nearest_of(within(trials, budget)).model
 
 
 def _amount(name, vit, budget, batches):

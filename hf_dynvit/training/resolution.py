@@ -14,6 +14,7 @@ from ..model.cost import dense_macs
 from ..model.resolution import tokens_of
 
 
+TOO_DEAR = 0.02  # cost above a budget, as mean over other images may bring it
 LEFT_TO_GATES = (0.45, 0.85)  # relative costs, of a smaller image, that are worth a trial
 
 
@@ -66,6 +67,12 @@ def choose_resolution(dense, build, sizes, batches):
         wanted = [dense(batch).logits.float().log_softmax(-1) for batch in batches]
     trials = [trial(size, build(size), wanted, batches) for size in sizes]
     return nearest_of(trials), trials
+
+
+def within(trials, budget):
+    """Those that cost no more than a budget; where none does, which gates may not reach, the cheapest."""
+    met = [one for one in trials if one.cost <= budget + TOO_DEAR]
+    return met or [min(trials, key=lambda one: one.cost)]
 
 
 def nearest_of(trials):

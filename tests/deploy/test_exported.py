@@ -95,6 +95,11 @@ def test_a_folder_predicts_like_a_pipeline_and_without_torch(merging, tmp_path):
         for one, other in zip(predicted, expected, strict=True):
             assert [item["label"] for item in one] == [item["label"] for item in other]
             np.testing.assert_allclose([i["score"] for i in one], [i["score"] for i in other], atol=1e-5)
+    turned = Image.Exif()
+    turned[0x0112] = 6  # Orientation: the camera was held upright
+    photos[1].rotate(90, expand=True).save(tmp_path / "turned.png", exif=turned)
+    (upright,) = DynViTRuntime.from_pretrained(folder).predict([Image.open(tmp_path / "turned.png")], top_k=2)
+    np.testing.assert_allclose([i["score"] for i in upright], [i["score"] for i in expected[1]], atol=1e-5)
     photos[0].save(tmp_path / "photo.png")
     code = (
         "import sys; sys.modules.update(torch=None, transformers=None, hf_dynvit=None); from PIL import Image\n"

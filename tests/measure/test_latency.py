@@ -1,5 +1,6 @@
 """A latency table predicts what layers, gates and the rest take by what is computed; it is measured, saved and read."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -8,6 +9,7 @@ from models import GATE_SETS, gated, images, latency_table, run
 
 from hf_dynvit import LayerDecisions
 from hf_dynvit.measure import LatencyTable, clocked, measure_latencies
+from hf_dynvit.measure.latency import network_of
 from hf_dynvit.model.cost import layer_macs
 
 
@@ -140,6 +142,19 @@ def test_measuring_leaves_the_model_and_the_clock_has_the_last_word(tiny_vit):
     assert all(value > 0 for value in table.attention) and table.device and table.threads >= 1
     ms = clocked(model, [images(4), images(4)], medians=lambda calls, rounds: {index: 0.02 for index in calls})
     assert ms == pytest.approx(5.0)  # two forwards of 20 ms for eight images
+
+
+def test_a_table_of_a_wider_or_deeper_model_is_refused(tiny_vit):
+    vit = tiny_vit(2)
+    known = latency_table(gated(vit, None))
+    table = replace(known, sizes=network_of(gated(vit, None)))
+    for checked in (known, table):  # of an earlier day no sizes are known
+        checked.check(gated(vit, None))
+    for other in (tiny_vit(3), tiny_vit(2, hidden_size=64), tiny_vit(2, intermediate_size=48)):
+        with pytest.raises(
+            ValueError, match=r"the latency table is of another model: layers, channels, .* were \[2, 32,"
+        ):
+            table.check(gated(other, None))
 
 
 def test_a_table_is_saved_and_read_and_nothing_else_is(tmp_path):

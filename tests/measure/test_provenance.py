@@ -7,6 +7,7 @@ import subprocess
 import pytest
 import torch
 
+from hf_dynvit.measure import provenance
 from hf_dynvit.measure.provenance import command_line, commit, device_name, instructions, measured_on, versions
 
 
@@ -52,6 +53,17 @@ def test_commit_says_when_the_code_differs_from_it(repository):
     assert commit(repository) == clean
     (repository / "code.py").write_text("x = 2\n")
     assert commit(repository) == f"{clean}+changes"
+
+
+def test_a_measurement_names_the_code_that_it_began_with(repository, monkeypatch):
+    monkeypatch.setattr(provenance, "SOURCE_TREE", repository)
+    provenance.commit_of_code.cache_clear()
+    try:
+        began = measured_on("cpu", "float32")["commit"]
+        (repository / "code.py").write_text("x = 2\n")
+        assert measured_on("cpu", "float32")["commit"] == began == commit(repository).removesuffix("+changes")
+    finally:
+        provenance.commit_of_code.cache_clear()
 
 
 def test_code_that_is_not_committed_yet_is_a_change(repository):

@@ -75,6 +75,14 @@ def test_a_training_that_began_with_latencies_of_whole_layers_goes_on_with_them(
     torch.testing.assert_close(trainer.objective._spent(out), open_layers * torch.tensor([[0.5], [0.25], [0.25]]))
 
 
+@pytest.mark.parametrize("weights", ["uniform", "depth"])
+def test_a_training_goes_on_with_the_cost_weights_that_it_is_given(tiny_vit, tmp_path, monkeypatch, weights):
+    trainer, measured = timed_trainer(tiny_vit, tmp_path, monkeypatch)
+    trainer.objective.options.cost_weights = weights
+    trainer.objective.load_state_dict({"running": None, "layer_weights": [0.5, 0.25, 0.25]})
+    assert not measured and (trainer.objective.layer_weights is None) == (weights == "uniform")
+
+
 def test_the_device_is_measured_and_nothing_else_changes(tiny_vit, tmp_path):
     options = {"objective": "reinforce", "cost_weights": "latency", "calibration_images": 0, "gates": BLOCKS}
     trainer = build_trainer(lambda **fields: tiny_vit(3, **fields), tmp_path, **options)

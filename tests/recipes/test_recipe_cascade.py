@@ -38,7 +38,8 @@ def test_a_training_takes_looks_in_turn_and_leaves_a_cascade(place):
     gates = ["--gates", PATCH, *LOOKS, "--budget", "0.7", "--freeze_gates_at", "0", "--max_steps", "4"]
     recipe, folder = place.folder / "budgets.yaml", place.folder / "cascade"
     recipe.write_text(place.recipe.read_text() + "\ntuning_budgets: [0.5, 0.6]\n")  # which the looks set aside
-    results = train.main([str(recipe), "--output_dir", str(folder), *gates, "--teacher", "none"])
+    held_out = ["--validation_fraction", "0.2"]
+    results = train.main([str(recipe), "--output_dir", str(folder), *gates, *held_out, "--teacher", "none"])
     assert [look["resolution"] for look in results["cascade"]] == [24, 32]
     model = DynViTForImageClassification.from_pretrained(folder)
     assert model.config.budget_confidences is not None and model.config.budget == 0.7
@@ -47,9 +48,26 @@ def test_a_training_takes_looks_in_turn_and_leaves_a_cascade(place):
     assert json.loads((folder / "config.json").read_text())["cascade"] == model.config.cascade
 
 
+def test_a_cascade_is_not_trained_without_images_that_are_held_out(place):
+    words = [
+        "--output_dir",
+        str(place.folder / "seen"),
+        "--cascade",
+        "auto",
+        "--budget",
+        "0.5",
+        "--validation_fraction",
+        "0",
+    ]
+    with pytest.raises(
+        ValueError, match="hold out a part of train to calibrate it on, with validation_fraction above 0"
+    ):
+        train.main([str(place.recipe), *words])
+
+
 def test_a_trained_cascade_of_sizes_is_saved_as_one(place):
     looks = ["--gates", "none", "--cascade", "24@0.5", "32@1.0", "--budget", "0.7", "--max_steps", "2"]
-    results = place.train("sizes", *looks, "--teacher", "none")
+    results = place.train("sizes", *looks, "--teacher", "none", "--validation_fraction", "0.2")
     model = DynViTForImageClassification.from_pretrained(place.folder / "sizes")
     assert results["cascade"] == model.config.cascade and model.config.budget_confidences is not None
     assert results["cascade"][0]["budget"] > 0.5  # what it really costs

@@ -106,6 +106,32 @@ def test_evaluate_refuses_before_it_works(place, trained, tmp_path):
         report.main([str(tmp_path / "other.json")])
 
 
+def test_what_is_evaluated_is_held_out_by_the_seed_and_no_more_than_asked_for(place, monkeypatch, tmp_path):
+    found = []
+
+    def refuse(entrant, args):
+        found.append([entrant.images[index]["pixel_values"].sum().item() for index in range(len(entrant.images))])
+        raise RuntimeError("opened")
+
+    monkeypatch.setattr(evaluate, "accuracy", refuse)
+    words = [
+        "--model",
+        place.vit,
+        "--data_files",
+        *place.files,
+        "--json",
+        str(tmp_path / "a.json"),
+        "--batch_sizes",
+        "0",
+    ]
+    held = ["--validation_split", "train", "--validation_fraction", "0.25"]
+    for given in ([*held, "--seed", "0"], [*held, "--seed", "1"], ["--max_eval_samples", "3"], ["--max_samples", "4"]):
+        with pytest.raises(RuntimeError, match="opened"):
+            evaluate.main([*words, *given])
+    assert len(found[0]) == len(found[1]) and set(found[0]) != set(found[1])
+    assert [len(images) for images in found[2:]] == [3, 4]
+
+
 def test_the_published_table_shows_no_folders_of_this_machine():
     line = (
         "python recipes/train.py a.yaml --model_name_or_path=/home/me/data/vit --data_files train=../../x/d/t.parquet"

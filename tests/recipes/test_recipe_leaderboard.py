@@ -5,13 +5,14 @@ import json
 import pytest
 import torch
 from models import images
-from recipe_place import merge, report, run_board
+from recipe_place import leaderboard, merge, report, run_board
 
 from hf_dynvit import DynViTForImageClassification
 from hf_dynvit.report import leaderboard_cells, read
 from hf_dynvit.training.calibration import mean_cost
 from hf_dynvit.training.looks import looks_for
 from hf_dynvit.training.methods import check_methods, prepare
+from hf_dynvit.training.resolution import Trial, within
 
 
 def test_methods_meet_budgets_untrained_and_tuned_and_go_on_where_they_were(place, capsys):
@@ -50,6 +51,9 @@ def test_the_dense_model_can_be_tuned_beside_them(place):
 def test_a_cascade_is_tuned_look_by_look(place, monkeypatch, method):
     monkeypatch.setattr("hf_dynvit.training.looks.MOST_SPLIT", 0.6)  # less is out of reach of this small model
     words = ["--methods", method, "--budgets", "0.7", "--tune", "true", "--seeds", "1"]
+    with pytest.raises(ValueError, match="hold out a part of train to calibrate it on"):
+        run_board(place, method, *words)
+    words += ["--validation_fraction", "0.2"]
     trained, build = [], leaderboard_cells.DynViTTrainer
     monkeypatch.setattr(
         leaderboard_cells, "DynViTTrainer", lambda **given: trained.append(given["args"]) or build(**given)
@@ -155,3 +159,21 @@ def test_what_cannot_be_compared_is_refused():
 def test_a_budget_out_of_reach_is_named(tiny_vit):
     with pytest.raises(ValueError, match="a budget of 0.01 is out of reach of evit: its costs are"):
         prepare("evit", tiny_vit(12), 0.01, [images(2)])
+
+
+def test_fixed_merges_are_as_many_in_every_image_untrained_and_tuned(place):
+    words = ["--methods", "merge-fixed", "--budgets", "0.7", "--tune", "true"]
+    for cell in run_board(place, "fixed", *words)["cells"]:
+        assert cell["cost"] == pytest.approx(0.7, abs=0.1) and cell["cost_std"] == pytest.approx(0, abs=1e-6)
+        assert all(type(entry["merged"]) is int and len(entry["layers"]) == 1 for entry in cell["gates"])
+    model = DynViTForImageClassification.from_pretrained(place.folder / "fixed" / "merge-fixed_0.7_0")
+    assert any(gate.score.weight.abs().max() > 0 for gate in model.learned_gates())
+    assert leaderboard.program(model) is not None
+
+
+def test_a_size_at_which_gates_do_not_reach_the_budget_is_not_taken():
+    cheap, near, dear = (
+        Trial(size, None, cost, distance)
+        for size, cost, distance in ((16, 0.3, 0.5), (24, 0.42, 0.2), (None, 0.5, 0.1))
+    )
+    assert within([dear, near, cheap], 0.4) == [near, cheap] and within([dear, near], 0.3) == [near]

@@ -8,7 +8,7 @@ import torch
 from image_files import write_parquet
 from recipe_place import evaluate, find
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForImageClassification, ViTForImageClassification
+from transformers import AutoImageProcessor, AutoModelForImageClassification, ViTForImageClassification
 
 from hf_dynvit import DynViTForImageClassification, fit_bypass
 from hf_dynvit.training.calibration import cost_range
@@ -223,6 +223,15 @@ def test_a_static_mask_of_a_cost_is_picked_from_a_gated_model_and_evaluated(plac
         guesses = [model(row["pixel_values"][None], gating="open").logits.argmax().item() for row in rows]
     right = [guess == row["labels"] for guess, row in zip(guesses, rows, strict=True)]
     assert measured["accuracy"] == pytest.approx(sum(right) / len(right))
+
+
+def test_a_model_with_a_mask_of_its_own_is_not_searched(place, tmp_path):
+    model = DynViTForImageClassification.from_vit(place.vit)
+    model.config.layer_mask = [[True, True], *[[False, False] for _ in model.gates[1:]]]
+    model.save_pretrained(tmp_path / "picked")
+    AutoImageProcessor.from_pretrained(place.vit).save_pretrained(tmp_path / "picked")
+    with pytest.raises(ValueError, match="has a layer_mask already, which a search would not keep to"):
+        find(place, tmp_path / "out", str(tmp_path / "picked"))
 
 
 def test_a_cost_that_no_mask_has_is_refused_before_the_search(place, skipping, tmp_path):

@@ -187,6 +187,17 @@ def test_a_pruned_plain_vit_equals_the_masked_model(tiny_vit, tmp_path, bits):
             assert_close(loaded(pixel_values).logits, run(model, layout, pixel_values).logits, rtol=0, atol=1e-5)
 
 
+def test_a_pruned_model_goes_on_resizing_images(tiny_vit, tmp_path):
+    model = DynViTForImageClassification.from_vit(tiny_vit(3), resolution=16).eval()
+    model.config.layer_mask = [[True, True], [False, False], [True, True]]
+    burn_in(model).save_pretrained(tmp_path)
+    small = DynViTForImageClassification.from_pretrained(tmp_path).eval()
+    pixel_values = images(3)
+    assert small.config.resolution == 16 and small.config.layer_mask is None and len(small.gates) == 2
+    found, wanted = run(small, "packed", pixel_values), run(model, "packed", pixel_values)
+    assert_close(found.logits, wanted.logits, rtol=0, atol=1e-5)
+
+
 def test_a_pruned_dynamic_model_keeps_its_gates_and_decisions(tiny_vit, tmp_path):
     model = gated(tiny_vit(4), [{"gate": "block", "layers": [1, 2, 3]}, {"gate": "head"}], budget=0.6)
     model.config.layer_mask = [[True, True], [False, False], [True, False], [True, True]]

@@ -28,6 +28,14 @@ def test_fresh_policies_give_what_the_masked_model_gives(tiny_vit, gates, mask):
     assert [d.sublayers[0].tolist() for d in out.decisions[1:]] == mask[1:]
 
 
+@pytest.mark.parametrize("threshold", [0.1, 0.96])
+def test_gates_of_any_threshold_decide_as_the_mask_does(tiny_vit, threshold):
+    model = DynViTForImageClassification.from_vit(tiny_vit(4), [{**BY_SUBLAYER[0], "threshold": threshold}])
+    start_from_mask(model, MASK)
+    decided = run(model, "packed", images(2)).decisions[1:]
+    assert [decision.sublayers[0].tolist() for decision in decided] == MASK[1:]
+
+
 def test_they_still_explore(tiny_vit):
     torch.manual_seed(0)
     model = DynViTForImageClassification.from_vit(tiny_vit(4), BY_SUBLAYER)
