@@ -9,7 +9,7 @@ The backbone is not trained and no label is read, a column `image` is enough; a 
 accurate. With `--gates merge` a plain ViT becomes a model that merges a little in every layer; on the same images its gates
 learn which tokens the prediction depends on, and gates of heads and sub-layers what skipping each costs it, unless
 `--importance false`. With `--bypass_images N` what skipped blocks and sub-layers add instead is fitted first, of gates with
-a bypass.
+a bypass. `--fixed true` leaves a model that merges as many tokens in every image, those of the least logit.
 """
 
 import sys
@@ -26,8 +26,9 @@ from hf_dynvit.measure.trained_models import open_models
 from hf_dynvit.model.budgets import check_budget
 from hf_dynvit.settings import parse_settings
 from hf_dynvit.training.bypass import check_bypass, fit_bypass
-from hf_dynvit.training.calibration import check_budgets
+from hf_dynvit.training.calibration import check_budgets, mean_cost
 from hf_dynvit.training.dial import at_best_size, best_looks, fits_units, meet, with_gates
+from hf_dynvit.training.fixed import check_fixable, fix_merges
 from hf_dynvit.training.harm import check_precision
 from hf_dynvit.training.looks import read_looks
 from hf_dynvit.training.timed_calibration import TimedCalibration
@@ -77,6 +78,13 @@ class CalibrateArguments:
     milliseconds: float | None = field(
         default=None, metadata={"help": "mean time of an image on this device in place of a budget, by its latencies"}
     )
+    fixed: bool = field(
+        default=False,
+        metadata={
+            "help": "merge in every image as many tokens as images merge on average at this budget: costs are then all alike, and "
+            "the whole model compiles"
+        },
+    )
     output: str | None = field(default=None, metadata={"help": "new folder for the result"})
     kernels: bool = field(
         default=False, metadata={"help": "with compiled kernels (model.prepack), for --milliseconds"}
@@ -112,6 +120,8 @@ class CalibrateArguments:
         read_looks(self.cascade)
         if self.cascade and (self.budget is None or self.resolution is not None or self.bypass_images):
             raise ValueError("a cascade is for one --budget, has sizes of its own and no bypass_images to fit")
+        if self.fixed and (self.budget is None or self.cascade):
+            raise ValueError("fixed merges are for one --budget, without a cascade")
         if self.resolution is not None and self.gates is None:
             raise ValueError(f"resolution {self.resolution} is for new gates on a plain ViT: give --gates too")
         if self.resolution not in (None, "auto"):
@@ -142,6 +152,8 @@ def main(argv=None):
         check_budgets(model, args.wanted())
     if args.bypass_images:
         check_bypass(model)
+    if args.fixed:
+        check_fixable(model)
     if fits_units(model, args):
         check_precision(model)
     order = torch.randperm(len(entrant.images), generator=torch.Generator().manual_seed(args.seed))
@@ -160,6 +172,10 @@ def main(argv=None):
             model.set_cascade(best_looks(entrant.model, batches, args))
         found = meet(model, batches, args)
     shift, cost = found[:2]
+    if args.fixed:
+        fix_merges(model, torch.cat(batches).float())
+        cost = mean_cost(model, batches[:1])
+        model.config.budget = min(1.0, cost)
     model.float().save_pretrained(args.output)
     if isinstance(found, TimedCalibration):
         found.latencies.save(Path(args.output) / "latency.json")
@@ -168,6 +184,7 @@ def main(argv=None):
         shown = ", ".join(f"{budget} ({added:+.3f})" for budget, added in model.config.budget_shifts)
         print(f"one model for the budgets {shown}; it decides at {model.config.budget} until model.set_budget")
     shown = f"images are done from a probability of {shift:.3f}" if model.config.cascade else None
+    shown = "as many merges in every image" if args.fixed else shown
     shown = "no gates, by the clock" if not model.config.gates and args.milliseconds else shown
     how = shown or ("each kind of gates shifted by itself" if shift is None else f"all gates shifted by {shift:+.3f}")
     print(f"{how}: mean cost {cost:.3f} on {len(loader.dataset)} training images")

@@ -175,6 +175,22 @@ def test_a_plain_vit_gets_gates_that_meet_a_budget_without_training(place, tmp_p
         dial.main([*words, "--output", str(tmp_path / "again")])
 
 
+def test_merges_are_fixed_at_a_budget(place, tmp_path, capsys):
+    given = ["--model", place.vit, "--data_files", *place.files, "--fixed", "true"]
+    words = [*given, "--gates", "[{gate: merge, distance: 4}]"]
+    _, cost = dial.main([*words, "--budget", "0.8", "--output", str(tmp_path / "fixed")])
+    model = DynViTForImageClassification.from_pretrained(tmp_path / "fixed").eval()
+    assert f"as many merges in every image: mean cost {cost:.3f}" in capsys.readouterr().out
+    found = model(torch.randn(4, 3, 32, 32)).cost
+    assert found.tolist() == pytest.approx([cost] * 4) and cost == pytest.approx(0.8, abs=0.1)
+    assert model.config.budget == cost and all(gate.score.weight.abs().max() > 0 for gate in model.learned_gates())
+    for wrong in (["--budget", "0.8", "--cascade", "24@0.4", "32@0.8"], ["--budgets", "0.7", "0.8"]):
+        with pytest.raises(ValueError, match="fixed merges are for one --budget, without a cascade"):
+            dial.main([*words, *wrong, "--output", str(tmp_path / "b")])
+    with pytest.raises(ValueError, match="where merge gates alone drop tokens, here it is nothing"):
+        dial.main([*given, "--gates", "layerskip", "--budget", "0.8", "--output", str(tmp_path / "c")])
+
+
 def test_the_unlearned_twin_and_gates_that_learn_nothing_keep_what_they_are(place, tmp_path):
     words = ["--model", place.vit, "--data_files", *place.files, "--budget", "0.9"]
     dial.main([*words, "--gates", "merge", "--importance", "false", "--output", str(tmp_path / "twin")])
