@@ -4,8 +4,10 @@ import importlib.util
 from dataclasses import replace
 
 import pytest
+import torch
 from recipe_place import deploy, report
 
+from hf_dynvit.deploy import timing
 from hf_dynvit.measure.timing import Timing
 from hf_dynvit.report import read
 
@@ -16,8 +18,14 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def test_a_plain_vit_is_exported_and_compared(place):
-    output = place.folder / "exported"
+def test_a_plain_vit_is_exported_and_compared(place, monkeypatch):
+    output, planned, load = place.folder / "exported", set(), timing.DynViTRuntime.from_pretrained
+
+    def loaded(folder, threads=None, streams=1, images=None):
+        planned.add((streams, images))
+        return load(folder, threads, streams, images=images)
+
+    monkeypatch.setattr(timing.DynViTRuntime, "from_pretrained", loaded)
     words = ["--model", place.vit, "--format", "onnx", "--batch", "dynamic", "--output", str(output)]
     found = deploy.main(
         [*words, "--data_files", *place.files, "--check_images", "5", "--seconds", "0.1", "--batch_sizes", "1", "2"]
@@ -27,15 +35,17 @@ def test_a_plain_vit_is_exported_and_compared(place):
     assert f"The same decisions for 100.0%; their largest difference of logits is {found.largest:.2g}." in said
     assert "mean cost 1.000. Top-1 " in said and "In batches of 2 an image takes" in said
     made = read(output / "deployment.json")
-    assert [timing.batch_size for timing in made.timings] == [1, 2]
-    for timing, batches in zip(made.timings, (5, 2), strict=True):  # of five images two batches are full
-        assert timing.rounds >= 3 * batches and timing.rounds % batches == 0
-    assert all(min(timing.exported, timing.dense, timing.packed) > 0 for timing in made.timings)
+    assert [took.batch_size for took in made.timings] == [1, 2]
+    for took, batches in zip(made.timings, (5, 2), strict=True):  # of five images two batches are full
+        assert took.rounds >= 3 * batches and took.rounds % batches == 0
+    assert all(min(took.exported, took.dense, took.packed) > 0 for took in made.timings)
+    threads = torch.get_num_threads()
+    assert planned == {(1, None), (1, 1), (1, 2)} | ({(2, 1)} if threads > 1 else set())  # streams, and images of each
     assert made.images == 5 and made.looks == 1.0 and 0 <= made.accuracy == made.accuracy_packed <= 1
     one = [*words[:4], "--batch", "one", "--output", str(place.folder / "one_by_one"), "--data_files", *place.files]
     deploy.main([*one, "--check_images", "2", "--seconds", "0.1", "--batch_sizes", "2"])
-    (timing,) = read(place.folder / "one_by_one" / "deployment.json").timings
-    assert timing.images == timing.batch_size == 2 and timing.cost == 1.0 and min(timing.dense, timing.exported) > 0
+    (took,) = read(place.folder / "one_by_one" / "deployment.json").timings
+    assert took.images == took.batch_size == 2 and took.cost == 1.0 and min(took.dense, took.exported) > 0
     assert "### Deployed" in report.main([str(output / "deployment.json")])
     slow, fast = (replace(made, timings=[Timing(1, 5, 1.0, 2.0, dense, 1.0, 9)]) for dense in (3.0, 5.0))
     others = [
