@@ -2,7 +2,7 @@
 
 from ..measure.dense import AHEAD
 from ..measure.dense import FROZEN as OLD
-from .leaderboard import joined, name_of, top1
+from .leaderboard import dense_tuned, joined, name_of, top1, tuned_cells
 from .leaderboard_results import DENSE
 from .markdown import ABSENT
 from .names import cost_spread, model_name, place, short
@@ -65,18 +65,13 @@ def strongest(boards):
     found = {}
     for board in joined(boards):
         found.setdefault((board.dataset, board.model), []).append(board)
-    best = [max(several, key=_dense_tuned) for several in found.values()]
-    best.sort(key=lambda one: -sum(cell.tuned for cell in one.cells))
+    best = [max(several, key=dense_tuned) for several in found.values()]
+    best.sort(key=tuned_cells, reverse=True)
     names = [name_of(board) for board in best]
     return [
         (f"{name}, {short(board.model)}" if names.count(name) > 1 else name, board)
         for name, board in zip(names, best, strict=True)
     ]
-
-
-def _dense_tuned(board):
-    runs = [cell for cell in board.cells if cell.tuned and cell.method == DENSE]
-    return mean(runs, "accuracy") if runs else 0.0
 
 
 def _heading(name, budget):

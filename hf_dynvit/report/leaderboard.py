@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ..measure.files import write_text
 from .leaderboard_plot import plot, smaller_time
+from .leaderboard_results import DENSE
 from .markdown import ABSENT, Commands, table
 from .names import looks_text, processor, reported_on, short
 from .rivals import counted, mean, percent
@@ -31,11 +32,11 @@ def joined(boards):
     """Boards of the same checkpoint and images as one, their cells in the order they come; what several hold counts once, as the
     first has it, with the times of the first that has any if that is the same otherwise.
 
-    Boards that were tuned by other recipes (tuning.py) stay apart; one without tuned cells goes with that of most tuned ones.
-    Where devices differ, all are named.
+    Boards that were tuned by other recipes (tuning.py) stay apart, that whose dense model is the best first, then those of most
+    tuned cells; one without tuned cells goes with the first. Where devices differ, all are named.
     """
     found, first = {}, {}
-    for board in sorted(boards, key=lambda board: -sum(cell.tuned for cell in board.cells)):
+    for board in sorted(boards, key=lambda board: (dense_tuned(board), tuned_cells(board)), reverse=True):
         same = tuple(str(getattr(board, name)) for name in SAME)
         taught = tuple(recipe(board).items())
         first.setdefault(same, taught)
@@ -54,6 +55,16 @@ def joined(boards):
             both = f"{processor(before)} and {processor(board)}"
             found[key] = replace(found[key], device=both, instructions=None)
     return list(found.values())
+
+
+def dense_tuned(board):
+    """Top-1 of the dense model once it is tuned, 0 where it was not."""
+    runs = [cell for cell in board.cells if cell.tuned and cell.method == DENSE]
+    return mean(runs, "accuracy") if runs else 0.0
+
+
+def tuned_cells(board):
+    return sum(cell.tuned for cell in board.cells)
 
 
 def _which(cell):
