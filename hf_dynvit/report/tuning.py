@@ -22,8 +22,8 @@ def recipe(board):
     found = {name: board.settings.get(part, {}).get(name) for part, names in DECIDES.items() for name in names}
     if (found["max_steps"] or 0) > 0:
         found["num_train_epochs"] = None
-    if found["teacher"] == "none":
-        found["distillation_weight"] = None
+    if found["teacher"] in (None, "none"):
+        del found["distillation_weight"]
     return found
 
 
@@ -40,8 +40,9 @@ def length(board):
 def differs(board, others):
     """In words what its recipe has otherwise than those of other boards, beside the length; [] of the same recipe."""
     taught, rest = recipe(board), [one for one in map(recipe, others) if one]
-    names = [name for name in taught if any(one[name] != taught[name] for one in rest)]
-    return [_said(name, taught[name]) for name in names if name not in ("max_steps", "num_train_epochs")]
+    names = [name for name in taught if any(one.get(name, taught[name]) != taught[name] for one in rest)]
+    said = [name for name in names if taught[name] is not None and name not in ("max_steps", "num_train_epochs")]
+    return [_said(name, taught[name]) for name in said]
 
 
 def _said(name, value):
