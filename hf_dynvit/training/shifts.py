@@ -7,7 +7,8 @@ from ..model.gate import Exploration
 
 
 WIDEST = 16.0  # no shift of thresholds goes further: gates that are still open or closed there decide alike for all
-STEPS = 12  # of bisection
+STEPS = 12  # that are tried
+FIRST_STEP = 1.0  # from where the gates stand; most calibrations move thresholds by less, after a training that followed the budget
 
 
 class Shifts:
@@ -35,9 +36,13 @@ class Shifts:
         return torch.cat(found).mean().item()
 
     def nearest(self, target, tolerance):
-        """(shift, mean) nearest to a target, within `tolerance` if the gates can: by bisection, from 0 at first."""
-        for step in tqdm(range(STEPS), desc="calibrating", leave=False):
-            shift = self._next(target, bisect=step % 2 == 0) if self.tried else 0.0
+        """(shift, mean) nearest to a target, within `tolerance` if the gates can: by steps from 0 that double until the target
+        lies between two, then by bisection."""
+        reach = FIRST_STEP
+        for turn in tqdm(range(STEPS), desc="calibrating", leave=False):
+            shift = self._next(target, turn % 2 == 0, reach) if self.tried else 0.0
+            if not (self.tried and min(self.tried) < shift < max(self.tried)):
+                reach *= 2
             if shift not in self.tried:
                 self.tried[shift] = self.mean(shift)
             best = min(self.tried, key=lambda one: abs(self.tried[one] - target))
@@ -45,12 +50,17 @@ class Shifts:
                 break
         return best, self.tried[best]
 
-    def _next(self, target, bisect):
-        """A shift between those whose means lie around the target: halfway, or in between where a line would meet it."""
-        high = min((shift for shift, mean in self.tried.items() if mean > target), default=WIDEST)
-        below = (shift for shift, mean in self.tried.items() if mean <= target and shift < high)
-        low = max(below, default=-WIDEST)
+    def _next(self, target, bisect, reach):
+        """A shift between those whose means lie around the target: halfway, or in between where a line would meet it; `reach` further
+        out where all lie on one side."""
+        high = min((shift for shift, mean in self.tried.items() if mean > target), default=None)
+        below = (shift for shift, mean in self.tried.items() if mean <= target and (high is None or shift < high))
+        low = max(below, default=None)
+        if low is None:
+            return max(-WIDEST, min(self.tried) - reach)
+        if high is None:
+            return min(WIDEST, max(self.tried) + reach)
         share = 0.5
-        if not bisect and low in self.tried and high in self.tried:
+        if not bisect:
             share = (target - self.tried[low]) / (self.tried[high] - self.tried[low])
         return low + (high - low) * min(0.9, max(0.1, share))
