@@ -35,7 +35,7 @@ class CompiledDynViT:
     Args:
         model: on CPU, as `check_compilable` lets pass; it is copied and stays as it is.
         calibration: pixel_values (images, channels, height, width), as images come, over which merges are averaged. None is
-            needed without merge gates.
+            needed where their number is fixed already, or there are none.
         dtype: of the products; None: the model's. Costs, and how many pairs merge, come from float32.
 
     Raises:
