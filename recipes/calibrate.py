@@ -153,9 +153,13 @@ def main(argv=None):
     if args.bypass_images:
         check_bypass(model)
     if args.fixed:
-        check_fixable(model)
+        check_fixed(model)
     if fits_units(model, args):
         check_precision(model)
+    if entrant.model.config.cascade is not None and not data_args.validation_fraction:
+        print(
+            "note: a cascade is surer of images that it was trained on; if these are, hold some out: --validation_fraction"
+        )
     order = torch.randperm(len(entrant.images), generator=torch.Generator().manual_seed(args.seed))
     loader, of_bypass = (
         DataLoader(Subset(entrant.images, order[:count].tolist()), args.batch_size if args.wanted() else AT_ONCE)
@@ -174,7 +178,7 @@ def main(argv=None):
     shift, cost = found[:2]
     if args.fixed:
         fix_merges(model, torch.cat(batches).float())
-        cost = mean_cost(model, batches[:1])
+        cost = mean_cost(model, batches)
         model.config.budget = min(1.0, cost)
     model.float().save_pretrained(args.output)
     if isinstance(found, TimedCalibration):
@@ -189,6 +193,16 @@ def main(argv=None):
     how = shown or ("each kind of gates shifted by itself" if shift is None else f"all gates shifted by {shift:+.3f}")
     print(f"{how}: mean cost {cost:.3f} on {len(loader.dataset)} training images")
     return shift, cost
+
+
+def check_fixed(model):
+    """ValueError for a model whose cost would differ between images even if its merges were fixed."""
+    check_fixable(model)
+    others = sorted({entry["gate"] for entry in model.config.gates} - {"merge"})
+    if others or model.config.cascade is not None:
+        raise ValueError(
+            f"with fixed merges every image costs the same: no other gates and no cascade, got {others}, {model.config.cascade}"
+        )
 
 
 if __name__ == "__main__":

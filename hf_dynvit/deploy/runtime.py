@@ -56,7 +56,8 @@ class DynViTRuntime:
                 of them raise the throughput.
             bfloat16: products in 16 bits, where OpenVINO has them on this CPU. Look at the agreement first: what is near a
                 threshold is decided otherwise.
-            images: of each stream's part of a batch, which is then of no other size: the runtime can plan for it. None: any.
+            images: of each stream's part of a batch, which is then of no other size: the runtime can plan for it, of a cascade
+                its first look. None: any.
 
         Raises:
             ValueError: no exported model, numbers below 1, or 16 bits of another runtime. ImportError: its runtime is not
@@ -74,8 +75,9 @@ class DynViTRuntime:
         if bfloat16 and format != "openvino":
             raise ValueError(f"only OpenVINO has products in 16 bits on a CPU, and {folder} is for {format}")
         start = {"openvino": partial(_openvino, bfloat16=bfloat16), "onnx": _onnx}[format]
-        start = partial(start, images=None if config["deploy"]["batch"] == "one" else images)
-        runs = [start(folder / name, threads, streams) for name in files_of(format, looks)]
+        planned = [None if config["deploy"]["batch"] == "one" else images] + [None] * (looks - 1)
+        files = zip(files_of(format, looks), planned, strict=True)
+        runs = [start(folder / name, threads, streams, images=count) for name, count in files]
         return cls(config, preprocessor, runs, streams)
 
     def __call__(self, pixel_values, budget=None):

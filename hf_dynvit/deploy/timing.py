@@ -58,7 +58,7 @@ def _timing(model, folder, rivals, pixel_values, size, seconds):
     places = {"exported": (folder, streams)} | {f"dense {n}": way for n, way in enumerate(sorted(ways))}
     arrays = dict.fromkeys(places, as_they_come) | {"exported": [batch.numpy() for batch in tensors]}
     runs = {
-        name: DynViTRuntime.from_pretrained(place, threads, count, images=_planned(model, name, size, count))
+        name: DynViTRuntime.from_pretrained(place, threads, count, images=None if size % count else size // count)
         for name, (place, count) in places.items()
     }
     calls = {name: lambda index, run=run, name=name: run(arrays[name][index % period]) for name, run in runs.items()}
@@ -71,12 +71,3 @@ def _timing(model, folder, rivals, pixel_values, size, seconds):
     dense = min(ms[name] for name in ms if name.startswith("dense"))
     cost = statistics.mean(float(runs["exported"](images).cost.mean()) for images in arrays["exported"])
     return Timing(size, period * size, cost, ms["exported"], dense, ms["packed"], rounds)
-
-
-def _planned(model, name, size, count):
-    """Images of each of `count` parts of a batch, where all are alike, for the runtime to plan; None: of any number.
-
-    Later looks of a cascade get as many as are unsure.
-    """
-    varies = size % count or (name == "exported" and model.config.cascade is not None)
-    return None if varies else size // count

@@ -108,7 +108,7 @@ def is_compilable(model):
 
 
 def _has_threshold(gate):
-    return getattr(gate, "amount", "threshold") == "threshold"
+    return getattr(gate, "amount", "threshold") == "threshold" and getattr(gate, "merged", None) is None
 
 
 class Graphs:

@@ -93,9 +93,10 @@ def check_decides(model):
         raise ValueError(
             "cost per image is held against the same cost for each within one look: a cascade has several"
         )
-    if not model.learned_gates() or any(isinstance(module, RandomGate) for module in model.modules()):
+    learned = [gate for gate in model.learned_gates() if getattr(gate, "merged", None) is None]
+    if not learned or any(isinstance(module, RandomGate) for module in model.modules()):
         raise ValueError(
-            f"cost per image is measured of models with learned gates and no random ones, the gates here are {found}"
+            f"cost per image is measured of models with learned gates, with thresholds, and no random ones, the gates here are {found}"
         )
 
 

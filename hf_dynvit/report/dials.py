@@ -4,7 +4,7 @@ from .leaderboard import joined
 from .names import model_name, reported_on, short
 from .rivals import counted, mean, percent
 from .tables import MEASURED, of
-from .tuning import recipe
+from .tuning import DECIDES, recipe
 
 
 DIALS = {  # of an evaluation, and the cells of a leaderboard beside it
@@ -20,7 +20,6 @@ DIALS = {  # of an evaluation, and the cells of a leaderboard beside it
     "difference": lambda results, cells: f"{100 * (results.accuracy - mean(cells, 'accuracy')):+.2f}",
     **of(MEASURED),
 }
-ALIKE = (("training", "max_steps"), ("training", "learning_rate"), ("model", "teacher"))  # of the two recipes
 MEANING = (
     "One checkpoint, whose training took its budgets in turn, at each of them, and the models of the leaderboard that took all of "
     "their steps at that one: as many steps from the same start. ± is the deviation over seeds."
@@ -54,7 +53,8 @@ def _alike(one, training, board, cell):
     taught, own = recipe(board), training.settings
     same = (board.dataset, board.split_files, board.images) == (one.dataset, one.split_files, one.images)
     same = same and board.model == own["model"]["model_name_or_path"]
-    same = same and all(taught.get(name) in (None, own.get(part, {}).get(name)) for part, name in ALIKE)
+    known = {name: own.get(part, {}).get(name) for part, names in DECIDES.items() for name in names}
+    same = same and all(known[name] == value for name, value in taught.items() if value is not None)
     looks = (cell.resolution, cell.cascade) == (one.resolution, one.cascade)
     method = one.preset if one.preset != "merge" or any(one.learned.values()) else "merge-unlearned"
     return same and looks and cell.tuned and (cell.method, cell.budget) == (method, one.budget)

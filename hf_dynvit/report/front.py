@@ -2,7 +2,7 @@
 
 from ..measure.dense import AHEAD
 from ..measure.dense import FROZEN as OLD
-from .leaderboard import dense_tuned, joined, name_of, top1, tuned_cells
+from .leaderboard import columns_of, joined, name_of, top1, tuned_cells
 from .leaderboard_results import DENSE
 from .markdown import ABSENT
 from .names import cost_spread, model_name, place, short
@@ -27,7 +27,6 @@ FROZEN = (
     " A *frozen compile*, the fastest dense model of older rows, is slower at batch 1 than one compiled ahead of time "
     "([which of them](recipes/README.md#results))."
 )
-FEWEST = 3  # methods tuned at a budget: a column of fewer compares nothing
 
 
 def tuned_rows(boards, order=()):
@@ -38,14 +37,10 @@ def tuned_rows(boards, order=()):
     """
     columns, dense, given = {}, {}, {}  # (data set, budget) -> method -> cells; data set -> accuracy
     for name, board in strongest(boards):
-        tuned = {method: cells for (method, kind), cells in board.by_cell().items() if kind}
-        budgets = sorted({budget for cells in tuned.values() for budget in cells}, reverse=True)
-        for budget in budgets:
-            column = {method: cells[budget] for method, cells in tuned.items() if budget in cells and method != DENSE}
-            if len(column) >= FEWEST:
-                columns[name, budget] = column
-                given[name] = f"{100 * board.dense.accuracy:.2f}"
-        dense[name] = next(iter(tuned.get(DENSE, {}).values()), None)
+        for budget, column in columns_of(board).items():
+            columns[name, budget] = column
+            given[name] = f"{100 * board.dense.accuracy:.2f}"
+        dense[name] = next(iter(board.by_cell().get((DENSE, True), {}).values()), None)
     if not columns:
         return []
     shown = {name: percent(runs) + counted(runs) if runs else ABSENT for name, runs in dense.items()}
@@ -60,12 +55,12 @@ def tuned_rows(boards, order=()):
 
 
 def strongest(boards):
-    """(name, board) of each data set, those with the most tuned cells first: of several recipes that whose dense model is the
-    most accurate once it is tuned, for against a weaker one any method looks better."""
+    """(name, board) of each data set and checkpoint, those with the most tuned cells first; of several recipes the first by
+    `rank`."""
     found = {}
     for board in joined(boards):
-        found.setdefault((board.dataset, board.model), []).append(board)
-    best = [max(several, key=dense_tuned) for several in found.values()]
+        found.setdefault((board.dataset, board.model), board)
+    best = list(found.values())
     best.sort(key=tuned_cells, reverse=True)
     names = [name_of(board) for board in best]
     return [

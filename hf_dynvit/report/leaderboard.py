@@ -14,6 +14,7 @@ from .tuning import differs, length, recipe
 
 TOO_DEAR = 0.02  # cost above the budget: the best of those that met it
 TIMED = "throughput timed_commit timed_command timed_on".split()
+FEWEST = 3  # methods tuned at a budget: fewer compare nothing
 SAME = "model dataset split split_files images".split()
 MEANS = (
     "Top-1 in per cent, ± its deviation over seeds, at the mean cost that was met; the checkpoint has {dense:.2f}. *Untrained*: "
@@ -32,35 +33,53 @@ def joined(boards):
     """Boards of the same checkpoint and images as one, their cells in the order they come; what several hold counts once, as the
     first has it, with the times of the first that has any if that is the same otherwise.
 
-    Boards that were tuned by other recipes (tuning.py) stay apart, that whose dense model is the best first, then those of most
-    tuned cells; one without tuned cells goes with the first. Where devices differ, all are named.
+    Boards that were tuned by other recipes (tuning.py) stay apart, in the order of `rank`; one without tuned cells goes with the
+    first of its checkpoint and images. Where devices differ, all are named.
     """
-    found, first = {}, {}
-    for board in sorted(boards, key=lambda board: (dense_tuned(board), tuned_cells(board)), reverse=True):
-        same = tuple(str(getattr(board, name)) for name in SAME)
-        taught = tuple(recipe(board).items())
-        first.setdefault(same, taught)
-        key = same, taught or first[same]
-        before = found.get(key)
-        cells = {_which(cell): cell for cell in before.cells} if before else {}
-        for one in board.cells:
-            one = replace(one, commit=one.commit or board.commit, command=one.command or board.command)
-            known = cells.setdefault(_which(one), one)
-            if one.throughput and not known.throughput and _same(known, one):
-                cells[_which(one)] = replace(known, **{name: getattr(one, name) for name in TIMED})
-        found[key] = replace(
-            before or board, cells=list(cells.values()), smaller=board.smaller or (before and before.smaller)
-        )
-        if before and processor(board) not in processor(before):
-            both = f"{processor(before)} and {processor(board)}"
-            found[key] = replace(found[key], device=both, instructions=None)
-    return list(found.values())
+    found, tuned = {}, [board for board in boards if tuned_cells(board)]
+    for board in sorted(tuned, key=tuned_cells, reverse=True):
+        key = _same_images(board), tuple(recipe(board).items())
+        found[key] = _with(found.get(key), board)
+    for board in boards:
+        if not tuned_cells(board):
+            alike = [key for key in found if key[0] == _same_images(board)]
+            key = max(alike, key=lambda key: rank(found[key]), default=(_same_images(board), ()))
+            found[key] = _with(found.get(key), board)
+    return sorted(found.values(), key=rank, reverse=True)
 
 
-def dense_tuned(board):
-    """Top-1 of the dense model once it is tuned, 0 where it was not."""
-    runs = [cell for cell in board.cells if cell.tuned and cell.method == DENSE]
-    return mean(runs, "accuracy") if runs else 0.0
+def _same_images(board):
+    return tuple(str(getattr(board, name)) for name in SAME)
+
+
+def _with(before, board):
+    """A board, or one before with the cells of another one; None: there is none before."""
+    cells = {_which(cell): cell for cell in before.cells} if before else {}
+    for one in board.cells:
+        one = replace(one, commit=one.commit or board.commit, command=one.command or board.command)
+        known = cells.setdefault(_which(one), one)
+        if one.throughput and not known.throughput and _same(known, one):
+            cells[_which(one)] = replace(known, **{name: getattr(one, name) for name in TIMED})
+    both = replace(before or board, cells=list(cells.values()), smaller=board.smaller or (before and before.smaller))
+    if before and processor(board) not in processor(before):
+        both = replace(both, device=f"{processor(before)} and {processor(board)}", instructions=None)
+    return both
+
+
+def rank(board):
+    """What is shown first: a board that compares methods; that whose dense model is the most accurate once it is tuned, for
+    against a weaker one any method looks better; that of the most tuned cells."""
+    dense = [cell for cell in board.cells if cell.tuned and cell.method == DENSE]
+    return bool(columns_of(board)), mean(dense, "accuracy") if dense else 0.0, tuned_cells(board)
+
+
+def columns_of(board):
+    """Budget -> tuned method -> cells that differ by seed, the dearest first, where there is something to compare."""
+    found = {}
+    for (method, kind), cells in board.by_cell().items():
+        for budget, runs in cells.items() if kind and method != DENSE else ():
+            found.setdefault(budget, {})[method] = runs
+    return {budget: found[budget] for budget in sorted(found, reverse=True) if len(found[budget]) >= FEWEST}
 
 
 def tuned_cells(board):

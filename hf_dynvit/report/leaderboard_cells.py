@@ -179,7 +179,9 @@ class Place:
     def _speeds(self, entrant, sizes):
         self._ready(entrant.model)
         timed = shuffled(entrant, self.args.seed)
-        compiled, program = self._ahead() if entrant.vit is self.vit else True, self.program(entrant.model)
+        compiled, program = True, None
+        if entrant.vit is self.vit:
+            compiled, program = self._ahead(), self.program(entrant.model)
         return [time_batches(timed, size, self.board.seconds, compiled=compiled, program=program) for size in sizes]
 
     def _ahead(self):

@@ -1,16 +1,22 @@
 """How the tuned cells of a leaderboard were trained, which tells boards of one checkpoint apart."""
 
-# What decides how much a training can teach, of the parts of a board's settings; other options have one value in all recipes.
+# What decides how much a training can teach, of the parts of a board's settings. What methods or seeds say is not among it.
 DECIDES = {
     "training": (
         "max_steps",
         "num_train_epochs",
         "per_device_train_batch_size",
         "learning_rate",
+        "gradient_accumulation_steps",
+        "weight_decay",
+        "warmup_steps",
+        "lr_scheduler_type",
+        "label_smoothing_factor",
+        "freeze_gates_at",
         "distillation_weight",
     ),
     "model": ("teacher",),
-    "data": ("min_crop_area", "max_train_samples"),
+    "data": ("min_crop_area", "horizontal_flip", "max_train_samples", "validation_fraction"),
 }
 WORDS = {"per_device_train_batch_size": "batch", "min_crop_area": "crops from", "max_train_samples": "images"}
 

@@ -47,7 +47,7 @@ def burn_in(model):
     whole = all(map(all, mask))
     fields = {name: value for name, value in config.to_dict().items() if name not in NOT_OF_LAYERS}
     fields["num_hidden_layers"] = len(kept)
-    if whole and not (gates or config.resolution or config.cascade):
+    if whole and not (gates or config.resolution):
         small = ViTForImageClassification(ViTConfig(**fields))
     else:
         dynamic = {"gates": gates or None, "layer_mask": None if whole else mask, "budget": config.budget}

@@ -41,7 +41,7 @@ class Shifts:
         reach = FIRST_STEP
         for turn in tqdm(range(STEPS), desc="calibrating", leave=False):
             shift = self._next(target, turn % 2 == 0, reach) if self.tried else 0.0
-            if not (self.tried and min(self.tried) < shift < max(self.tried)):
+            if self.tried and not min(self.tried) < shift < max(self.tried):
                 reach *= 2
             if shift not in self.tried:
                 self.tried[shift] = self.mean(shift)

@@ -10,7 +10,9 @@ from recipe_place import END, START, dial, evaluate, report
 from transformers import AutoImageProcessor
 
 from hf_dynvit import DynViTForImageClassification
+from hf_dynvit.deploy.ways import OPEN, states
 from hf_dynvit.measure.dense import AHEAD, OURS
+from hf_dynvit.measure.per_image import check_decides
 from hf_dynvit.model.bypass import bypass_of
 from hf_dynvit.model.gate import Score
 from hf_dynvit.report.markdown import command
@@ -99,7 +101,7 @@ def test_evaluate_refuses_before_it_works(place, trained, tmp_path):
     with pytest.raises(ValueError, match="per_image must be at least 0, got -1"):
         evaluate.main([*words, "--json", str(tmp_path / "a.json"), "--per_image", "-1"])
     words[1] = place.vit
-    with pytest.raises(ValueError, match=r"learned gates and no random ones, the gates here are \[\]"):
+    with pytest.raises(ValueError, match=r"learned gates, with thresholds, and no random ones, the gates here are \[\]"):
         evaluate.main([*words, "--json", str(tmp_path / "a.json"), "--per_image", "9"])
     with pytest.raises(ValueError, match="written by no recipe and not by the benchmark: its kind is None"):
         (tmp_path / "other.json").write_text("{}")
@@ -189,6 +191,12 @@ def test_merges_are_fixed_at_a_budget(place, tmp_path, capsys):
             dial.main([*words, *wrong, "--output", str(tmp_path / "b")])
     with pytest.raises(ValueError, match="where merge gates alone drop tokens, here it is nothing"):
         dial.main([*given, "--gates", "layerskip", "--budget", "0.8", "--output", str(tmp_path / "c")])
+    both = "[{gate: merge, distance: 4}, {gate: sublayer, layers: [1]}]"
+    with pytest.raises(ValueError, match=r"no other gates and no cascade, got \['sublayer'\], None"):
+        dial.main([*given, "--gates", both, "--budget", "0.8", "--output", str(tmp_path / "d")])
+    assert OPEN not in states(model)  # no threshold opens it
+    with pytest.raises(ValueError, match="with learned gates, with thresholds, and no random ones"):
+        check_decides(model)
 
 
 def test_the_unlearned_twin_and_gates_that_learn_nothing_keep_what_they_are(place, tmp_path):

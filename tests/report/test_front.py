@@ -81,6 +81,12 @@ def test_boards_of_two_recipes_stay_apart_and_the_front_has_that_of_the_stronger
     ]
 
 
+def test_a_board_that_compares_nothing_takes_no_place():
+    alone = board(cell("dense", 0.9, 1.0), cell("tome", 0.7), rate=2e-4)
+    rows = tuned_rows([alone, board(*HALF, cell("dense", 0.75, 1.0))])
+    assert rows[1]["pets, 150 steps, 0.5"] == "75.00" and len(rows) == 5
+
+
 def test_boards_of_two_checkpoints_never_share_a_name():
     both = [board(*HALF), replace(board(*HALF), model="vit_small")]
     assert [name for name, _ in named(both)] == ["pets, 150 steps, vit", "pets, 150 steps, vit_small"]
