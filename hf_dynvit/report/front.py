@@ -15,7 +15,7 @@ TUNED = (
     "between rows of one seed are noise. –: not run. *merge*: tokens merge by likeness and learned importance (*-fixed*: as many in every image); *adavit-plus*: and heads "
     "and sub-layers are skipped (*merge-sublayers*: sub-layers alone); *tome*: by likeness alone, as many in every image; *cascade*: a cheap look, and another one only "
     "where it leaves the model unsure (*-together*: both looks learn in each step, which takes longer); *-unlearned*: without learned importance; *resized*: smaller images alone, "
-    "*-resized*: their size is chosen too. Bold: the best of those that met the budget, of cells with the most seeds. "
+    "*-resized*: their size is chosen too. Bold: the best of those that met the budget, if none has more seeds. "
     "[More about the methods](recipes/README.md#all-methods), [all tables and commands](recipes/README.md#results)."
 )
 CLOCK = (

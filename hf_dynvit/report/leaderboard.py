@@ -21,7 +21,7 @@ MEANS = (
     "thresholds and importance were found on {count} images without labels, amounts on the first batch of them; the backbone is "
     "as it was. *Tuned*: "
     "by the same recipe, from the same checkpoint, on as many images (`cascade-together`: on each of them once for every look). Smaller images (*px*): resized inside the model; of a cascade each look at its cost. Bold: the best of those that met the "
-    "budget and have the most seeds. On {place}, "
+    "budget, if none has more seeds. On {place}, "
     "{images} images of {dataset}, {model}, commit {commit}, {command}:"
 )
 SMALLER = (
@@ -168,12 +168,16 @@ def accuracy_rows(board):
 
 
 def top1(runs, column):
-    """Top-1 of cells that differ by seed alone, in bold if of a column, the cells of one budget, they are the best: of those
-    that met it and have the most seeds."""
+    """Top-1 of cells that differ by seed alone, in bold if of a column, the cells of one budget, they are the best of those that
+    met it: of the most seeds, and none of fewer is better."""
     most = max(len(others) for others in column)
-    met = [others for others in column if len(others) == most and mean(others, "cost") <= others[0].budget + TOO_DEAR]
+    met = [others for others in column if mean(others, "cost") <= others[0].budget + TOO_DEAR]
     best = max((mean(others, "accuracy") for others in met), default=None)
-    return f"**{percent(runs)}**" if runs in met and mean(runs, "accuracy") == best else percent(runs)
+    return (
+        f"**{percent(runs)}**"
+        if runs in met and len(runs) == most and mean(runs, "accuracy") == best
+        else percent(runs)
+    )
 
 
 def _shown(runs, column):

@@ -101,7 +101,9 @@ def test_evaluate_refuses_before_it_works(place, trained, tmp_path):
     with pytest.raises(ValueError, match="per_image must be at least 0, got -1"):
         evaluate.main([*words, "--json", str(tmp_path / "a.json"), "--per_image", "-1"])
     words[1] = place.vit
-    with pytest.raises(ValueError, match=r"learned gates, with thresholds, and no random ones, the gates here are \[\]"):
+    with pytest.raises(
+        ValueError, match=r"learned gates, with thresholds, and no random ones, the gates here are \[\]"
+    ):
         evaluate.main([*words, "--json", str(tmp_path / "a.json"), "--per_image", "9"])
     with pytest.raises(ValueError, match="written by no recipe and not by the benchmark: its kind is None"):
         (tmp_path / "other.json").write_text("{}")
