@@ -26,7 +26,7 @@ from hf_dynvit.measure.trained_models import open_models
 from hf_dynvit.model.budgets import check_budget
 from hf_dynvit.settings import parse_settings
 from hf_dynvit.training.bypass import check_bypass, fit_bypass
-from hf_dynvit.training.calibration import check_budgets, mean_cost
+from hf_dynvit.training.calibration import calibrate, check_budgets, mean_cost
 from hf_dynvit.training.dial import at_best_size, best_looks, fits_units, meet, with_gates
 from hf_dynvit.training.fixed import check_fixable, fix_merges
 from hf_dynvit.training.harm import check_precision
@@ -81,8 +81,8 @@ class CalibrateArguments:
     fixed: bool = field(
         default=False,
         metadata={
-            "help": "merge in every image as many tokens as images merge on average at this budget: costs are then all alike, and "
-            "the whole model compiles"
+            "help": "merge in every image as many tokens as images merge on average at this budget, in each look of a cascade: a "
+            "look then costs the same for all, and compiles as a whole"
         },
     )
     output: str | None = field(default=None, metadata={"help": "new folder for the result"})
@@ -120,8 +120,8 @@ class CalibrateArguments:
         read_looks(self.cascade)
         if self.cascade and (self.budget is None or self.resolution is not None or self.bypass_images):
             raise ValueError("a cascade is for one --budget, has sizes of its own and no bypass_images to fit")
-        if self.fixed and (self.budget is None or self.cascade):
-            raise ValueError("fixed merges are for one --budget, without a cascade")
+        if self.fixed and self.budget is None:
+            raise ValueError("fixed merges are for one --budget")
         if self.resolution is not None and self.gates is None:
             raise ValueError(f"resolution {self.resolution} is for new gates on a plain ViT: give --gates too")
         if self.resolution not in (None, "auto"):
@@ -178,8 +178,11 @@ def main(argv=None):
     shift, cost = found[:2]
     if args.fixed:
         fix_merges(model, torch.cat(batches).float())
-        cost = mean_cost(model, batches)
-        model.config.budget = min(1.0, cost)
+        if model.config.cascade is None:
+            cost = mean_cost(model, batches)
+            model.config.budget = min(1.0, cost)
+        else:
+            shift, cost = calibrate(model, batches, args.budget)
     model.float().save_pretrained(args.output)
     if isinstance(found, TimedCalibration):
         found.latencies.save(Path(args.output) / "latency.json")
@@ -187,8 +190,8 @@ def main(argv=None):
     if model.config.budget_shifts is not None:
         shown = ", ".join(f"{budget} ({added:+.3f})" for budget, added in model.config.budget_shifts)
         print(f"one model for the budgets {shown}; it decides at {model.config.budget} until model.set_budget")
-    shown = f"images are done from a probability of {shift:.3f}" if model.config.cascade else None
-    shown = "as many merges in every image" if args.fixed else shown
+    shown = "as many merges in every image" if args.fixed else None
+    shown = f"images are done from a probability of {shift:.3f}" if model.config.cascade else shown
     shown = "no gates, by the clock" if not model.config.gates and args.milliseconds else shown
     how = shown or ("each kind of gates shifted by itself" if shift is None else f"all gates shifted by {shift:+.3f}")
     print(f"{how}: mean cost {cost:.3f} on {len(loader.dataset)} training images")
@@ -199,10 +202,8 @@ def check_fixed(model):
     """ValueError for a model whose cost would differ between images even if its merges were fixed."""
     check_fixable(model)
     others = sorted({entry["gate"] for entry in model.config.gates} - {"merge"})
-    if others or model.config.cascade is not None:
-        raise ValueError(
-            f"with fixed merges every image costs the same: no other gates and no cascade, got {others}, {model.config.cascade}"
-        )
+    if others:
+        raise ValueError(f"with fixed merges every image costs the same in a look: no other gates, got {others}")
 
 
 if __name__ == "__main__":

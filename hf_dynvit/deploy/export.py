@@ -10,8 +10,9 @@ from pathlib import Path
 import torch
 
 from ..model.budgets import shift_gates
-from ..model.cascade import view
+from ..model.cascade import in_look, view
 from ..model.configuration_dynvit import pair
+from ..model.gate_merge import MergeGate
 from ..training.fixed import fix_merges
 from . import runtime
 from .checks import check_export
@@ -90,6 +91,13 @@ def single_look(model, look):
         return model.drop_budgets()
     resolution, shift = view(model.config, 1, look)
     shift_gates(model.learned_gates(), shift)
+    for gate in model.learned_gates():
+        if isinstance(gate, MergeGate):
+            gate.merged = in_look(gate.merged, look)
+    entries = model.config.gates or []
+    model.config.gates = [
+        {**entry, "merged": in_look(entry["merged"], look)} if "merged" in entry else entry for entry in entries
+    ] or None
     model.set_cascade(None).config.resolution = resolution
     return model
 

@@ -50,6 +50,22 @@ def check_looks(config):
         check_reach(config.budget_confidences, config.budget)
 
 
+def check_each_look(config):
+    """Raise ValueError for a gate whose `merged` lists numbers for other looks than a configuration has."""
+    looks = len(config.cascade or [])
+    for entry in config.gates or []:
+        merged = entry.get("merged")
+        if isinstance(merged, list) and len(merged) != looks:
+            raise ValueError(
+                f"merged {merged} of a gate has a number for each look of a cascade: it has {looks} looks"
+            )
+
+
+def in_look(merged, look):
+    """How many tokens a gate merges in a look, of its `merged`: a list has a number for each."""
+    return merged[look] if isinstance(merged, list) else merged
+
+
 def check_rising(budgets):
     """Raise ValueError for budgets of looks, or their costs, of which an earlier one is more than a later one."""
     if sorted(budgets) != budgets:

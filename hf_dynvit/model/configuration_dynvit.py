@@ -4,7 +4,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import ViTConfig
 
 from .budgets import check_budget, check_reach, check_table
-from .cascade import check_looks
+from .cascade import check_each_look, check_looks
 
 
 # Where the Auto classes find the code that travels with a saved model, whichever class was saved.
@@ -94,6 +94,7 @@ class DynViTConfig(ViTConfig):
             )
         for entry in self.gates or []:
             self._check_gate(entry)
+        check_each_look(self)
         if self.layer_mask is not None:
             self._check_mask()
         if self.resolution is not None:

@@ -91,8 +91,8 @@ def encode(
         full_tokens, interpolate_pos_encoding = tokens_dense(config, pixel_values.shape[2:], resolution), True
         pixel_values = resized(pixel_values, resolution)
     x, side = host.embed(backbone, pixel_values, bool(interpolate_pos_encoding))
-    if exploration.shift is None:
-        exploration = exploration._replace(shift=shift)
+    shift = shift if exploration.shift is None else exploration.shift
+    exploration = exploration._replace(shift=shift, look=-1 if look is None else look)
     embedded, state, entry, ahead = x.shape[1], TokenState(side=side), None, None
     if patches is not None:
         x, state = _choose(host, x, side, patches, merge_patches)

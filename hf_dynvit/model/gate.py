@@ -20,13 +20,14 @@ GATINGS = ("sample", "act", "threshold", "open")
 
 
 class Exploration(NamedTuple):
-    """How decisions are drawn where they are stochastic, and the budget that they are for."""
+    """How decisions are drawn where they are stochastic, and the budget and look that they are for."""
 
     noise: float = 1.0  # scale of the Gumbel noise of straight-through samples; at 0 they are thresholded
     bound: float = 1.0  # a policy keeps with bound * p + (1 - bound) * (1 - p), to go on exploring (BlockDrop)
     from_layer: int = 0  # policies of earlier layers keep everything (a curriculum from the last layer backwards)
     # Added to the logits of every learned gate: a number, or (B,); None: what the model's budget asks for (budgets.py).
     shift: float | torch.Tensor | None = None
+    look: int = -1  # of a cascade, counted from 0, or from the end
 
 
 NO_EXPLORATION = Exploration()

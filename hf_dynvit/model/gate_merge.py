@@ -5,6 +5,7 @@ Letters: B images, N tokens, D channels, A of them that may leave.
 
 import torch
 
+from .cascade import in_look
 from .decisions import UNTOUCHED, Action
 from .gate import NO_EXPLORATION, Score, cut
 from .gate_patch import PatchGate
@@ -30,7 +31,8 @@ class MergeGate(PatchGate):
         distance: the weight of the logarithm at first; learned from there. None: the logit is linear in d instead.
         novelty: the weight of d at first where there is no distance; None: 16.
         merged: how many pairs merge in every image, those of the least logit, or all where there are fewer (`fix_merges`,
-            training/fixed.py); no threshold counts then. None: those below the threshold.
+            training/fixed.py); no threshold counts then. A list has a number for each look of a cascade. None: those below
+            the threshold.
     """
 
     pairs = True
@@ -44,7 +46,8 @@ class MergeGate(PatchGate):
         super().__init__(config, on="block", drop=True, merge=True, novelty=linear, **options)
         self.distance, self.merged = None, merged
         if merged is not None:
-            check_options("a merge gate", merged=merged)
+            for count in merged if isinstance(merged, list) else [merged]:
+                check_options("a merge gate", merged=count)
         if distance is not None:
             check_options("a merge gate", distance=distance)
             self.distance = Score(1, 1, None, init_weight=distance)
@@ -74,7 +77,7 @@ class MergeGate(PatchGate):
         """As in `LearnedGate`, of logits (B, N) or (B, A); with `merged` whatever the gating and the shift."""
         if self.merged is None:
             return super().decide(logits, gating, exploration)
-        least = logits.argsort(1)[:, : self.merged]
+        least = logits.argsort(1)[:, : in_look(self.merged, exploration.look)]
         return torch.ones_like(logits, dtype=torch.bool).scatter(1, least, False) | logits.isposinf()
 
     def act(self, tokens, replay=None, exploration=NO_EXPLORATION, state=UNTOUCHED):

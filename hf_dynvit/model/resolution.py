@@ -31,6 +31,7 @@ def tokens_dense(config, size, resolution):
     return sizes_of(config).tokens if tuple(size) == pair(resolution) else tokens_of(config, size)
 
 
-def tokens_run(config):
-    """Tokens that enter the first layer, of an image of the configured size."""
-    return sizes_of(config).tokens if config.resolution is None else tokens_of(config, pair(config.resolution))
+def tokens_run(config, look=None):
+    """Tokens that enter the first layer, of an image of the configured size; look: of a cascade, counted from 0."""
+    resolution = config.resolution if look is None else config.cascade[look].get("resolution")
+    return sizes_of(config).tokens if resolution is None else tokens_of(config, pair(resolution))

@@ -12,7 +12,7 @@ from .rivals import counted, mean, percent
 TUNED = (
     "Top-1 in per cent, tuned by the same recipe, from the same checkpoint, on as many images; a column is a budget, a share of the "
     "dense model's computation, and each cell says what was spent. ± is the deviation over seeds; differences below a point "
-    "between rows of one seed are noise. –: not run. *merge*: tokens merge by likeness and learned importance (*-fixed*: as many in every image); *adavit-plus*: and heads "
+    "between rows of one seed are noise. –: not run. *merge*: tokens merge by likeness and learned importance (*-fixed*: as many in every image, or in each look); *adavit-plus*: and heads "
     "and sub-layers are skipped (*merge-sublayers*: sub-layers alone); *tome*: by likeness alone, as many in every image; *cascade*: a cheap look, and another one only "
     "where it leaves the model unsure (*-together*: both looks learn in each step, which takes longer); *-unlearned*: without learned importance; *resized*: smaller images alone, "
     "*-resized*: their size is chosen too. Bold: the best of those that met the budget, if none has more seeds. "

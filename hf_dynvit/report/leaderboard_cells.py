@@ -86,8 +86,9 @@ class Place:
         """
         fixed = not start.learned_gates() or not METHODS[method].by_thresholds()
         gates = json.dumps(start.config.gates) if start.config.gates else "none"
-        aim = min(1.0, mean_cost(start, self.batches)) if fixed else budget
         looks = words_of(start.config.cascade)
+        own = start.config.budget if looks else min(1.0, mean_cost(start, self.batches))
+        aim = own if fixed else budget
         model_args = replace(
             self.model_args, gates=gates, budget=aim, resolution=start.config.resolution, cascade=looks
         )

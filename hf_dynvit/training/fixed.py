@@ -1,11 +1,17 @@
 """Merges in a number that is known ahead: compilers, and runtimes that prepare each operator anew where a size changes, want it.
 
-A model of fixed sizes gives up what an image of few details saves, and keeps what is learned: which tokens must not leave.
+A model of fixed sizes gives up what an image of few details saves within a look, and keeps what is learned: which tokens must
+not leave, and of a cascade how many looks an image needs.
+
+Letters: L layers, K looks.
 """
 
 import torch
 
+from ..measure.looks import each_look
+from ..model.cascade import check_rising
 from ..model.gate_merge import MergeGate
+from ..model.resolution import tokens_run
 
 
 def check_fixable(model):
@@ -21,43 +27,54 @@ def check_fixable(model):
 def fix_merges(model, pixel_values):
     """Every merge gate merges in each image what it has merged on average of these, from here on (`merged` of its gate).
 
-    The configuration says so, and a table of budgets is dropped: the cost is the same for every image, and no threshold
-    changes it.
+    The configuration says so, and a table of budgets is dropped: within a look the cost is the same for every image, and no
+    threshold changes it. The looks of a cascade each have numbers of their own, and what they cost becomes their budget;
+    `calibrate` then finds anew from which confidence an image is done.
 
     Args:
-        model: of one look, in evaluation mode, changed in place. pixel_values: float32 (images, channels, height, width).
+        model: in evaluation mode, changed in place. pixel_values: float32 (images, channels, height, width).
 
     Returns:
-        List of L ints, the merges of each layer.
+        For each layer how many merge, an int, or of a cascade a list of K ints.
 
     Raises:
-        ValueError: as `check_fixable`, a cascade, whose looks merge differently much, or no images.
+        ValueError: as `check_fixable`, or no images.
     """
     check_fixable(model)
-    if model.config.cascade is not None or not len(pixel_values):
-        raise ValueError(
-            f"merges are fixed in a model of one look, by images: got cascade {model.config.cascade}, {len(pixel_values)} images"
-        )
-    left = torch.zeros(len(model.gates))
-    for image in pixel_values.split(1):
-        kept = [decided.attention_tokens for decided in model(image, return_dict=True).decisions]
-        left += torch.tensor([model.tokens_run if keep is None else int(keep.sum()) for keep in kept])
-    left = [model.tokens_run, *(left / len(pixel_values)).round().int().tolist()]
-    merged = [before - after for before, after in zip(left, left[1:], strict=False)]
+    if not len(pixel_values):
+        raise ValueError("merges are fixed by images, got none")
+    looks = model.config.cascade
+    each = [_merged(model, pixel_values, look) for look in ([None] if looks is None else range(len(looks)))]
+    merged = each[0] if looks is None else [list(counts) for counts in zip(*each, strict=True)]
     for gates, count in zip(model.gates, merged, strict=True):
         for gate in gates.values():
             if type(gate) is MergeGate:
                 gate.merged = count
     model.drop_budgets()
     model.config.gates = fixed_entries(model.config.gates, merged)
+    if looks is not None:
+        costs = each_look(model, [pixel_values[:1]]).spent.mean(1).tolist()
+        check_rising(costs)
+        given = ({name: value for name, value in look.items() if name != "shift"} for look in looks)
+        model.config.cascade = [{**look, "budget": round(cost, 4)} for look, cost in zip(given, costs, strict=True)]
     return merged
+
+
+def _merged(model, pixel_values, look):
+    """For each layer how many tokens leave on average: L ints."""
+    tokens, left = tokens_run(model.config, look), torch.zeros(len(model.gates))
+    for image in pixel_values.split(1):
+        kept = [decided.attention_tokens for decided in model(image, look=look, return_dict=True).decisions]
+        left += torch.tensor([tokens if keep is None else int(keep.sum()) for keep in kept])
+    left = [tokens, *(left / len(pixel_values)).round().int().tolist()]
+    return [before - after for before, after in zip(left, left[1:], strict=False)]
 
 
 def fixed_entries(gates, merged):
     """Gates of a configuration in which those that merge do so as often in every image: a list with an entry a layer.
 
     Args:
-        gates: list of dicts. merged: for each layer how many tokens leave.
+        gates: list of dicts. merged: for each layer how many tokens leave, in each look where there are several.
     """
     found = []
     for entry in gates:

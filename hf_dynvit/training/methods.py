@@ -39,7 +39,8 @@ class Method(NamedTuple):
         looks: whether it is a cascade of two looks, of gates if there are any and of sizes.
         twin: the method whose looks it takes, for both to see the same images; None: its own.
         together: whether all looks learn in each step (`looks_together`), not in turn.
-        as_many: whether its merges are fixed then: as many in every image as there were on average (`fix_merges`).
+        as_many: whether its merges are fixed then: as many in every image, of a cascade in every one that takes the look, as
+            there were on average (`fix_merges`).
         fitted: whether gates of heads and sub-layers are among them, which are fitted in closed form (`fit_gates`).
     """
 
@@ -138,6 +139,7 @@ METHODS = {
     "resized": Method(_nothing, resizes="alone"),
     "cascade": Method(_twin, importance=True, looks=True),
     "cascade-together": Method(_twin, importance=True, looks=True, twin="cascade", together=True),
+    "cascade-fixed": Method(_twin, importance=True, looks=True, twin="cascade", as_many=True),
     "cascade-unlearned": Method(_twin, looks=True, twin="cascade"),
     "cascade-resized": Method(_nothing, looks=True),
     "merge-unlearned": Method(_twin),
@@ -202,7 +204,7 @@ def prepare(name, vit, budget, batches):
     amount = None if method.least is None else _amount(name, vit, budget, batches[:1])
     gates = method.gates(vit.config, amount)
 
-    def build(resolution, budget=budget, looks=None, importance=method.importance):
+    def build(resolution, budget=budget, looks=None, importance=method.importance, as_many=method.as_many):
         options = {"gates": gates, "budget": budget, "resolution": resolution, "cascade": looks}
         model = DynViTForImageClassification.from_vit(vit, **options)
         if method.fitted:
@@ -212,15 +214,18 @@ def prepare(name, vit, budget, batches):
             fit_importance(model, batches)
         if method.least is None:
             calibrate(model, batches, budget)
-        if method.as_many:
+        if as_many:
             fix_merges(model, torch.cat(batches))
+        if as_many and looks:
+            calibrate(model, batches, budget)
         return model
 
     dense = DynViTForImageClassification.from_vit(vit)
     if name == DENSE:
         return dense
     if method.looks:
-        tried = partial(build, importance=METHODS[method.twin or name].importance)
+        first = METHODS[method.twin or name]
+        tried = partial(build, importance=first.importance, as_many=first.as_many)
         choose = (
             choose_looks(dense, tried, vit.config, budget, batches) if gates else looks_for(vit.config, budget, False)
         )

@@ -72,6 +72,17 @@ def test_a_cascade_looks_again_where_it_is_unsure(tiny_vit, uncompiled):
     assert fast(pixels).looks.tolist() == found.looks.tolist()  # what becomes of the model is nothing to it
 
 
+def test_a_cascade_of_fixed_merges_gives_compiled_what_it_gives(tiny_vit, uncompiled):
+    torch.manual_seed(0)
+    model, pixels = gated(tiny_vit(2, num_labels=3), MERGE, cascade=LOOKS).eval(), images(16)
+    fix_merges(model, pixels)
+    calibrate(model, [pixels], 0.8)
+    found, wanted = CompiledDynViT(model)(pixels), run(model, "packed", pixels)
+    assert set(found.looks.tolist()) == {1, 2} and found.looks.tolist() == wanted.looks.tolist()
+    assert_close(found.logits, wanted.logits, atol=1e-5, rtol=0)
+    assert_close(found.cost, wanted.cost, atol=1e-6, rtol=0)
+
+
 @pytest.mark.parametrize("gates", [None, "tome", "evit"])
 def test_what_keeps_as_many_of_every_image_needs_no_images(tiny_vit, uncompiled, gates):
     torch.manual_seed(0)

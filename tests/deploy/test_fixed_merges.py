@@ -6,7 +6,7 @@ import torch
 from exported_models import needs
 from models import gated, images, run
 
-from hf_dynvit import DynViTForImageClassification
+from hf_dynvit import DynViTForImageClassification, calibrate
 from hf_dynvit.deploy import DynViTRuntime, export
 from hf_dynvit.deploy.export import single_look
 from hf_dynvit.deploy.parting import fixed_counts
@@ -39,6 +39,48 @@ def test_every_image_merges_what_images_merged_on_average_also_once_loaded_again
     assert torch.equal(again.logits, fixed.logits) and torch.equal(again.cost, fixed.cost)
     assert fix_merges(model, pixels[:2]) == merged
     torch.testing.assert_close(fixed.logits, masked.logits, atol=1e-5, rtol=0)
+
+
+def test_each_look_of_a_cascade_merges_a_number_of_its_own(tiny_vit, tmp_path):
+    torch.manual_seed(0)
+    looks = [{"budget": 0.52, "resolution": 24, "shift": -1.0}, {"budget": 0.9}]
+    model, pixels = gated(tiny_vit(2, num_labels=3), MERGE, cascade=looks).eval(), images(7)
+    alone = [single_look(model, look) for look in (0, 1)]
+    counts = [fix_merges(one, pixels) for one in alone]
+    assert counts[0] != counts[1] and fix_merges(model, pixels) == [list(pair) for pair in zip(*counts, strict=True)]
+    model.save_pretrained(tmp_path)
+    again = DynViTForImageClassification.from_pretrained(tmp_path)
+    for look, one in enumerate(alone):
+        wanted = run(one, "packed", pixels)
+        for layout in ("packed", "masked"):
+            again.layout = layout
+            found = again(pixels, look=look)
+            torch.testing.assert_close(found.logits, wanted.logits, atol=1e-5, rtol=0)
+            torch.testing.assert_close(found.cost, wanted.cost, atol=1e-6, rtol=0)
+        cost = wanted.cost.mean().item()
+        assert again.config.cascade[look]["budget"] == pytest.approx(cost, abs=1e-4) and "shift" not in looks[1]
+    assert again(pixels).looks.tolist() == [2] * 7  # until it is calibrated
+    calibrate(again, [pixels], 0.9)
+    assert again.config.gates == model.config.gates and set(again(pixels).looks.tolist()) <= {1, 2}
+    assert single_look(again, 1).config.gates == alone[1].config.gates
+
+
+def test_a_number_for_each_look_needs_as_many_looks(tiny_vit):
+    several = [{**MERGE[0], "merged": [3, 1]}]
+    for looks in (None, [{"budget": share} for share in (0.3, 0.4, 0.9)]):
+        with pytest.raises(
+            ValueError, match=r"merged \[3, 1\] of a gate has a number for each look of a cascade: it has"
+        ):
+            gated(tiny_vit(2, num_labels=3), several, cascade=looks)
+    model = gated(tiny_vit(2, num_labels=3), several, cascade=[{"budget": 0.3}, {"budget": 0.9}])
+    with pytest.raises(ValueError, match="it has 0 looks"):
+        model.set_cascade(None)
+    with pytest.raises(ValueError, match="merged of a merge gate must be an integer of at least 0, got -1"):
+        gated(tiny_vit(2, num_labels=3), [{**MERGE[0], "merged": [3, -1]}], cascade=[{"budget": 0.3}, {"budget": 0.9}])
+    with pytest.raises(ValueError, match=r"merged of a tome gate must be an integer of at least 0, got \[3, 1\]"):
+        gated(
+            tiny_vit(2, num_labels=3), [{"gate": "tome", "merged": [3, 1]}], cascade=[{"budget": 0.3}, {"budget": 0.9}]
+        )
 
 
 def test_those_merge_that_the_thresholds_would_merge_first(model):

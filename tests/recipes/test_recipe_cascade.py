@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 from recipe_place import dial, evaluate, report, search, train
 
 from hf_dynvit import DynViTForImageClassification
@@ -32,6 +33,18 @@ def test_a_plain_vit_becomes_a_cascade_and_is_evaluated_at_any_of_its_budgets(pl
     with pytest.raises(ValueError, match="searched for one look"):
         options = ["--objectives", "error+cost", "--policy", "process", "--validation_fraction", "0.5"]
         search.main([*words[:2], "--output", str(tmp_path / "search"), "--data_files", *place.files, *options])
+
+
+def test_merges_are_fixed_in_each_look_and_confidence_alone_decides(place, tmp_path, capsys):
+    words = ["--model", place.vit, "--data_files", *place.files, "--gates", "[{gate: merge, distance: 4}]", *LOOKS]
+    shift, cost = dial.main([*words, "--budget", "0.8", "--fixed", "true", "--output", str(tmp_path / "fixed")])
+    assert f"images are done from a probability of {shift:.3f}: mean cost {cost:.3f}" in capsys.readouterr().out
+    model = DynViTForImageClassification.from_pretrained(tmp_path / "fixed").eval()
+    assert all(len(entry["merged"]) == 2 for entry in model.config.gates) and cost == pytest.approx(0.8, abs=0.1)
+    pixels = torch.randn(5, 3, 32, 32)
+    for look, known in enumerate(model.config.cascade):
+        assert model(pixels, look=look).cost.tolist() == pytest.approx([known["budget"]] * 5, abs=1e-4)
+    assert model.config.budget_confidences is not None
 
 
 def test_a_training_takes_looks_in_turn_and_leaves_a_cascade(place):

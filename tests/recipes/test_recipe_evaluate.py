@@ -188,13 +188,12 @@ def test_merges_are_fixed_at_a_budget(place, tmp_path, capsys):
     found = model(torch.randn(4, 3, 32, 32)).cost
     assert found.tolist() == pytest.approx([cost] * 4) and cost == pytest.approx(0.8, abs=0.1)
     assert model.config.budget == cost and all(gate.score.weight.abs().max() > 0 for gate in model.learned_gates())
-    for wrong in (["--budget", "0.8", "--cascade", "24@0.4", "32@0.8"], ["--budgets", "0.7", "0.8"]):
-        with pytest.raises(ValueError, match="fixed merges are for one --budget, without a cascade"):
-            dial.main([*words, *wrong, "--output", str(tmp_path / "b")])
+    with pytest.raises(ValueError, match="fixed merges are for one --budget"):
+        dial.main([*words, "--budgets", "0.7", "0.8", "--output", str(tmp_path / "b")])
     with pytest.raises(ValueError, match="where merge gates alone drop tokens, here it is nothing"):
         dial.main([*given, "--gates", "layerskip", "--budget", "0.8", "--output", str(tmp_path / "c")])
     both = "[{gate: merge, distance: 4}, {gate: sublayer, layers: [1]}]"
-    with pytest.raises(ValueError, match=r"no other gates and no cascade, got \['sublayer'\], None"):
+    with pytest.raises(ValueError, match=r"the same in a look: no other gates, got \['sublayer'\]"):
         dial.main([*given, "--gates", both, "--budget", "0.8", "--output", str(tmp_path / "d")])
     assert OPEN not in states(model)  # no threshold opens it
     with pytest.raises(ValueError, match="with learned gates, with thresholds, and no random ones"):

@@ -77,13 +77,13 @@ def test_a_cascade_and_its_unlearned_twin_have_the_same_looks(tiny_vit, monkeypa
         return looks_for(config, budget, True)
 
     monkeypatch.setattr("hf_dynvit.training.methods.choose_looks", choose)
-    models = [
-        prepare(name, tiny_vit(12), 0.7, [images(6)]) for name in ("cascade", "cascade-unlearned", "cascade-together")
-    ]
+    names = ("cascade", "cascade-unlearned", "cascade-together", "cascade-fixed")
+    models = [prepare(name, tiny_vit(12), 0.7, [images(6)]) for name in names]
     learned = [[gate.score.weight.abs().sum() > 0 for gate in model.learned_gates()] for model in (*built, *models)]
-    assert all(all(weights) for weights in [*learned[:4], learned[5]]) and not any(learned[4])
+    assert all(all(weights) for weights in [*learned[:5], *learned[6:]]) and not any(learned[5])
     looks = [[(look["resolution"], look["budget"]) for look in model.config.cascade] for model in models]
-    assert looks[0] == looks[1] == looks[2]
+    assert looks[0] == looks[1] == looks[2] == [(side, pytest.approx(cost, abs=0.05)) for side, cost in looks[3]]
+    assert not any("merged" in entry for entry in built[-1].config.gates)
 
 
 def test_parts_of_a_board_become_one_file_unless_their_recipes_differ(place):
@@ -167,6 +167,19 @@ def test_fixed_merges_are_as_many_in_every_image_untrained_and_tuned(place):
         assert cell["cost"] == pytest.approx(0.7, abs=0.1) and cell["cost_std"] == pytest.approx(0, abs=1e-6)
         assert all(type(entry["merged"]) is int and len(entry["layers"]) == 1 for entry in cell["gates"])
     model = DynViTForImageClassification.from_pretrained(place.folder / "fixed" / "merge-fixed_0.7_0")
+    assert any(gate.score.weight.abs().max() > 0 for gate in model.learned_gates())
+    assert leaderboard.program(model) is not None
+
+
+def test_a_cascade_of_fixed_merges_is_one_after_its_training_and_compiles(place):
+    words = ["--methods", "cascade-fixed", "--budgets", "0.8", "--tune", "true", "--validation_fraction", "0.2"]
+    cells = run_board(place, "fixed_looks", *words)["cells"]
+    for cell in cells:
+        assert cell["cost"] == pytest.approx(0.8, abs=0.2) and all(
+            len(entry["merged"]) == 2 for entry in cell["gates"]
+        )
+    model = DynViTForImageClassification.from_pretrained(place.folder / "fixed_looks" / "cascade-fixed_0.8_0")
+    assert model.config.gates == cells[0]["gates"] == cells[1]["gates"] and model.config.budget_confidences is not None
     assert any(gate.score.weight.abs().max() > 0 for gate in model.learned_gates())
     assert leaderboard.program(model) is not None
 
