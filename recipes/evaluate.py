@@ -1,9 +1,10 @@
 """Measure a model: python recipes/evaluate.py --model DIR --data_files FILE --json OUT
 
 Top-1, top-5, mean cost, GMACs and usage on the validation images, then images per second of the packed model and of the
-dense one (the best of eager, SDPA, compiled with frozen weights, and ours without gates), timed in turns on real images;
-with --runtimes beside the dense model in ONNX Runtime and OpenVINO, fp32 and int8. With --per_image N also whether it pays
-that the model decides how much to compute of each image, and a picture of the cheapest and the dearest beside the JSON.
+dense one (the best of eager, SDPA, compiled ahead of time, and ours without gates), timed in turns on real images; a model
+that merges as often in every image also compiled as a whole; with --runtimes beside the dense model in ONNX Runtime and
+OpenVINO, fp32 and int8. With --per_image N also whether it pays that the model decides how much to compute of each image, and
+a picture of the cheapest and the dearest beside the JSON.
 """
 
 import sys
@@ -14,6 +15,7 @@ import torch
 from torch.utils.data import DataLoader, Subset
 
 from hf_dynvit.data import DataArguments
+from hf_dynvit.deploy.compiled import program_of
 from hf_dynvit.measure import DTYPES, measured_on, open_models, time_batches
 from hf_dynvit.measure.dense import kernels_at_hand
 from hf_dynvit.measure.looks import measure_looks
@@ -144,14 +146,17 @@ def main(argv=None):
         results.per_image = costs.summary()
         write(args.json, results)
         drawn(EXTREMES, draw_extremes, entrant, costs, Path(args.json).with_name(*EXTREMES))
+    program = program_of(entrant.model, DTYPES[args.dtype]) if args.compile and args.batch_sizes else None
     for batch_size in args.batch_sizes:
         torch.compiler.reset()
-        speed = time_batches(mixed, batch_size, args.seconds, args.rounds, args.compile, exported)
+        how = {"compiled": args.compile, "exported": exported, "program": program}
+        speed = time_batches(mixed, batch_size, args.seconds, args.rounds, **how)
         results.throughput.append(speed)
         write(args.json, results)  # an interrupted run keeps what it has
         print(
             f"batch {batch_size}: dense {speed.dense_images_per_second:.1f} images/s ({speed.fastest}), packed "
             f"{speed.packed_images_per_second:.1f} images/s, {speed.speedup:.2f} times as fast"
+            + (f", compiled {speed.program_speedup:.2f} times" if program else "")
         )
     return results.to_json()
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from hf_dynvit.data import DataArguments
-from hf_dynvit.deploy.compiled import CompiledDynViT, check_compilable
+from hf_dynvit.deploy.compiled import program_of
 from hf_dynvit.report import read, write
 from hf_dynvit.report.leaderboard import publish
 from hf_dynvit.report.leaderboard_cells import Place
@@ -75,7 +75,7 @@ def main(argv=None):
     if args.looks_together:
         raise ValueError("looks_together is what the method says: take 'cascade-together' in place of the argument")
     folder = Path(args.output_dir)
-    place = Place(board, model_args, data_args, args, program)
+    place = Place(board, model_args, data_args, args, program_of)
     results = go_on(place.empty(), folder / "leaderboard.json")
 
     def save():
@@ -104,17 +104,6 @@ def main(argv=None):
                     save()
     publish([results], folder)
     return results.to_json()
-
-
-def program(model):
-    """A model that keeps as many tokens of every image, compiled as a whole: its predictions are the same. None of others."""
-    if not model.config.gates and model.config.resolution is None:  # the dense model, which is among the others
-        return None
-    try:
-        fixes = check_compilable(model)
-    except ValueError:
-        return None
-    return None if fixes else CompiledDynViT(model)
 
 
 def with_times(cell, place, results, start):

@@ -91,6 +91,22 @@ class CompiledDynViT:
         return DynViTClassifierOutput(logits=logits, cost=self.costs[look or 0].repeat(len(logits)))
 
 
+def program_of(model, dtype=None):
+    """The `CompiledDynViT` of a model whose predictions it has, one that keeps as many tokens of every image; None of others.
+
+    Args:
+        model: with gates, looks or a size of its own; the plain ViT is compiled already, where dense models are timed.
+        dtype: as in `CompiledDynViT`.
+    """
+    if not (model.config.gates or model.config.resolution or model.config.cascade):
+        return None
+    try:
+        fixes = check_compilable(model)
+    except ValueError:
+        return None
+    return None if fixes else CompiledDynViT(model, dtype=dtype)
+
+
 def check_compilable(model):
     """Whether a model has merges to fix; what has no sizes that can be known ahead is refused.
 

@@ -9,6 +9,7 @@ from .leaderboard_results import DENSE
 from .markdown import ABSENT, Commands, table
 from .names import looks_text, processor, reported_on, short
 from .rivals import counted, mean, percent
+from .tables import compiled
 from .tuning import differs, length, recipe
 
 
@@ -196,8 +197,7 @@ def speed_rows(board):
             row = {"method": cell.method, "": kind, "budget": cell.budget, "seed": cell.seed}
             row["top-1"] = f"{100 * cell.accuracy:.2f}"
             for speed in cell.throughput:
-                compiled = f"; compiled {speed.program_speedup:.2f}×" if speed.program_speedup else ""
-                shown = f"{speed.speedup:.2f}× ({speed.realised:.2f} of the promise){compiled}"
+                shown = f"{speed.speedup:.2f}× ({speed.realised:.2f} of the promise){compiled(speed)}"
                 row[f"batch {speed.batch_size}"] = shown
             rows.append(row | {"on": cell.timed_on})
     return rows

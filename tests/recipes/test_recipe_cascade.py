@@ -1,12 +1,15 @@
 """Cascades by the recipes: put on a plain ViT or on a model that was trained without, trained, evaluated, shown."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
+from made_results import speed
 from recipe_place import dial, evaluate, report, search, train
 
 from hf_dynvit import DynViTForImageClassification
+from hf_dynvit.deploy import CompiledDynViT
 
 
 PATCH = "[{gate: patch, drop: true, novelty: 8}]"
@@ -35,7 +38,7 @@ def test_a_plain_vit_becomes_a_cascade_and_is_evaluated_at_any_of_its_budgets(pl
         search.main([*words[:2], "--output", str(tmp_path / "search"), "--data_files", *place.files, *options])
 
 
-def test_merges_are_fixed_in_each_look_and_confidence_alone_decides(place, tmp_path, capsys):
+def test_merges_are_fixed_in_each_look_and_confidence_alone_decides(place, tmp_path, capsys, monkeypatch):
     words = ["--model", place.vit, "--data_files", *place.files, "--gates", "[{gate: merge, distance: 4}]", *LOOKS]
     shift, cost = dial.main([*words, "--budget", "0.8", "--fixed", "true", "--output", str(tmp_path / "fixed")])
     assert f"images are done from a probability of {shift:.3f}: mean cost {cost:.3f}" in capsys.readouterr().out
@@ -45,6 +48,20 @@ def test_merges_are_fixed_in_each_look_and_confidence_alone_decides(place, tmp_p
     for look, known in enumerate(model.config.cascade):
         assert model(pixels, look=look).cost.tolist() == pytest.approx([known["budget"]] * 5, abs=1e-4)
     assert model.config.budget_confidences is not None
+    programs = []
+
+    def time(entrant, size, seconds, rounds, program, **how):
+        programs.append(program)
+        return replace(speed(size), program_ms=2.0)
+
+    monkeypatch.setattr(evaluate, "time_batches", time)
+    monkeypatch.setattr(evaluate, "kernels_at_hand", lambda dtype: False)
+    monkeypatch.setattr(evaluate, "check_compiler", lambda device: None)
+    words = ["--model", str(tmp_path / "fixed"), "--data_files", f"{place.folder}/validation.parquet", "--json"]
+    evaluate.main([*words, str(tmp_path / "at.json"), "--batch_sizes", "2", "4"])
+    assert isinstance(programs[0], CompiledDynViT) and programs[1] is programs[0]
+    assert "times as fast, compiled 2.25 times" in capsys.readouterr().out
+    assert "compiled 2.25×" in report.main([str(tmp_path / "at.json")])
 
 
 def test_a_training_takes_looks_in_turn_and_leaves_a_cascade(place):

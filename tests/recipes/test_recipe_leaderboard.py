@@ -5,9 +5,10 @@ import json
 import pytest
 import torch
 from models import images
-from recipe_place import leaderboard, merge, report, run_board
+from recipe_place import merge, report, run_board
 
 from hf_dynvit import DynViTForImageClassification
+from hf_dynvit.deploy.compiled import program_of
 from hf_dynvit.report import leaderboard_cells, read
 from hf_dynvit.training.calibration import mean_cost
 from hf_dynvit.training.looks import looks_for
@@ -168,7 +169,7 @@ def test_fixed_merges_are_as_many_in_every_image_untrained_and_tuned(place):
         assert all(type(entry["merged"]) is int and len(entry["layers"]) == 1 for entry in cell["gates"])
     model = DynViTForImageClassification.from_pretrained(place.folder / "fixed" / "merge-fixed_0.7_0")
     assert any(gate.score.weight.abs().max() > 0 for gate in model.learned_gates())
-    assert leaderboard.program(model) is not None
+    assert program_of(model) is not None
 
 
 def test_a_cascade_of_fixed_merges_is_one_after_its_training_and_compiles(place):
@@ -181,7 +182,7 @@ def test_a_cascade_of_fixed_merges_is_one_after_its_training_and_compiles(place)
     model = DynViTForImageClassification.from_pretrained(place.folder / "fixed_looks" / "cascade-fixed_0.8_0")
     assert model.config.gates == cells[0]["gates"] == cells[1]["gates"] and model.config.budget_confidences is not None
     assert any(gate.score.weight.abs().max() > 0 for gate in model.learned_gates())
-    assert leaderboard.program(model) is not None
+    assert program_of(model) is not None
 
 
 def test_a_size_at_which_gates_do_not_reach_the_budget_is_not_taken():

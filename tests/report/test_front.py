@@ -113,6 +113,9 @@ def test_models_that_were_timed_stand_with_their_gain_and_the_cheapest_comes_fir
         "1.60× (0.80 at 0.50)",
     )
     assert clock_rows([dense]) == []
+    whole = [replace(speed(1, 1.2, 0.5), program_ms=ms) for ms in (1.2, 1e3)]  # of a dense model in 3.6 ms
+    found = [clock_rows([replace(slow, throughput=[one])])[0]["batch 1"] for one in whole]
+    assert found == ["3.00×, compiled (1.50 at 0.50)", "1.20× (0.60 at 0.50)"]
 
 
 def test_an_older_dense_model_is_named_where_it_was_the_rival():
