@@ -5,7 +5,7 @@ with --tune true trained by the recipe with each of --seeds; with --batch_sizes 
 dense model. With --smaller_dense PATH a plain ViT stands beside them, evaluated and timed on the same images: what one
 could run instead. Amounts, thresholds and importance are found on a held-out part of train. Writes leaderboard.json after each
 cell, and leaderboard.md and leaderboard.png at the end, to output_dir; the same command goes on where it was interrupted, and
-with --batch_sizes that it did not have it times what is there: the models that it tuned are kept, so they can be trained
+with --batch_sizes that it did not have it times what is there, and has a look at cascades at other budgets: the models that it tuned are kept, so they can be trained
 beside other work and timed when there is none.
 Parts that were run apart, with an output_dir each, become one table in report.py.
 """
@@ -100,7 +100,7 @@ def main(argv=None):
                 save()
             for at, cell in enumerate(results.cells):
                 if (cell.method, cell.budget) == (method, budget) and (cell.tuned, cell.seed) in wanted:
-                    results.cells[at] = with_times(cell, place, results, start)
+                    results.cells[at] = with_times(place.looked(cell, start), place, results, start)
                     save()
     publish([results], folder)
     return results.to_json()

@@ -3,11 +3,17 @@
 Letters: L looks, B images.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 from tqdm import tqdm
+
+from ..model.budgets import looked_up
+from ..model.cascade import SURE
+
+
+BUDGETS = (0.8, 0.65, 0.5, 0.4, 0.3)  # at which a cascade is looked at, those that its table reaches
 
 
 class EachLook(NamedTuple):
@@ -23,6 +29,16 @@ class EachLook(NamedTuple):
 
 
 @dataclass(kw_only=True)
+class AtBudget:
+    """A cascade at one of its budgets: what it reaches, and the expected accuracy of as many looks at random."""
+
+    budget: float
+    accuracy: float
+    cost: float
+    at_random: float
+
+
+@dataclass(kw_only=True)
 class Looks:
     """A cascade beside the same number of looks drawn at random.
 
@@ -30,12 +46,14 @@ class Looks:
         accuracy, cost: of all images after one look, after two, ...; the costs add up.
         shares: of the images that take one look, two, ... at the model's budget.
         at_random: expected accuracy if these shares of the images, whichever, took one look, two, ...
+        at: the same at other budgets; no weight changes for it, only from which confidence an image is done.
     """
 
     accuracy: list[float]
     cost: list[float]
     shares: list[float]
     at_random: float
+    at: list[AtBudget] = field(default_factory=list)
 
 
 @torch.no_grad()
@@ -59,18 +77,47 @@ def _after_each(model, pixel_values):
 @torch.no_grad()
 def measure_looks(model, loader):
     """`Looks` of a cascade on the images of a loader (dicts of `pixel_values` and `labels`)."""
-    parts, taken, labels = [], [], []
+    parts, labels = [], []
     for batch in tqdm(loader, desc="each look alone", unit="batch"):
-        pixel_values = batch["pixel_values"].to(model.device, model.dtype)
-        parts.append(_after_each(model, pixel_values))
-        taken.append(model(pixel_values).looks.cpu())
+        parts.append(_after_each(model, batch["pixel_values"].to(model.device, model.dtype)))
         labels.append(batch["labels"])
     each = EachLook(*(torch.cat(part, 1) for part in zip(*parts, strict=True)))
-    accuracy = (each.read == torch.cat(labels)).double().mean(1)
-    shares = torch.cat(taken).bincount(minlength=len(accuracy) + 1)[1:].double() / len(each.read[0])
+    right, config = (each.read == torch.cat(labels)).double(), model.config
+    table = config.budget_confidences
+    reached = [one for one in BUDGETS if table and table[0][0] <= one <= table[-1][0]]
+    shares = _shares(each, _confidence(config, None))
+    accuracy = right.mean(1)
     return Looks(
         accuracy=accuracy.tolist(),
         cost=each.spent.mean(1).cumsum(0).tolist(),
         shares=shares.tolist(),
         at_random=(shares @ accuracy).item(),
+        at=[_at(each, right, budget, _confidence(config, budget)) for budget in reached],
+    )
+
+
+def _confidence(config, budget):
+    found = looked_up(config.budget_confidences, config.budget, 1, budget)
+    return SURE if found is None else found
+
+
+def _taken(each, confidence):
+    """int64 (B,): how many looks each image takes, as in `in_looks`."""
+    return 1 + (~(each.sure[:-1] >= confidence)).long().cumprod(0).sum(0)
+
+
+def _shares(each, confidence):
+    """(L,): the share of the images that take one look, two, ..."""
+    taken = _taken(each, confidence)
+    return taken.bincount(minlength=len(each.sure) + 1)[1:].double() / len(taken)
+
+
+def _at(each, right, budget, confidence):
+    """`AtBudget`; right: (L, B), whether an image is right after one look, two, ..."""
+    taken = _taken(each, confidence).unsqueeze(0) - 1
+    return AtBudget(
+        budget=budget,
+        accuracy=right.gather(0, taken).mean().item(),
+        cost=each.spent.cumsum(0).gather(0, taken).mean().item(),
+        at_random=(_shares(each, confidence) @ right.mean(1)).item(),
     )

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..measure.files import write_text
+from .leaderboard_looks import LOOKS, look_rows
 from .leaderboard_plot import plot, smaller_time
 from .leaderboard_results import DENSE
 from .markdown import ABSENT, Commands, table
@@ -60,7 +61,10 @@ def _with(before, board):
         one = replace(one, commit=one.commit or board.commit, command=one.command or board.command)
         known = cells.setdefault(_which(one), one)
         if one.throughput and not known.throughput and _same(known, one):
-            cells[_which(one)] = replace(known, **{name: getattr(one, name) for name in TIMED})
+            known = replace(known, **{name: getattr(one, name) for name in TIMED})
+        if one.looks and not known.looks and _same(known, one):
+            known = replace(known, looks=one.looks)
+        cells[_which(one)] = known
     both = replace(before or board, cells=list(cells.values()), smaller=board.smaller or (before and before.smaller))
     if before and processor(board) not in processor(before):
         both = replace(both, device=f"{processor(before)} and {processor(board)}", instructions=None)
@@ -135,6 +139,8 @@ def sections(boards):
         parts += [f"### All methods, {name}", introduction, table(accuracy_rows(board))]
         speeds = speed_rows(board)
         parts += [table(speeds)] if speeds else []
+        cascades = look_rows(board)
+        parts += [LOOKS, table(cascades)] if cascades else []
         parts += [smaller_dense(board)] if board.smaller else []
         parts += [commands.listing()]
     return parts

@@ -13,6 +13,7 @@ from ..data import check_held_out, load_image_data
 from ..measure import measured_on, time_batches
 from ..measure.dense import ahead, kernels_at_hand
 from ..measure.files import check_weights
+from ..measure.looks import measure_looks
 from ..measure.trained_models import Entrant, dense_vit, shuffled
 from ..model.bypass import bypass_of
 from ..model.modeling_dynvit import DynViTForImageClassification
@@ -137,15 +138,33 @@ class Place:
         missing = [size for size in self.board.batch_sizes if size not in known]
         if not missing:
             return cell, None
+        model, why_not = self._model_of(cell, start)
+        if why_not:
+            return cell, why_not
+        entrant = self._entrant(cell.method, model)
+        return replace(cell, throughput=cell.throughput + self._speeds(entrant, missing)), None
+
+    def looked(self, cell, start=None):
+        """A `Cell` of a cascade with its `looks`, where its model is at hand; others as they are. Arguments as in `timed`."""
+        if cell.looks or not cell.cascade:
+            return cell
+        model, _ = self._model_of(cell, start)
+        return cell if model is None else replace(cell, looks=self._looks(model))
+
+    def _model_of(self, cell, start):
+        """(model, None) of a cell, or (None, why it is not at hand)."""
         folder = self.kept(cell.method, cell.budget, cell.seed)
         if cell.tuned and not (folder / CONFIG_NAME).exists():
-            return cell, f"its model is not in {folder.parent}"
+            return None, f"its model is not in {folder.parent}"
         model = self._load(folder) if cell.tuned else start
         model = model or prepare(cell.method, self.vit, cell.budget, self.batches)
         if any(getattr(model.config, name) != getattr(cell, name) for name in ("gates", "resolution", "cascade")):
-            return cell, "its gates, resolution or looks would be others today"
-        entrant = self._entrant(cell.method, model)
-        return replace(cell, throughput=cell.throughput + self._speeds(entrant, missing)), None
+            return None, "its gates, resolution or looks would be others today"
+        return model, None
+
+    def _looks(self, model):
+        """`Looks` of a cascade on the images that are reported on."""
+        return measure_looks(self._ready(model), self._loader(self.data.validation))
 
     def cell(self, model, method, budget, tuned, seed):
         """What a model reaches, as a `Cell`, without times."""
@@ -158,6 +177,7 @@ class Place:
             resolution=model.config.resolution,
             gates=model.config.gates,
             cascade=model.config.cascade,
+            looks=self._looks(model) if model.config.cascade else None,
         )
 
     def smaller_dense(self, earlier):

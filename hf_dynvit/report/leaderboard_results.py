@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from ..measure.looks import Looks
 from ..measure.speed import Speed
 from .results import Scores
 from .schema import Results
@@ -16,6 +17,7 @@ class Cell(Scores):
     """A method at one budget, untrained or tuned with one seed, as recipes/leaderboard.py measures it.
 
     Attributes:
+        looks: of a cascade, each look and other budgets, of the model as it was kept.
         commit, command: it was measured at and by, which differ where a board was gone on with; None: those of the board.
         timed_commit, timed_command: likewise, of `throughput`. timed_on: device, threads and number format of it.
     """
@@ -27,6 +29,7 @@ class Cell(Scores):
     resolution: int | list | None
     gates: list | None
     cascade: list | None = None
+    looks: Looks | None = None
     throughput: list[Speed] = field(default_factory=list)
     commit: str | None = None
     command: str | None = None

@@ -26,5 +26,15 @@ def test_shares_costs_and_chance_are_those_of_the_looks(tiny_vit):
     assert found.at_random == pytest.approx(0.75 * accuracies[0] + 0.25 * accuracies[1])
     costs = [look.cost.mean().item() for look in (first, second)]
     assert found.cost == pytest.approx([costs[0], sum(costs)])
+    model.config.budget_confidences, model.config.budget = (
+        [[0.45, sure[0].item()], [0.9, sure[-1].item() * 1.01]],
+        0.65,
+    )
+    for one in measure_looks(model, batches).at:
+        out = model(x, budget=one.budget)
+        assert one.accuracy == pytest.approx((out.logits.argmax(-1) == labels).float().mean().item())
+        assert one.cost == pytest.approx(out.cost.mean().item(), abs=1e-6)
+        again = (out.looks == 2).float().mean().item()
+        assert one.at_random == pytest.approx((1 - again) * accuracies[0] + again * accuracies[1])
     each = each_look(model, [x[:5], x[5:]])
     assert torch.equal(each.read[1], both) and each.sure.shape == each.spent.shape == (2, 8)

@@ -180,6 +180,7 @@ def test_a_cascade_of_fixed_merges_is_one_after_its_training_and_compiles(place)
             len(entry["merged"]) == 2 for entry in cell["gates"]
         )
     model = DynViTForImageClassification.from_pretrained(place.folder / "fixed_looks" / "cascade-fixed_0.8_0")
+    assert all(len(cell["looks"]["accuracy"]) == 2 for cell in cells)
     assert model.config.gates == cells[0]["gates"] == cells[1]["gates"] and model.config.budget_confidences is not None
     assert any(gate.score.weight.abs().max() > 0 for gate in model.learned_gates())
     assert program_of(model) is not None

@@ -92,6 +92,19 @@ def test_a_model_is_measured_as_it_is_kept_whatever_precision_it_was_trained_in(
     assert not torch.equal(untrained.classifier.weight, tuned.classifier.weight) and len(cells) == 2
 
 
+def test_a_cascade_that_was_kept_is_looked_at_later(place, monkeypatch):
+    words = ["--methods", "cascade-resized", "--budgets", "0.7", "--tune", "true", "--validation_fraction", "0.2"]
+    before = run_board(place, "looked", *words, "--untrained", "false")["cells"]
+    file = place.folder / "looked" / "leaderboard.json"
+    content = json.loads(file.read_text())
+    found = content["cells"][0].pop("looks")
+    file.write_text(json.dumps(content))
+    monkeypatch.setattr(leaderboard.Place, "tuned", refuse)
+    assert (
+        run_board(place, "looked", *words, "--untrained", "false")["cells"] == before and found == before[0]["looks"]
+    )
+
+
 def test_times_of_another_model_or_machine_are_refused(place, capsys, clocked):
     words = ["--methods", "tome", "--budgets", "0.7", "--batch_sizes", "2"]
     run_board(place, "changed", *words[:4])

@@ -1,4 +1,4 @@
-"""The plot of a leaderboard marks what a method has to beat: the dense model, and the next smaller one where it is known."""
+"""The plot of a leaderboard marks what a method has to beat, the dense model and the next smaller one, and parts become one board."""
 
 from dataclasses import replace
 
@@ -6,7 +6,9 @@ import pytest
 from made_results import MEASURED, given, speed
 
 from hf_dynvit.measure.dense import OURS
+from hf_dynvit.measure.looks import AtBudget, Looks
 from hf_dynvit.report import Cell, Leaderboard, SmallerDense, leaderboard, leaderboard_plot
+from hf_dynvit.report.leaderboard_looks import look_rows
 from hf_dynvit.report.plots import new_figure
 
 
@@ -99,6 +101,23 @@ def test_parts_lend_their_times_to_the_same_cell_and_nothing_else():
         (joined,) = leaderboard.joined(parts)
         (cell,) = joined.cells
         assert (cell.accuracy, len(cell.throughput)) == (0.55, times)
+
+
+def test_parts_lend_what_other_budgets_give_and_each_row_says_what_the_decision_is_worth():
+    def seen(*accuracies):
+        at = [AtBudget(budget=one, accuracy=found, cost=one, at_random=0.5) for one, found in accuracies]
+        return Looks(accuracy=[0.5, 0.7], cost=[0.3, 0.9], shares=[0.5, 0.5], at_random=0.6, at=at)
+
+    bare, looked = board(), board()
+    looked.cells[0] = replace(looked.cells[0], looks=seen((0.5, 0.6), (0.4, 0.55)))
+    for parts in ([bare, looked], [looked, bare]):
+        (joined,) = leaderboard.joined(parts)
+        assert joined.cells[0].looks == looked.cells[0].looks and joined.cells[0].throughput
+    looked.cells += [replace(looked.cells[0], seed=1, looks=seen((0.5, 0.7)))]
+    words = {"method": "merge", "": "tuned", "for": 0.5}
+    found = {"0.5": "65.00 ± 7.07 at 0.500 (+15.00) (2 seeds)", "0.4": "55.00 at 0.400 (+5.00)"}
+    assert look_rows(looked) == [words | found] and look_rows(bare) == []
+    assert "One cascade at every budget" in "".join(leaderboard.sections([looked]))
 
 
 def test_a_board_in_parts_of_several_machines_names_all_of_them():

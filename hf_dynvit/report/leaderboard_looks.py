@@ -1,0 +1,35 @@
+"""The table of a board's cascades: each at every budget that it reaches, beside as many looks at random."""
+
+from .markdown import ABSENT
+from .rivals import counted, mean, percent
+
+
+LOOKS = (
+    "One cascade at every budget: no weight is changed between the columns, only from which confidence an image is done. In each "
+    "cell top-1 at its cost, and in brackets what it is worth that an image decides: the gain over as many second looks for images "
+    "at random. A row is a training, for the budget in its second column:"
+)
+
+
+def look_rows(board):
+    """A row for each method and budget whose cascades were looked at, a column for each budget; seeds together."""
+    rows = []
+    for (method, tuned), cells in board.by_cell().items():
+        for budget, runs in cells.items():
+            found = [{one.budget: one for one in cell.looks.at} for cell in runs if cell.looks]
+            if found:
+                row = {"method": method, "": "tuned" if tuned else "untrained", "for": budget}
+                rows.append(row | {"reached": found})
+    reached = sorted({budget for row in rows for one in row["reached"] for budget in one}, reverse=True)
+    return [_row(row, reached) for row in rows]
+
+
+def _row(row, budgets):
+    found = row.pop("reached")
+    cells = {budget: [one[budget] for one in found if budget in one] for budget in budgets}
+    return row | {str(budget): _cell(runs) if runs else ABSENT for budget, runs in cells.items()}
+
+
+def _cell(runs):
+    gain = 100 * (mean(runs, "accuracy") - mean(runs, "at_random"))
+    return f"{percent(runs)} at {mean(runs, 'cost'):.3f} ({gain:+.2f}){counted(runs)}"
