@@ -136,6 +136,7 @@ METHODS = {
     "merge": Method(_twin, importance=True),
     "merge-fixed": Method(_twin, importance=True, as_many=True),
     "merge-resized": Method(_twin, importance=True, resizes="chosen"),
+    "merge-resized-fixed": Method(_twin, importance=True, resizes="chosen", as_many=True),
     "resized": Method(_nothing, resizes="alone"),
     "cascade": Method(_twin, importance=True, looks=True),
     "cascade-together": Method(_twin, importance=True, looks=True, twin="cascade", together=True),

@@ -162,12 +162,13 @@ def test_a_budget_out_of_reach_is_named(tiny_vit):
         prepare("evit", tiny_vit(12), 0.01, [images(2)])
 
 
-def test_fixed_merges_are_as_many_in_every_image_untrained_and_tuned(place):
-    words = ["--methods", "merge-fixed", "--budgets", "0.7", "--tune", "true"]
-    for cell in run_board(place, "fixed", *words)["cells"]:
+@pytest.mark.parametrize("method", ["merge-fixed", "merge-resized-fixed"])
+def test_fixed_merges_are_as_many_in_every_image_untrained_and_tuned(place, method):
+    words = ["--methods", method, "--budgets", "0.7", "--tune", "true"]
+    for cell in run_board(place, method, *words)["cells"]:
         assert cell["cost"] == pytest.approx(0.7, abs=0.1) and cell["cost_std"] == pytest.approx(0, abs=1e-6)
         assert all(type(entry["merged"]) is int and len(entry["layers"]) == 1 for entry in cell["gates"])
-    model = DynViTForImageClassification.from_pretrained(place.folder / "fixed" / "merge-fixed_0.7_0")
+    model = DynViTForImageClassification.from_pretrained(place.folder / method / f"{method}_0.7_0")
     assert any(gate.score.weight.abs().max() > 0 for gate in model.learned_gates())
     assert program_of(model) is not None
 
