@@ -2,7 +2,7 @@
 
 Top-1, top-5, mean cost, GMACs and usage on the validation images, then images per second of the packed model and of the
 dense one (the best of eager, SDPA, compiled ahead of time, and ours without gates), timed in turns on real images; a model
-that merges as often in every image also compiled as a whole; with --runtimes beside the dense model in ONNX Runtime and
+that keeps as many tokens of every image also compiled as a whole; with --runtimes beside the dense model in ONNX Runtime and
 OpenVINO, fp32 and int8. With --per_image N also whether it pays that the model decides how much to compute of each image, and
 a picture of the cheapest and the dearest beside the JSON.
 """

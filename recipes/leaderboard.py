@@ -100,21 +100,23 @@ def main(argv=None):
                 save()
             for at, cell in enumerate(results.cells):
                 if (cell.method, cell.budget) == (method, budget) and (cell.tuned, cell.seed) in wanted:
-                    results.cells[at] = with_times(place.looked(cell, start), place, results, start)
+                    results.cells[at] = with_rest(cell, place, results, start)
                     save()
     publish([results], folder)
     return results.to_json()
 
 
-def with_times(cell, place, results, start):
-    """A cell with its times, of this start where some were missing; why not is printed."""
-    timed, why_not = place.timed(cell, start)
+def with_rest(cell, place, results, start):
+    """A cell with its times and looks, of this start where some were missing; why not is printed."""
+    done, why_not = place.completed(cell, start)
     if why_not:
-        print(f"{cell.method} at {cell.budget}, seed {cell.seed}, is not timed: {why_not}")
-    if timed is cell:
-        return cell
-    facts = {"timed_commit": results.commit, "timed_command": results.command, "timed_on": place_of(results)}
-    return replace(timed, **facts)
+        print(f"{cell.method} at {cell.budget}, seed {cell.seed}, stays without times or looks: {why_not}")
+    if done.looks is not cell.looks:
+        done = replace(done, looked_commit=results.commit, looked_command=results.command)
+    if done.throughput is not cell.throughput:
+        facts = {"timed_commit": results.commit, "timed_command": results.command, "timed_on": place_of(results)}
+        done = replace(done, **facts)
+    return done
 
 
 def _differs(part, key, before, now):

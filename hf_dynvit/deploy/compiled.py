@@ -30,7 +30,8 @@ class CompiledDynViT:
     Merge gates merge a fixed number of pairs, the mean over calibration images, and in each image those of the least logit. Gates
     that keep as many tokens of every image anyway stay what they are. It gives logits, cost, and of a cascade the looks taken.
     It compiles at the first call with a number of images, for a minute or so, and keeps a copy of the weights for each number.
-    Weights, thresholds and budget are those of the time it was made.
+    Weights, thresholds and budget are those of the time it was made. A cascade whose merges are fixed here keeps the confidences
+    that were measured with each image's own; `calibrate.py --fixed true` fixes them first and measures anew.
 
     Args:
         model: on CPU, as `check_compilable` lets pass; it is copied and stays as it is.
@@ -102,7 +103,7 @@ def program_of(model, dtype=None):
         return None
     try:
         fixes = check_compilable(model)
-    except ValueError:
+    except (TypeError, ValueError):
         return None
     return None if fixes else CompiledDynViT(model, dtype=dtype)
 

@@ -96,7 +96,10 @@ def single_look(model, look):
             gate.merged = in_look(gate.merged, look)
     entries = model.config.gates or []
     model.config.gates = [
-        {**entry, "merged": in_look(entry["merged"], look)} if "merged" in entry else entry for entry in entries
+        {**entry, "merged": in_look(entry["merged"], look)}
+        if entry["gate"] == "merge" and "merged" in entry
+        else entry
+        for entry in entries
     ] or None
     model.set_cascade(None).config.resolution = resolution
     return model

@@ -30,12 +30,14 @@ class EachLook(NamedTuple):
 
 @dataclass(kw_only=True)
 class AtBudget:
-    """A cascade at one of its budgets: what it reaches, and the expected accuracy of as many looks at random."""
+    """A cascade at one of its budgets: what it reaches, and the expected accuracy and cost of as many looks at random, which may
+    cost less, for the images that leave a model unsure have more to look at."""
 
     budget: float
     accuracy: float
     cost: float
     at_random: float
+    cost_at_random: float
 
 
 @dataclass(kw_only=True)
@@ -75,8 +77,8 @@ def _after_each(model, pixel_values):
 
 
 @torch.no_grad()
-def measure_looks(model, loader):
-    """`Looks` of a cascade on the images of a loader (dicts of `pixel_values` and `labels`)."""
+def measure_looks(model, loader, budgets=BUDGETS):
+    """`Looks` of a cascade on the images of a loader (dicts of `pixel_values` and `labels`), at those budgets that it reaches."""
     parts, labels = [], []
     for batch in tqdm(loader, desc="each look alone", unit="batch"):
         parts.append(_after_each(model, batch["pixel_values"].to(model.device, model.dtype)))
@@ -84,7 +86,7 @@ def measure_looks(model, loader):
     each = EachLook(*(torch.cat(part, 1) for part in zip(*parts, strict=True)))
     right, config = (each.read == torch.cat(labels)).double(), model.config
     table = config.budget_confidences
-    reached = [one for one in BUDGETS if table and table[0][0] <= one <= table[-1][0]]
+    reached = [one for one in budgets if table and table[0][0] <= one <= table[-1][0]]
     shares = _shares(each, _confidence(config, None))
     accuracy = right.mean(1)
     return Looks(
@@ -114,10 +116,11 @@ def _shares(each, confidence):
 
 def _at(each, right, budget, confidence):
     """`AtBudget`; right: (L, B), whether an image is right after one look, two, ..."""
-    taken = _taken(each, confidence).unsqueeze(0) - 1
+    taken, shares = _taken(each, confidence).unsqueeze(0) - 1, _shares(each, confidence)
     return AtBudget(
         budget=budget,
         accuracy=right.gather(0, taken).mean().item(),
         cost=each.spent.cumsum(0).gather(0, taken).mean().item(),
-        at_random=(_shares(each, confidence) @ right.mean(1)).item(),
+        at_random=(shares @ right.mean(1)).item(),
+        cost_at_random=(shares @ each.spent.mean(1).cumsum(0)).item(),
     )

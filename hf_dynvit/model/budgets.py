@@ -152,8 +152,12 @@ class Dial:
         confidence an image needs no further one.
 
         Raises:
-            ValueError: what is no cascade, or does not go with the model.
+            ValueError: what is no cascade, or does not go with the model; other looks than those that merges were fixed for.
         """
+        fixed = any(isinstance(entry.get("merged"), list) for entry in self.config.gates or [])
+        sizes = [[look.get("resolution") for look in given or []] for given in (self.config.cascade, looks)]
+        if fixed and sizes[0] != sizes[1]:
+            raise ValueError(f"merges were fixed for looks at {sizes[0]} pixels, and would be wrong at {sizes[1]}")
         resolution, looks = None if looks else self.config.resolution, copy.deepcopy(looks)
         changed = {"cascade": looks, "resolution": resolution, "budget_shifts": None, "budget_confidences": None}
         type(self.config)(**{**self.config.to_dict(), **changed})  # refuses what is wrong

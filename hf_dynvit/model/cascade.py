@@ -51,11 +51,11 @@ def check_looks(config):
 
 
 def check_each_look(config):
-    """Raise ValueError for a gate whose `merged` lists numbers for other looks than a configuration has."""
+    """Raise ValueError for a merge gate whose `merged` lists numbers for other looks than a configuration has."""
     looks = len(config.cascade or [])
     for entry in config.gates or []:
-        merged = entry.get("merged")
-        if isinstance(merged, list) and len(merged) != looks:
+        merged = entry.get("merged") if entry["gate"] == "merge" else None
+        if isinstance(merged, list) and (len(merged) != looks or not looks):
             raise ValueError(
                 f"merged {merged} of a gate has a number for each look of a cascade: it has {looks} looks"
             )

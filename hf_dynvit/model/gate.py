@@ -27,7 +27,7 @@ class Exploration(NamedTuple):
     from_layer: int = 0  # policies of earlier layers keep everything (a curriculum from the last layer backwards)
     # Added to the logits of every learned gate: a number, or (B,); None: what the model's budget asks for (budgets.py).
     shift: float | torch.Tensor | None = None
-    look: int = -1  # of a cascade, counted from 0, or from the end
+    look: int = -1  # of a cascade, counted from 0 or from the end: the forward's own, whatever is given
 
 
 NO_EXPLORATION = Exploration()

@@ -20,8 +20,8 @@ TUNED = (
 )
 CLOCK = (
     "In PyTorch: how many times as fast as the fastest dense model there is here; in brackets the share of the gain that the cost "
-    "of the timed images promises, and that cost. *Compiled*: as a whole, which models can be that merge as often in every image, where that "
-    "is faster. Cost: its mean, deviation and ends over all images.{frozen}"
+    "of the timed images promises, and that cost. *Compiled*: as a whole, which models can be that keep as many tokens of every image, where "
+    "that is faster. Cost: its mean, deviation and ends over all images.{frozen}"
 )
 FROZEN = (
     " A *frozen compile*, the fastest dense model of older rows, is slower at batch 1 than one compiled ahead of time "

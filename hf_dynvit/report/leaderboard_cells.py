@@ -13,7 +13,7 @@ from ..data import check_held_out, load_image_data
 from ..measure import measured_on, time_batches
 from ..measure.dense import ahead, kernels_at_hand
 from ..measure.files import check_weights
-from ..measure.looks import measure_looks
+from ..measure.looks import BUDGETS, measure_looks
 from ..measure.trained_models import Entrant, dense_vit, shuffled
 from ..model.bypass import bypass_of
 from ..model.modeling_dynvit import DynViTForImageClassification
@@ -129,27 +129,25 @@ class Place:
         check_weights(folder)
         return DynViTForImageClassification.from_pretrained(folder).to(self.args.device)
 
-    def timed(self, cell, start=None):
-        """A `Cell` with its times at the batch sizes asked for, and why not, if it has not all of them now.
+    def completed(self, cell, start=None):
+        """A `Cell` with its times at the batch sizes asked for and, of a cascade, its `looks`; and why not, if it lacks some now.
 
-        Timed is the model that was kept; of an untrained one `start`, or one that is brought to the budget once more.
+        Measured is the model that was kept; of an untrained one `start`, or one that is brought to the budget once more.
         """
         known = {speed.batch_size for speed in cell.throughput}
         missing = [size for size in self.board.batch_sizes if size not in known]
-        if not missing:
+        unseen = bool(cell.cascade) and not cell.looks
+        if not (missing or unseen):
             return cell, None
         model, why_not = self._model_of(cell, start)
         if why_not:
             return cell, why_not
-        entrant = self._entrant(cell.method, model)
-        return replace(cell, throughput=cell.throughput + self._speeds(entrant, missing)), None
-
-    def looked(self, cell, start=None):
-        """A `Cell` of a cascade with its `looks`, where its model is at hand; others as they are. Arguments as in `timed`."""
-        if cell.looks or not cell.cascade:
-            return cell
-        model, _ = self._model_of(cell, start)
-        return cell if model is None else replace(cell, looks=self._looks(model))
+        if unseen:
+            cell = replace(cell, looks=self._looks(model, cell.budget))
+        if missing:
+            entrant = self._entrant(cell.method, model)
+            cell = replace(cell, throughput=cell.throughput + self._speeds(entrant, missing))
+        return cell, None
 
     def _model_of(self, cell, start):
         """(model, None) of a cell, or (None, why it is not at hand)."""
@@ -162,9 +160,9 @@ class Place:
             return None, "its gates, resolution or looks would be others today"
         return model, None
 
-    def _looks(self, model):
+    def _looks(self, model, budget):
         """`Looks` of a cascade on the images that are reported on."""
-        return measure_looks(self._ready(model), self._loader(self.data.validation))
+        return measure_looks(self._ready(model), self._loader(self.data.validation), sorted({*BUDGETS, budget}))
 
     def cell(self, model, method, budget, tuned, seed):
         """What a model reaches, as a `Cell`, without times."""
@@ -177,7 +175,7 @@ class Place:
             resolution=model.config.resolution,
             gates=model.config.gates,
             cascade=model.config.cascade,
-            looks=self._looks(model) if model.config.cascade else None,
+            looks=self._looks(model, budget) if model.config.cascade else None,
         )
 
     def smaller_dense(self, earlier):

@@ -6,8 +6,8 @@ from .rivals import counted, mean, percent
 
 LOOKS = (
     "One cascade at every budget: no weight is changed between the columns, only from which confidence an image is done. In each "
-    "cell top-1 at its cost, and in brackets what it is worth that an image decides: the gain over as many second looks for images "
-    "at random. A row is a training, for the budget in its second column:"
+    "cell top-1 at its cost, and in brackets what it is worth that an image decides: the gain over as many looks for images at "
+    "random, at what these cost. A row is a method as it was brought to one budget (*for*), trained with so many seeds or not:"
 )
 
 
@@ -32,4 +32,4 @@ def _row(row, budgets):
 
 def _cell(runs):
     gain = 100 * (mean(runs, "accuracy") - mean(runs, "at_random"))
-    return f"{percent(runs)} at {mean(runs, 'cost'):.3f} ({gain:+.2f}){counted(runs)}"
+    return f"{percent(runs)} at {mean(runs, 'cost'):.3f} ({gain:+.2f} at {mean(runs, 'cost_at_random'):.3f}){counted(runs)}"

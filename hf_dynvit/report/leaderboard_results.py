@@ -17,7 +17,8 @@ class Cell(Scores):
     """A method at one budget, untrained or tuned with one seed, as recipes/leaderboard.py measures it.
 
     Attributes:
-        looks: of a cascade, each look and other budgets, of the model as it was kept.
+        looks: of a cascade, each look and other budgets, of the model as it was kept. looked_commit, looked_command: those of it,
+            where they are others.
         commit, command: it was measured at and by, which differ where a board was gone on with; None: those of the board.
         timed_commit, timed_command: likewise, of `throughput`. timed_on: device, threads and number format of it.
     """
@@ -30,6 +31,8 @@ class Cell(Scores):
     gates: list | None
     cascade: list | None = None
     looks: Looks | None = None
+    looked_commit: str | None = None
+    looked_command: str | None = None
     throughput: list[Speed] = field(default_factory=list)
     commit: str | None = None
     command: str | None = None
@@ -38,10 +41,10 @@ class Cell(Scores):
     timed_on: str | None = None
 
     def commits(self):
-        return [one for one in (self.commit, self.timed_commit) if one]
+        return [one for one in (self.commit, self.looked_commit, self.timed_commit) if one]
 
     def commands(self):
-        return [one for one in (self.command, self.timed_command) if one]
+        return [one for one in (self.command, self.looked_command, self.timed_command) if one]
 
 
 @dataclass(kw_only=True)

@@ -14,6 +14,9 @@ from ..model.gate_merge import MergeGate
 from ..model.resolution import tokens_run
 
 
+AT_ONCE = 32  # images of a forward
+
+
 def check_fixable(model):
     """Raise ValueError for a model in which something else than merge gates says how many tokens there are, or nothing does."""
     drops = {type(gate).__name__ for gates in model.gates for gate in gates.values() if gate.drop}
@@ -28,8 +31,8 @@ def fix_merges(model, pixel_values):
     """Every merge gate merges in each image what it has merged on average of these, from here on (`merged` of its gate).
 
     The configuration says so, and a table of budgets is dropped: within a look the cost is the same for every image, and no
-    threshold changes it. The looks of a cascade each have numbers of their own, and what they cost becomes their budget;
-    `calibrate` then finds anew from which confidence an image is done.
+    threshold changes it. The looks of a cascade each have numbers of their own, and what they cost, at most 1, becomes their
+    budget; `calibrate` then finds anew from which confidence an image is done.
 
     Args:
         model: in evaluation mode, changed in place. pixel_values: float32 (images, channels, height, width).
@@ -38,7 +41,7 @@ def fix_merges(model, pixel_values):
         For each layer how many merge, an int, or of a cascade a list of K ints.
 
     Raises:
-        ValueError: as `check_fixable`, or no images.
+        ValueError: as `check_fixable`, no images, or looks that do not begin with the cheapest; the model stays what it was.
     """
     check_fixable(model)
     if not len(pixel_values):
@@ -46,18 +49,29 @@ def fix_merges(model, pixel_values):
     looks = model.config.cascade
     each = [_merged(model, pixel_values, look) for look in ([None] if looks is None else range(len(looks)))]
     merged = each[0] if looks is None else [list(counts) for counts in zip(*each, strict=True)]
-    for gates, count in zip(model.gates, merged, strict=True):
-        for gate in gates.values():
-            if type(gate) is MergeGate:
-                gate.merged = count
+    before = _set(model, merged)
+    if looks is not None:
+        costs = [min(1.0, cost) for cost in each_look(model, pixel_values.split(AT_ONCE)).spent.mean(1).tolist()]
+        try:
+            check_rising(costs)
+        except ValueError:
+            _set(model, before)
+            raise
+        model.config.cascade = [{**look, "budget": round(cost, 4)} for look, cost in zip(looks, costs, strict=True)]
     model.drop_budgets()
     model.config.gates = fixed_entries(model.config.gates, merged)
-    if looks is not None:
-        costs = each_look(model, [pixel_values[:1]]).spent.mean(1).tolist()
-        check_rising(costs)
-        given = ({name: value for name, value in look.items() if name != "shift"} for look in looks)
-        model.config.cascade = [{**look, "budget": round(cost, 4)} for look, cost in zip(given, costs, strict=True)]
     return merged
+
+
+def _set(model, merged):
+    """Give the merge gates of each layer their number; returns those they had."""
+    before = []
+    for gates, count in zip(model.gates, merged, strict=True):
+        merging = [gate for gate in gates.values() if type(gate) is MergeGate]
+        before.append(merging[0].merged if merging else None)
+        for gate in merging:
+            gate.merged = count
+    return before
 
 
 def _merged(model, pixel_values, look):

@@ -58,11 +58,21 @@ def test_each_look_of_a_cascade_merges_a_number_of_its_own(tiny_vit, tmp_path):
             torch.testing.assert_close(found.logits, wanted.logits, atol=1e-5, rtol=0)
             torch.testing.assert_close(found.cost, wanted.cost, atol=1e-6, rtol=0)
         cost = wanted.cost.mean().item()
-        assert again.config.cascade[look]["budget"] == pytest.approx(cost, abs=1e-4) and "shift" not in looks[1]
+        assert again.config.cascade[look]["budget"] == pytest.approx(min(1.0, cost), abs=1e-4)
     assert again(pixels).looks.tolist() == [2] * 7  # until it is calibrated
+    assert again.config.cascade[0]["shift"] == -1.0  # for gates of other kinds
     calibrate(again, [pixels], 0.9)
     assert again.config.gates == model.config.gates and set(again(pixels).looks.tolist()) <= {1, 2}
     assert single_look(again, 1).config.gates == alone[1].config.gates
+
+
+def test_looks_that_do_not_begin_with_the_cheapest_are_refused_and_nothing_has_changed(tiny_vit):
+    looks = [{"budget": 0.5}, {"budget": 0.6, "resolution": 24}]
+    model = gated(tiny_vit(2, num_labels=3), MERGE, cascade=looks).eval()
+    with pytest.raises(ValueError, match="the looks of a cascade must begin with the cheapest"):
+        fix_merges(model, images(3))
+    assert all(gate.merged is None for gate in model.learned_gates())
+    assert model.config.gates == MERGE and model.config.cascade == looks
 
 
 def test_a_number_for_each_look_needs_as_many_looks(tiny_vit):
@@ -73,8 +83,13 @@ def test_a_number_for_each_look_needs_as_many_looks(tiny_vit):
         ):
             gated(tiny_vit(2, num_labels=3), several, cascade=looks)
     model = gated(tiny_vit(2, num_labels=3), several, cascade=[{"budget": 0.3}, {"budget": 0.9}])
-    with pytest.raises(ValueError, match="it has 0 looks"):
-        model.set_cascade(None)
+    for looks in (None, [{"budget": 0.3, "resolution": 16}, {"budget": 0.9}]):
+        with pytest.raises(
+            ValueError, match=r"merges were fixed for looks at \[None, None\] pixels, and would be wrong at"
+        ):
+            model.set_cascade(looks)
+    with pytest.raises(ValueError, match=r"merged \[\] of a gate has a number for each look of a cascade: it has 0"):
+        gated(tiny_vit(), [{**MERGE[0], "merged": []}])
     with pytest.raises(ValueError, match="merged of a merge gate must be an integer of at least 0, got -1"):
         gated(tiny_vit(2, num_labels=3), [{**MERGE[0], "merged": [3, -1]}], cascade=[{"budget": 0.3}, {"budget": 0.9}])
     with pytest.raises(ValueError, match=r"merged of a tome gate must be an integer of at least 0, got \[3, 1\]"):

@@ -36,5 +36,6 @@ def test_shares_costs_and_chance_are_those_of_the_looks(tiny_vit):
         assert one.cost == pytest.approx(out.cost.mean().item(), abs=1e-6)
         again = (out.looks == 2).float().mean().item()
         assert one.at_random == pytest.approx((1 - again) * accuracies[0] + again * accuracies[1])
+        assert one.cost_at_random == pytest.approx(costs[0] + again * costs[1])
     each = each_look(model, [x[:5], x[5:]])
     assert torch.equal(each.read[1], both) and each.sure.shape == each.spent.shape == (2, 8)

@@ -105,7 +105,8 @@ def test_parts_lend_their_times_to_the_same_cell_and_nothing_else():
 
 def test_parts_lend_what_other_budgets_give_and_each_row_says_what_the_decision_is_worth():
     def seen(*accuracies):
-        at = [AtBudget(budget=one, accuracy=found, cost=one, at_random=0.5) for one, found in accuracies]
+        same = {"at_random": 0.5, "cost_at_random": 0.3}
+        at = [AtBudget(budget=one, accuracy=found, cost=one, **same) for one, found in accuracies]
         return Looks(accuracy=[0.5, 0.7], cost=[0.3, 0.9], shares=[0.5, 0.5], at_random=0.6, at=at)
 
     bare, looked = board(), board()
@@ -115,7 +116,7 @@ def test_parts_lend_what_other_budgets_give_and_each_row_says_what_the_decision_
         assert joined.cells[0].looks == looked.cells[0].looks and joined.cells[0].throughput
     looked.cells += [replace(looked.cells[0], seed=1, looks=seen((0.5, 0.7)))]
     words = {"method": "merge", "": "tuned", "for": 0.5}
-    found = {"0.5": "65.00 ± 7.07 at 0.500 (+15.00) (2 seeds)", "0.4": "55.00 at 0.400 (+5.00)"}
+    found = {"0.5": "65.00 ± 7.07 at 0.500 (+15.00 at 0.300) (2 seeds)", "0.4": "55.00 at 0.400 (+5.00 at 0.300)"}
     assert look_rows(looked) == [words | found] and look_rows(bare) == []
     assert "One cascade at every budget" in "".join(leaderboard.sections([looked]))
 
