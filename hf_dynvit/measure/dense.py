@@ -1,7 +1,7 @@
 """What a packed model is held against: the dense ViT in the fastest of the ways that PyTorch and this package have.
 
-Eager, SDPA, compiled ahead of time with weights as constants (CUDA: tuned as far as the compiler goes), and this package's own model without
-gates, with prepacked weights on CPU: what our products alone are worth is no gain of skipping.
+Eager, SDPA, both compiled ahead of time with weights as constants (CUDA: tuned as far as the compiler goes), and this package's
+own model without gates, with prepacked weights on CPU: what our products alone are worth is no gain of skipping.
 """
 
 import copy
@@ -19,6 +19,11 @@ logger = logging.getLogger(__name__)
 
 KERNELS = ("eager", "sdpa")
 AHEAD, TUNED = "compiled ahead of time", "compile max-autotune"  # on CPU, on CUDA
+AHEAD_EAGER = "compiled ahead of time, eager"
+PROGRAMS = {
+    AHEAD: "sdpa",
+    AHEAD_EAGER: "eager",
+}  # name -> attention; of few tokens the fused products of eager are faster
 FROZEN = "frozen compile"  # of stored results: the same program, started from Python
 OURS = "ours, no gates"
 
@@ -28,31 +33,33 @@ def dense_calls(vit, compiled):
 
     Args:
         vit: a `ViTForImageClassification` in evaluation mode.
-        compiled: whether the compiled model is among them, or that model, made before of the same weights (`ahead`). A
-            published number needs it.
+        compiled: whether compiled models are among them, or those, made before of the same weights (`ahead`). A
+            published number needs them.
 
     Returns:
-        dict: `KERNELS`, `AHEAD` or `TUNED`, and `OURS`.
+        dict: `KERNELS`, `PROGRAMS` or `TUNED`, and `OURS`.
     """
-    calls = {}
-    for kernel in KERNELS:
-        calls[kernel] = twin(vit)
-        calls[kernel].set_attn_implementation(kernel)
-    if compiled:
-        made = compiled_of(calls["sdpa"]) if compiled is True else compiled
-        calls[AHEAD if vit.device.type == "cpu" else TUNED] = made
+    calls = {kernel: _with_attention(vit, kernel) for kernel in KERNELS}
+    if compiled and vit.device.type != "cpu":
+        calls[TUNED] = compiled_of(calls["sdpa"])
+    elif compiled:
+        calls |= ahead(vit) if compiled is True else compiled
     calls[OURS] = without_gates(vit)
     return calls
 
 
 def ahead(vit):
-    """What `dense_calls` takes as `compiled`, to compile once for several of its calls; elsewhere than on CPU, where the memory
-    that it keeps is counted with its first call, just True."""
+    """What `dense_calls` takes as `compiled`, to compile once for several of its calls: name -> program. Elsewhere than on CPU,
+    where the memory that it keeps is counted with its first call, just True."""
     if vit.device.type != "cpu":
         return True
+    return {name: compiled_of(_with_attention(vit, kernel)) for name, kernel in PROGRAMS.items()}
+
+
+def _with_attention(vit, kernel):
     vit = twin(vit)
-    vit.set_attn_implementation("sdpa")
-    return compiled_of(vit)
+    vit.set_attn_implementation(kernel)
+    return vit
 
 
 def without_gates(vit):

@@ -7,7 +7,7 @@ from functools import partial
 from typing import NamedTuple
 
 from ..model.kernels import kernels_loaded
-from .dense import AHEAD, OURS
+from .dense import OURS, PROGRAMS
 from .memory import kept_mib, peak_mib
 from .timing import interleaved_seconds, rounds_within, with_progress
 
@@ -80,7 +80,7 @@ class Race(NamedTuple):
         Args:
             dense, others: names of calls. packed: the name of one. facts: further fields of `kind`.
         """
-        leanest = min((name for name in dense if name != AHEAD), key=self.peak_mib.get)
+        leanest = min((name for name in dense if name not in PROGRAMS), key=self.peak_mib.get)
         memory = {"dense": leanest, OURS: OURS, "packed": packed}
         return kind(
             **facts,

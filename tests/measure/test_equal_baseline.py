@@ -13,7 +13,7 @@ from recipe_place import END, START, report
 from hf_dynvit.benchmark import BenchmarkArguments
 from hf_dynvit.data.rows import DataArguments
 from hf_dynvit.measure.compiled import Ahead
-from hf_dynvit.measure.dense import AHEAD, OURS, ahead, dense_calls
+from hf_dynvit.measure.dense import AHEAD, OURS, PROGRAMS, ahead, dense_calls
 from hf_dynvit.measure.forwards import Setting, measure
 from hf_dynvit.measure.random_decisions import gate_entries
 from hf_dynvit.measure.trained_models import open_models, time_batches
@@ -52,10 +52,12 @@ def test_the_compiled_dense_model_has_its_weights_in_the_program_and_leaves_the_
 def test_what_was_compiled_before_stands_among_the_dense_ways(tiny_vit):
     vit = tiny_vit(1)
     made = ahead(vit)
-    assert dense_calls(vit, compiled=made)[AHEAD] is made
-    assert dense_calls(vit, compiled=True)[AHEAD] is not made and AHEAD not in dense_calls(vit, compiled=False)
-    assert made.module.module.config._attn_implementation == "sdpa"
-    assert made.module.module.classifier.weight is vit.classifier.weight
+    known, fresh = (dense_calls(vit, compiled=which) for which in (made, True))
+    assert all(known[name] is made[name] is not fresh[name] for name in PROGRAMS)
+    assert not set(PROGRAMS) & set(dense_calls(vit, compiled=False))
+    modules = {name: program.module.module for name, program in made.items()}
+    assert {name: module.config._attn_implementation for name, module in modules.items()} == PROGRAMS
+    assert all(module.classifier.weight is vit.classifier.weight for module in modules.values())
 
 
 def test_ours_without_gates_is_the_dense_model_prepacked(tiny_vit):
@@ -71,7 +73,7 @@ def test_ours_without_gates_is_the_dense_model_prepacked(tiny_vit):
 def test_speed_is_against_the_fastest_dense_and_against_ours_without_gates(tiny_vit, fresh_compiler):
     setting = Setting("small", "float32", 2, [("patch", 0.7)], 2, 2, 1.0, compiled=True, prepacked=True)
     for row in measure(tiny_vit(2), setting, seed=0):
-        assert set(row.dense_ms) == {"eager", "sdpa", AHEAD, OURS}
+        assert set(row.dense_ms) == {"eager", "sdpa", *PROGRAMS, OURS}
         assert row.speedup == min(row.dense_ms.values()) / row.packed_ms
         assert row.gates_speedup == row.dense_ms[OURS] / row.packed_ms
         assert row.realised == row.speedup * row.timed_cost
