@@ -155,7 +155,8 @@ def render_clock(results):
     def of(kind):
         return [one for one in results if isinstance(one, kind)]
 
-    parts = tabled(clock_words(of(Evaluation)), clock_rows(of(Evaluation)))
+    timed = of(Evaluation), of(Leaderboard)
+    parts = tabled(clock_words(*timed), clock_rows(*timed))
     parts += tabled(GAINED_EVERYWHERE, front_rows(of(Runtimes)))
     parts += tabled(GAINED_MEANING, rows(GAINED, fastest_deployed(of(Deployment))))
     parts += tabled(COMPARED, agent_rows(of(Comparison)))

@@ -1,6 +1,6 @@
 """Two tables of README.md: methods tuned alike at a few budgets, and what models gain on the clock."""
 
-from ..measure.dense import AHEAD
+from ..measure.dense import AHEAD, AHEAD_EAGER
 from ..measure.dense import FROZEN as OLD
 from .leaderboard import columns_of, joined, name_of, top1, tuned_cells
 from .leaderboard_results import DENSE
@@ -22,6 +22,10 @@ CLOCK = (
     "In PyTorch: how many times as fast as the fastest dense model there is here; in brackets the share of the gain that the cost "
     "of the timed images promises, and that cost. *Compiled*: as a whole, which models can be that keep as many tokens of every image, where "
     "that is faster. Cost: its mean, deviation and ends over all images.{frozen}"
+)
+EAGER = (
+    " A compiled dense model with eager attention is a rival of the newer rows alone; where it was timed it is up to {most:.0%} faster "
+    "than the one of the others."
 )
 FROZEN = (
     " A *frozen compile*, the fastest dense model of older rows, is slower at batch 1 than one compiled ahead of time "
@@ -80,26 +84,54 @@ def _cell(method, column):
     return f"{top1(runs, column.values())} at {mean(runs, 'cost'):.3f}{counted(runs)}"
 
 
-def clock_words(evaluations):
+def clock_words(evaluations, boards=()):
     """What stands above `clock_rows`, which also says where a dense model is an older one."""
-    speeds = [speed for one in evaluations if not one.is_dense() for speed in one.throughput]
+    speeds = [speed for _, speeds in _timed(evaluations, boards) for speed in speeds]
     old = any(OLD in speed.dense_ms and AHEAD not in speed.dense_ms for speed in speeds)
-    return CLOCK.format(frozen=FROZEN * old)
+    without = any(AHEAD in speed.dense_ms and AHEAD_EAGER not in speed.dense_ms for speed in speeds)
+    gains = [
+        speed.dense_ms[AHEAD] / speed.dense_ms[AHEAD_EAGER] - 1 for speed in speeds if AHEAD_EAGER in speed.dense_ms
+    ]
+    eager = EAGER.format(most=max(gains, default=0.0)) if without and gains else ""
+    return CLOCK.format(frozen=FROZEN * old + eager)
 
 
-def clock_rows(evaluations):
-    """A row for each model with gates, sizes or looks that was timed, the cheapest of a data set first."""
-    timed = [one for one in evaluations if one.throughput and not one.is_dense()]
-    sizes = sorted({speed.batch_size for one in timed for speed in one.throughput})
+def clock_rows(evaluations, boards=()):
+    """A row for each model with gates, sizes or looks that was timed, the cheapest of a data set first.
+
+    Args:
+        evaluations: `Evaluation`s. boards: `Leaderboard`s, of which `strongest` are shown, their tuned cells.
+    """
+    found = _timed(evaluations, boards)
+    sizes = sorted({speed.batch_size for _, speeds in found for speed in speeds})
     rows = []
-    for one in sorted(timed, key=lambda one: (one.dataset, one.cost)):
-        speeds = {speed.batch_size: _gain(speed) for speed in one.throughput}
-        rows.append(
-            {"data": one.dataset, "decides": model_name(one), "top-1": percent([one]), "cost": cost_spread([one])}
-            | {f"batch {size}": speeds.get(size, ABSENT) for size in sizes}
-            | {"device": place(one), "commit": one.commit}
-        )
+    for row, speeds in found:
+        gains = {speed.batch_size: _gain(speed) for speed in speeds}
+        last = {name: row.pop(name) for name in ("device", "commit")}
+        rows.append(row | {f"batch {size}": gains.get(size, ABSENT) for size in sizes} | last)
     return rows
+
+
+def _timed(evaluations, boards):
+    """(row but for its times, `Speed`s) of all that was timed and is not dense, in the order of the rows."""
+    found = [
+        (one.dataset, one, {"decides": model_name(one), "device": place(one), "commit": one.commit})
+        for one in evaluations
+        if one.throughput and not one.is_dense()
+    ]
+    for name, board in strongest(boards):
+        for cell in board.cells:
+            if cell.tuned and cell.throughput and cell.method != DENSE:
+                decides = f"{cell.method} at {cell.budget:g}, tuned as above"
+                found.append((name, cell, {"decides": decides, "device": cell.timed_on, "commit": cell.timed_commit}))
+    found.sort(key=lambda item: (item[0], item[1].cost))
+    return [
+        (
+            {"data": data, "decides": row.pop("decides"), "top-1": percent([one]), "cost": cost_spread([one])} | row,
+            one.throughput,
+        )
+        for data, one, row in found
+    ]
 
 
 def _gain(speed):

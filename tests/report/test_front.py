@@ -5,7 +5,7 @@ from dataclasses import replace
 from made_results import MEASURED, evaluation, given, speed
 from recipe_place import report
 
-from hf_dynvit.measure.dense import OURS
+from hf_dynvit.measure.dense import AHEAD, AHEAD_EAGER, OURS
 from hf_dynvit.report import Cell, Leaderboard
 from hf_dynvit.report.front import clock_rows, clock_words, tuned_rows
 from hf_dynvit.report.leaderboard import named
@@ -116,6 +116,20 @@ def test_models_that_were_timed_stand_with_their_gain_and_the_cheapest_comes_fir
     whole = [replace(speed(1, 1.2, 0.5), program_ms=ms) for ms in (1.2, 1e3)]  # of a dense model in 3.6 ms
     found = [clock_rows([replace(slow, throughput=[one])])[0]["batch 1"] for one in whole]
     assert found == ["3.00×, compiled (1.50 at 0.50)", "1.20× (0.60 at 0.50)"]
+
+
+def test_tuned_cells_that_were_timed_stand_among_them_and_a_newer_rival_is_named():
+    facts = {"timed_on": "A CPU", "timed_commit": "abc", "throughput": [speed(1, 2.0, 0.5)]}
+    timed = [replace(cell(name, 0.6, seed=seed), **facts) for name, seed in (("merge", 0), ("dense", 0), ("tome", 1))]
+    slow = evaluation([{"gate": "merge"}], 0.7, 0.4, "slow", throughput=[speed(1, 1.2, 0.4)])
+    made = board(*timed, *HALF)
+    rows = clock_rows([slow], [made])
+    assert [row["decides"] for row in rows[1:]] == ["merge at 0.5, tuned as above", "tome at 0.5, tuned as above"]
+    assert (rows[1]["data"], rows[1]["batch 1"], rows[1]["commit"]) == ("pets, 150 steps", "2.00× (1.00 at 0.50)", "abc")
+    assert "eager attention" not in clock_words([slow], [made])
+    both = {"eager": 9.0, "sdpa": 8.0, AHEAD: 6.6, AHEAD_EAGER: 6.0, OURS: 7.0}
+    newer = board(replace(timed[0], throughput=[speed(1, dense_ms=both)]), *HALF)
+    assert "up to 10% faster" in clock_words([slow], [newer])
 
 
 def test_an_older_dense_model_is_named_where_it_was_the_rival():
