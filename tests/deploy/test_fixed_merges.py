@@ -132,6 +132,22 @@ def test_a_graph_of_fixed_sizes_gives_what_such_a_model_gives(tiny_vit, tmp_path
     assert all(gate.merged is None for gate in model.learned_gates()) and model.config.gates == MERGE
 
 
+@pytest.mark.parametrize("format", ["openvino", "onnx"])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the runtimes' own modules
+def test_a_cascade_whose_merges_are_fixed_is_exported_as_it_is(tiny_vit, tmp_path, format):
+    needs(format)
+    torch.manual_seed(0)
+    looks = [{"budget": 0.52, "resolution": 24}, {"budget": 0.9}]
+    model, pixels = gated(tiny_vit(2, num_labels=3), MERGE, cascade=looks).eval(), images(8)
+    fix_merges(model, pixels)
+    calibrate(model, [pixels], 0.8)
+    wanted = run(model, "packed", pixels)
+    found = DynViTRuntime.from_pretrained(export(model, tmp_path / "out", format), threads=1)(pixels.numpy())
+    assert found.looks.tolist() == wanted.looks.tolist() and set(found.looks.tolist()) == {1, 2}
+    torch.testing.assert_close(torch.from_numpy(found.logits), wanted.logits, atol=1e-4, rtol=0)
+    np.testing.assert_allclose(found.cost, wanted.cost.numpy(), atol=1e-6)
+
+
 def test_what_cannot_be_fixed_is_refused(tiny_vit, tmp_path):
     needs("onnx")
     with pytest.raises(ValueError, match="where merge gates alone drop tokens, here it is nothing"):

@@ -125,7 +125,11 @@ def test_tuned_cells_that_were_timed_stand_among_them_and_a_newer_rival_is_named
     made = board(*timed, *HALF)
     rows = clock_rows([slow], [made])
     assert [row["decides"] for row in rows[1:]] == ["merge at 0.5, tuned as above", "tome at 0.5, tuned as above"]
-    assert (rows[1]["data"], rows[1]["batch 1"], rows[1]["commit"]) == ("pets, 150 steps", "2.00× (1.00 at 0.50)", "abc")
+    assert (rows[1]["data"], rows[1]["batch 1"], rows[1]["commit"]) == (
+        "pets, 150 steps",
+        "2.00× (1.00 at 0.50)",
+        "abc",
+    )
     assert "eager attention" not in clock_words([slow], [made])
     both = {"eager": 9.0, "sdpa": 8.0, AHEAD: 6.6, AHEAD_EAGER: 6.0, OURS: 7.0}
     newer = board(replace(timed[0], throughput=[speed(1, dense_ms=both)]), *HALF)
