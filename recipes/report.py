@@ -32,7 +32,7 @@ from hf_dynvit.report.deployment_results import DEPLOYED, GAINED, GAINED_MEANING
 from hf_dynvit.report.deployment_results import MEANING as DEPLOYED_MEANING
 from hf_dynvit.report.dials import DIALS, dial_items
 from hf_dynvit.report.dials import MEANING as DIALS_MEANING
-from hf_dynvit.report.front import TUNED, clock_rows, clock_words, strongest, tuned_rows
+from hf_dynvit.report.front import clock_rows, clock_words, strongest, tuned_rows, tuned_words
 from hf_dynvit.report.leaderboard import named
 from hf_dynvit.report.leaderboard import sections as leaderboard_sections
 from hf_dynvit.report.leaderboard_plot import plot
@@ -146,7 +146,8 @@ def render_front(results):
         f"![Top-1 of all methods against their cost, {board.dataset}]({README.parent.name}/{STORED.name}/{name})"
         for board, name in pictures(results)[:1]
     ]
-    return "\n\n".join(shown + tabled(TUNED, tuned_rows(boards, list(METHODS))))
+    made = tuned_rows(boards, list(METHODS))
+    return "\n\n".join(shown + tabled(tuned_words(made), made))
 
 
 def render_clock(results):

@@ -101,7 +101,8 @@ def single_look(model, look):
         else entry
         for entry in entries
     ] or None
-    model.set_cascade(None).config.resolution = resolution
+    model.drop_budgets()
+    model.config.cascade, model.config.resolution = None, resolution
     return model
 
 

@@ -154,10 +154,15 @@ class Dial:
         Raises:
             ValueError: what is no cascade, or does not go with the model; other looks than those that merges were fixed for.
         """
-        fixed = any(isinstance(entry.get("merged"), list) for entry in self.config.gates or [])
-        sizes = [[look.get("resolution") for look in given or []] for given in (self.config.cascade, looks)]
-        if fixed and sizes[0] != sizes[1]:
-            raise ValueError(f"merges were fixed for looks at {sizes[0]} pixels, and would be wrong at {sizes[1]}")
+        gates, known = self.config.gates or [], ("resolution", "budget")
+        fixed = any(entry["gate"] == "merge" and entry.get("merged") is not None for entry in gates)
+        now, then = (
+            [[look.get(name) for name in known] for look in given or []] for given in (self.config.cascade, looks)
+        )
+        if fixed and now != then:
+            raise ValueError(
+                f"merges were fixed for other looks, each as {known}: {now or 'one'}, not {then or 'one'}"
+            )
         resolution, looks = None if looks else self.config.resolution, copy.deepcopy(looks)
         changed = {"cascade": looks, "resolution": resolution, "budget_shifts": None, "budget_confidences": None}
         type(self.config)(**{**self.config.to_dict(), **changed})  # refuses what is wrong

@@ -2,7 +2,7 @@
 
 from ..measure.dense import AHEAD, AHEAD_EAGER
 from ..measure.dense import FROZEN as OLD
-from .leaderboard import columns_of, joined, name_of, top1, tuned_cells
+from .leaderboard import TOO_DEAR, columns_of, joined, name_of, top1, tuned_cells
 from .leaderboard_results import DENSE
 from .markdown import ABSENT
 from .names import cost_spread, model_name, place, short
@@ -12,21 +12,30 @@ from .rivals import counted, mean, percent
 TUNED = (
     "Top-1 in per cent, tuned by the same recipe, from the same checkpoint, on as many images; a column is a budget, a share of the "
     "dense model's computation, and each cell says what was spent. ± is the deviation over seeds; differences below a point "
-    "between rows of one seed are noise. –: not run. *merge*: tokens merge by likeness and learned importance (*-fixed*: as many in every image, or in each look); *adavit-plus*: and heads "
-    "and sub-layers are skipped (*merge-sublayers*: sub-layers alone); *tome*: by likeness alone, as many in every image; *cascade*: a cheap look, and another one only "
-    "where it leaves the model unsure (*-together*: both looks learn in each step, which takes longer); *-unlearned*: without learned importance; *resized*: smaller images alone, "
-    "*-resized*: their size is chosen too. Bold: the best of those that met the budget, if none has more seeds. "
-    "[More about the methods](recipes/README.md#all-methods), [all tables and commands](recipes/README.md#results)."
+    "between rows of one seed are noise. –: not run. {words}. Bold: the best of those that met the budget to within {dear:.2f}, if "
+    "none has more seeds. [More about the methods](recipes/README.md#all-methods), [all tables and commands](recipes/README.md#results)."
 )
+LEGEND = {  # a method, or how its name ends -> what it is
+    "merge": "tokens merge by likeness and learned importance",
+    "adavit-plus": "and heads and sub-layers are skipped",
+    "-sublayers": "sub-layers alone",
+    "tome": "merging by likeness alone, as often in every image",
+    "cascade": "a cheap look, and another one only where it leaves the model unsure",
+    "-together": "both looks learn in each step, which takes longer",
+    "-fixed": "merging as often in every image, or in each look",
+    "-unlearned": "without learned importance",
+    "resized": "smaller images alone",
+    "-resized": "their size is chosen too",
+    "novelty": "tokens like others merge, by a rule",
+    "evit": "those that [CLS] attends to least are fused",
+    "random-merge": "tokens merge that are drawn at random",
+}
 CLOCK = (
     "In PyTorch: how many times as fast as the fastest dense model there is here; in brackets the share of the gain that the cost "
     "of the timed images promises, and that cost. *Compiled*: as a whole, which models can be that keep as many tokens of every image, where "
     "that is faster. Cost: its mean, deviation and ends over all images.{frozen}"
 )
-EAGER = (
-    " A compiled dense model with eager attention is a rival of the newer rows alone; where it was timed it is up to {most:.0%} faster "
-    "than the one of the others."
-)
+EAGER = " A dense model compiled with eager attention is no rival of the older rows, but of those timed since{most}."
 FROZEN = (
     " A *frozen compile*, the fastest dense model of older rows, is slower at batch 1 than one compiled ahead of time "
     "([which of them](recipes/README.md#results))."
@@ -56,6 +65,14 @@ def tuned_rows(boards, order=()):
         cells = {_heading(*key): _cell(method, column) for key, column in columns.items()}
         rows.append({"method": method} | cells)
     return rows
+
+
+def tuned_words(rows):
+    """What stands above `tuned_rows`: what the methods are that have a row."""
+    names = [row["method"] for row in rows]
+    shown = [key for key in LEGEND if key in names or (key[0] == "-" and any(key in name for name in names))]
+    words = "; ".join(f"*{key}*: {LEGEND[key]}" for key in shown)
+    return TUNED.format(words=words, dear=TOO_DEAR)
 
 
 def strongest(boards):
@@ -92,8 +109,9 @@ def clock_words(evaluations, boards=()):
     gains = [
         speed.dense_ms[AHEAD] / speed.dense_ms[AHEAD_EAGER] - 1 for speed in speeds if AHEAD_EAGER in speed.dense_ms
     ]
-    eager = EAGER.format(most=max(gains, default=0.0)) if without and gains else ""
-    return CLOCK.format(frozen=FROZEN * old + eager)
+    most = max(gains, default=0.0)
+    shown = f"; where it was timed it is up to {most:.0%} faster than the other" if most > 0 else ""
+    return CLOCK.format(frozen=FROZEN * old + EAGER.format(most=shown) * without)
 
 
 def clock_rows(evaluations, boards=()):
@@ -122,7 +140,7 @@ def _timed(evaluations, boards):
     for name, board in strongest(boards):
         for cell in board.cells:
             if cell.tuned and cell.throughput and cell.method != DENSE:
-                decides = f"{cell.method} at {cell.budget:g}, tuned as above"
+                decides = f"{cell.method} at {cell.budget:g}, seed {cell.seed} of those above"
                 found.append((name, cell, {"decides": decides, "device": cell.timed_on, "commit": cell.timed_commit}))
     found.sort(key=lambda item: (item[0], item[1].cost))
     return [

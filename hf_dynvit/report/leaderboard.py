@@ -16,7 +16,6 @@ from .tuning import differs, length, recipe
 
 TOO_DEAR = 0.02  # cost above the budget: the best of those that met it
 TIMED = "throughput timed_commit timed_command timed_on".split()
-LOOKED = "looks looked_commit looked_command".split()
 FEWEST = 3  # methods tuned at a budget: fewer compare nothing
 SAME = "model dataset split split_files images".split()
 MEANS = (
@@ -64,7 +63,11 @@ def _with(before, board):
         if one.throughput and not known.throughput and _same(known, one):
             known = replace(known, **{name: getattr(one, name) for name in TIMED})
         if one.looks and not known.looks and _same(known, one):
-            known = replace(known, **{name: getattr(one, name) for name in LOOKED})
+            of = {
+                "looked_commit": one.looked_commit or one.commit,
+                "looked_command": one.looked_command or one.command,
+            }
+            known = replace(known, looks=one.looks, **of)
         cells[_which(one)] = known
     both = replace(before or board, cells=list(cells.values()), smaller=board.smaller or (before and before.smaller))
     if before and processor(board) not in processor(before):

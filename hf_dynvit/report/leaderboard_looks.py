@@ -27,9 +27,10 @@ def look_rows(board):
 def _row(row, budgets):
     found = row.pop("reached")
     cells = {budget: [one[budget] for one in found if budget in one] for budget in budgets}
-    return row | {str(budget): _cell(runs) if runs else ABSENT for budget, runs in cells.items()}
+    return row | {str(budget): _cell(runs, len(found)) if runs else ABSENT for budget, runs in cells.items()}
 
 
-def _cell(runs):
+def _cell(runs, seeds):
+    few = f" ({len(runs)} of {seeds} seeds)" if len(runs) < seeds else ""  # the others do not reach it
     gain = 100 * (mean(runs, "accuracy") - mean(runs, "at_random"))
-    return f"{percent(runs)} at {mean(runs, 'cost'):.3f} ({gain:+.2f} at {mean(runs, 'cost_at_random'):.3f}){counted(runs)}"
+    return f"{percent(runs)} at {mean(runs, 'cost'):.3f} ({gain:+.2f} at {mean(runs, 'cost_at_random'):.3f}){few or counted(runs)}"

@@ -51,10 +51,10 @@ def fix_merges(model, pixel_values):
     merged = each[0] if looks is None else [list(counts) for counts in zip(*each, strict=True)]
     before = _set(model, merged)
     if looks is not None:
-        costs = [min(1.0, cost) for cost in each_look(model, pixel_values.split(AT_ONCE)).spent.mean(1).tolist()]
         try:
+            costs = [min(1.0, cost) for cost in each_look(model, pixel_values.split(AT_ONCE)).spent.mean(1).tolist()]
             check_rising(costs)
-        except ValueError:
+        except BaseException:  # whatever stops it: gates and configuration must not differ
             _set(model, before)
             raise
         model.config.cascade = [{**look, "budget": round(cost, 4)} for look, cost in zip(looks, costs, strict=True)]

@@ -85,9 +85,11 @@ def test_a_number_for_each_look_needs_as_many_looks(tiny_vit):
     model = gated(tiny_vit(2, num_labels=3), several, cascade=[{"budget": 0.3}, {"budget": 0.9}])
     for looks in (None, [{"budget": 0.3, "resolution": 16}, {"budget": 0.9}]):
         with pytest.raises(
-            ValueError, match=r"merges were fixed for looks at \[None, None\] pixels, and would be wrong at"
+            ValueError, match=r"fixed for other looks, each as .*: \[\[None, 0.3\], \[None, 0.9\]\], not"
         ):
             model.set_cascade(looks)
+    with pytest.raises(ValueError, match=r": one, not \[\[None, 0.3\], \[None, 0.9\]\]"):
+        gated(tiny_vit(2, num_labels=3), [{**MERGE[0], "merged": 3}]).set_cascade([{"budget": 0.3}, {"budget": 0.9}])
     with pytest.raises(ValueError, match=r"merged \[\] of a gate has a number for each look of a cascade: it has 0"):
         gated(tiny_vit(), [{**MERGE[0], "merged": []}])
     with pytest.raises(ValueError, match="merged of a merge gate must be an integer of at least 0, got -1"):

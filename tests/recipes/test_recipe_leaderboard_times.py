@@ -12,6 +12,7 @@ from recipe_place import leaderboard, run_board
 from hf_dynvit import DynViTForImageClassification
 from hf_dynvit.deploy import CompiledDynViT
 from hf_dynvit.measure.compiled import Ahead
+from hf_dynvit.measure.dense import AHEAD_EAGER
 from hf_dynvit.model.prepack import is_prepacked
 from hf_dynvit.report import leaderboard_cells, read
 
@@ -91,6 +92,17 @@ def test_a_model_is_measured_as_it_is_kept_whatever_precision_it_was_trained_in(
         torch.testing.assert_close(logits, kept(pixels).logits, rtol=1e-5, atol=1e-6)
     assert not tuned.training and is_prepacked(tuned) and "forward" not in vars(tuned)
     assert not torch.equal(untrained.classifier.weight, tuned.classifier.weight) and len(cells) == 2
+
+
+def test_times_without_a_rival_of_today_are_taken_anew(place, clocked):
+    words = ["--methods", "tome", "--budgets", "0.7", "--tune", "true", "--untrained", "false", "--batch_sizes"]
+    run_board(place, "rivals", *words, "2", "3")
+    file = place.folder / "rivals" / "leaderboard.json"
+    content = json.loads(file.read_text())
+    del content["cells"][0]["throughput"][0]["dense_ms"][AHEAD_EAGER]
+    file.write_text(json.dumps(content))
+    (cell,) = run_board(place, "rivals", *words, "3")["cells"]
+    assert len(clocked) == 3 and sizes([cell]) == [[3]]  # no time stands beside one against other rivals
 
 
 def test_a_cascade_that_was_kept_is_looked_at_later(place, monkeypatch):

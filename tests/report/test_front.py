@@ -121,19 +121,22 @@ def test_models_that_were_timed_stand_with_their_gain_and_the_cheapest_comes_fir
 def test_tuned_cells_that_were_timed_stand_among_them_and_a_newer_rival_is_named():
     facts = {"timed_on": "A CPU", "timed_commit": "abc", "throughput": [speed(1, 2.0, 0.5)]}
     timed = [replace(cell(name, 0.6, seed=seed), **facts) for name, seed in (("merge", 0), ("dense", 0), ("tome", 1))]
-    slow = evaluation([{"gate": "merge"}], 0.7, 0.4, "slow", throughput=[speed(1, 1.2, 0.4)])
+    before = {"eager": 9.0, "sdpa": 8.0, AHEAD: 6.6, OURS: 7.0}
+    slow = evaluation([{"gate": "merge"}], 0.7, 0.4, "slow", throughput=[speed(1, 1.2, 0.4, dense_ms=before)])
     made = board(*timed, *HALF)
     rows = clock_rows([slow], [made])
-    assert [row["decides"] for row in rows[1:]] == ["merge at 0.5, tuned as above", "tome at 0.5, tuned as above"]
+    assert [row["decides"] for row in rows[1:]] == [
+        f"{name} of those above" for name in ("merge at 0.5, seed 0", "tome at 0.5, seed 1")
+    ]
     assert (rows[1]["data"], rows[1]["batch 1"], rows[1]["commit"]) == (
         "pets, 150 steps",
         "2.00× (1.00 at 0.50)",
         "abc",
     )
-    assert "eager attention" not in clock_words([slow], [made])
-    both = {"eager": 9.0, "sdpa": 8.0, AHEAD: 6.6, AHEAD_EAGER: 6.0, OURS: 7.0}
-    newer = board(replace(timed[0], throughput=[speed(1, dense_ms=both)]), *HALF)
-    assert "up to 10% faster" in clock_words([slow], [newer])
+    assert "no rival of the older rows, but of those timed since." in clock_words([slow], [made])
+    newer = board(replace(timed[0], throughput=[speed(1, dense_ms=before | {AHEAD_EAGER: 6.0})]), *HALF)
+    assert "timed since; where it was timed it is up to 10% faster than the other." in clock_words([slow], [newer])
+    assert "eager attention" not in clock_words([], [newer])
 
 
 def test_an_older_dense_model_is_named_where_it_was_the_rival():

@@ -116,7 +116,10 @@ def test_parts_lend_what_other_budgets_give_and_each_row_says_what_the_decision_
         assert joined.cells[0].looks == looked.cells[0].looks and joined.cells[0].throughput
     looked.cells += [replace(looked.cells[0], seed=1, looks=seen((0.5, 0.7)))]
     words = {"method": "merge", "": "tuned", "for": 0.5}
-    found = {"0.5": "65.00 ± 7.07 at 0.500 (+15.00 at 0.300) (2 seeds)", "0.4": "55.00 at 0.400 (+5.00 at 0.300)"}
+    found = {
+        "0.5": "65.00 ± 7.07 at 0.500 (+15.00 at 0.300) (2 seeds)",
+        "0.4": "55.00 at 0.400 (+5.00 at 0.300) (1 of 2 seeds)",
+    }
     assert look_rows(looked) == [words | found] and look_rows(bare) == []
     assert "One cascade at every budget" in "".join(leaderboard.sections([looked]))
 
