@@ -146,7 +146,7 @@ def main(argv=None):
         results.per_image = costs.summary()
         write(args.json, results)
         drawn(EXTREMES, draw_extremes, entrant, costs, Path(args.json).with_name(*EXTREMES))
-    program = program_of(entrant.model, DTYPES[args.dtype]) if args.compile and args.batch_sizes else None
+    program = program_of(entrant.model) if args.compile and args.batch_sizes else None
     for batch_size in args.batch_sizes:
         torch.compiler.reset()
         how = {"compiled": args.compile, "exported": exported, "program": program}

@@ -4,9 +4,9 @@ For each method and budget: top-1, top-5 and cost on the split that is reported,
 with --tune true trained by the recipe with each of --seeds; with --batch_sizes also images per second against the fastest
 dense model. With --smaller_dense PATH a plain ViT stands beside them, evaluated and timed on the same images: what one
 could run instead. Amounts, thresholds and importance are found on a held-out part of train. Writes leaderboard.json after each
-cell, and leaderboard.md and leaderboard.png at the end, to output_dir; the same command goes on where it was interrupted, and
-with --batch_sizes that it did not have it times what is there, and has a look at cascades at other budgets: the models that it tuned are kept, so they can be trained
-beside other work and timed when there is none.
+cell, and leaderboard.md and leaderboard.png at the end, to output_dir; the same command goes on where it was interrupted,
+measures kept cascades at other budgets where that is missing, and with --batch_sizes that it did not have it times what is
+there: the models that it tuned are kept, so they can be trained beside other work and timed when there is none.
 Parts that were run apart, with an output_dir each, become one table in report.py.
 """
 

@@ -92,12 +92,11 @@ class CompiledDynViT:
         return DynViTClassifierOutput(logits=logits, cost=self.costs[look or 0].repeat(len(logits)))
 
 
-def program_of(model, dtype=None):
+def program_of(model):
     """The `CompiledDynViT` of a model whose predictions it has, one that keeps as many tokens of every image; None of others.
 
     Args:
         model: with gates, looks or a size of its own; the plain ViT is compiled already, where dense models are timed.
-        dtype: as in `CompiledDynViT`.
     """
     if not (model.config.gates or model.config.resolution or model.config.cascade):
         return None
@@ -105,7 +104,7 @@ def program_of(model, dtype=None):
         fixes = check_compilable(model)
     except (TypeError, ValueError):
         return None
-    return None if fixes else CompiledDynViT(model, dtype=dtype)
+    return None if fixes else CompiledDynViT(model)
 
 
 def check_compilable(model):

@@ -20,10 +20,8 @@ logger = logging.getLogger(__name__)
 KERNELS = ("eager", "sdpa")
 AHEAD, TUNED = "compiled ahead of time", "compile max-autotune"  # on CPU, on CUDA
 AHEAD_EAGER = "compiled ahead of time, eager"
-PROGRAMS = {
-    AHEAD: "sdpa",
-    AHEAD_EAGER: "eager",
-}  # name -> attention; of few tokens the fused products of eager are faster
+# Name -> attention: of few tokens in a batch the fused products of eager attention are faster.
+PROGRAMS = {AHEAD: "sdpa", AHEAD_EAGER: "eager"}
 FROZEN = "frozen compile"  # of stored results: the same program, started from Python
 OURS = "ours, no gates"
 

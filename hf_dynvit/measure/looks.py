@@ -87,7 +87,7 @@ def measure_looks(model, loader, budgets=BUDGETS):
     right, config = (each.read == torch.cat(labels)).double(), model.config
     table = config.budget_confidences
     reached = [one for one in budgets if table and table[0][0] <= one <= table[-1][0]]
-    shares = _shares(each, _confidence(config, None))
+    shares = _shares(_taken(each, _confidence(config, None)), len(right))
     accuracy = right.mean(1)
     return Looks(
         accuracy=accuracy.tolist(),
@@ -108,19 +108,19 @@ def _taken(each, confidence):
     return 1 + (~(each.sure[:-1] >= confidence)).long().cumprod(0).sum(0)
 
 
-def _shares(each, confidence):
+def _shares(taken, looks):
     """(L,): the share of the images that take one look, two, ..."""
-    taken = _taken(each, confidence)
-    return taken.bincount(minlength=len(each.sure) + 1)[1:].double() / len(taken)
+    return taken.bincount(minlength=looks + 1)[1:].double() / len(taken)
 
 
 def _at(each, right, budget, confidence):
     """`AtBudget`; right: (L, B), whether an image is right after one look, two, ..."""
-    taken, shares = _taken(each, confidence).unsqueeze(0) - 1, _shares(each, confidence)
+    taken = _taken(each, confidence)
+    shares, last = _shares(taken, len(right)), taken.unsqueeze(0) - 1
     return AtBudget(
         budget=budget,
-        accuracy=right.gather(0, taken).mean().item(),
-        cost=each.spent.cumsum(0).gather(0, taken).mean().item(),
+        accuracy=right.gather(0, last).mean().item(),
+        cost=each.spent.cumsum(0).gather(0, last).mean().item(),
         at_random=(shares @ right.mean(1)).item(),
         cost_at_random=(shares @ each.spent.mean(1).cumsum(0)).item(),
     )

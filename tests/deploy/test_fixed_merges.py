@@ -14,12 +14,18 @@ from hf_dynvit.training.fixed import fix_merges
 
 
 MERGE = [{"gate": "merge", "distance": 4.0}]
+LOOKS = [{"budget": 0.52, "resolution": 24}, {"budget": 0.9}]
 
 
 @pytest.fixture
 def model(tiny_vit):
     torch.manual_seed(0)
     return gated(tiny_vit(3), MERGE).eval()
+
+
+def cascade(tiny_vit, looks):
+    torch.manual_seed(0)
+    return gated(tiny_vit(2, num_labels=3), MERGE, cascade=looks).eval()
 
 
 def test_every_image_merges_what_images_merged_on_average_also_once_loaded_again(model, tmp_path):
@@ -42,9 +48,7 @@ def test_every_image_merges_what_images_merged_on_average_also_once_loaded_again
 
 
 def test_each_look_of_a_cascade_merges_a_number_of_its_own(tiny_vit, tmp_path):
-    torch.manual_seed(0)
-    looks = [{"budget": 0.52, "resolution": 24, "shift": -1.0}, {"budget": 0.9}]
-    model, pixels = gated(tiny_vit(2, num_labels=3), MERGE, cascade=looks).eval(), images(7)
+    model, pixels = cascade(tiny_vit, [LOOKS[0] | {"shift": -1.0}, LOOKS[1]]), images(7)
     alone = [single_look(model, look) for look in (0, 1)]
     counts = [fix_merges(one, pixels) for one in alone]
     assert counts[0] != counts[1] and fix_merges(model, pixels) == [list(pair) for pair in zip(*counts, strict=True)]
@@ -117,9 +121,7 @@ def test_those_merge_that_the_thresholds_would_merge_first(model):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the runtimes' own modules
 def test_a_graph_of_fixed_sizes_gives_what_such_a_model_gives(tiny_vit, tmp_path, format):
     needs(format)
-    torch.manual_seed(0)
-    looks = [{"budget": 0.5, "resolution": 24}, {"budget": 0.9}]
-    model, pixels = gated(tiny_vit(2, num_labels=3), MERGE, cascade=looks).eval(), images(6)
+    model, pixels = cascade(tiny_vit, LOOKS), images(6)
     folder = export(model, tmp_path / "out", format, calibration=pixels.numpy(), merges="fixed")
     found = DynViTRuntime.from_pretrained(folder, threads=1)(pixels.numpy())
     expected = []
@@ -138,9 +140,7 @@ def test_a_graph_of_fixed_sizes_gives_what_such_a_model_gives(tiny_vit, tmp_path
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the runtimes' own modules
 def test_a_cascade_whose_merges_are_fixed_is_exported_as_it_is(tiny_vit, tmp_path, format):
     needs(format)
-    torch.manual_seed(0)
-    looks = [{"budget": 0.52, "resolution": 24}, {"budget": 0.9}]
-    model, pixels = gated(tiny_vit(2, num_labels=3), MERGE, cascade=looks).eval(), images(8)
+    model, pixels = cascade(tiny_vit, LOOKS), images(8)
     fix_merges(model, pixels)
     calibrate(model, [pixels], 0.8)
     wanted = run(model, "packed", pixels)
