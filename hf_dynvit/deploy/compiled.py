@@ -24,12 +24,16 @@ from .parting import keeps_as_many
 from .stream import Stream
 
 
+IN_PARTS = (4, 1)  # images of a later look that run together, the most first
+
+
 class CompiledDynViT:
     """A `DynViTForImageClassification` for inference whose layers run as many tokens of each image as of any other.
 
     Merge gates merge a fixed number of pairs, the mean over calibration images, and in each image those of the least logit. Gates
     that keep as many tokens of every image anyway stay what they are. It gives logits, cost, and of a cascade the looks taken.
-    It compiles at the first call with a number of images, for a minute or so, and keeps a copy of the weights for each number.
+    It compiles at the first call with a number of images, for a minute or so, and keeps a copy of the weights for each number. Those
+    that a later look of a cascade is for run in parts of 4 and of 1.
     Weights, thresholds and budget are those of the time it was made. A cascade whose merges are fixed here keeps the confidences
     that were measured with each image's own; `calibrate.py --fixed true` fixes them first and measures anew.
 
@@ -86,8 +90,8 @@ class CompiledDynViT:
             )
         view(self.config, len(pixel_values), look, budget)  # what there is not is refused
         call, pixel_values = self._calls[look or 0], pixel_values.to(self.dtype)
-        # How many images need a later look is not known ahead: each alone, as another number would be compiled anew.
-        parts = pixel_values.split(1) if look else [pixel_values]
+        # How many images need a later look is not known ahead, and each number would be compiled anew: in parts of a few sizes.
+        parts = pixel_values.split(_parts(len(pixel_values))) if look else [pixel_values]
         logits = torch.cat([call(part).logits for part in parts])
         return DynViTClassifierOutput(logits=logits, cost=self.costs[look or 0].repeat(len(logits)))
 
@@ -126,6 +130,14 @@ def check_compilable(model):
             "packed model, model.prepack(kernels=True), or gates that merge"
         )
     return any(_by_threshold(gate) for gate in gates)
+
+
+def _parts(images):
+    """Sizes that add up to so many images, each of `IN_PARTS`."""
+    sizes = []
+    for most in IN_PARTS:
+        sizes += [most] * ((images - sum(sizes)) // most)
+    return sizes
 
 
 def _by_threshold(gate):

@@ -72,6 +72,17 @@ def test_a_cascade_looks_again_where_it_is_unsure(tiny_vit, uncompiled):
     assert fast(pixels).looks.tolist() == found.looks.tolist()  # what becomes of the model is nothing to it
 
 
+def test_later_looks_run_in_parts_of_few_sizes(tiny_vit, uncompiled):
+    torch.manual_seed(0)
+    model, pixels = gated(tiny_vit(2, num_labels=3), MERGE, cascade=LOOKS).eval(), images(11)
+    fast, seen = CompiledDynViT(model, pixels), []
+    call = fast._calls[1]
+    fast._calls[1] = lambda part: seen.append(len(part)) or call(part)
+    together, alone = fast(pixels, look=1), [fast(image, look=1) for image in pixels.split(1)]
+    assert seen == [4, 4, 1, 1, 1, *[1] * 11]
+    assert_close(together.logits, torch.cat([out.logits for out in alone]), atol=1e-5, rtol=0)
+
+
 def test_a_cascade_of_fixed_merges_gives_compiled_what_it_gives(tiny_vit, uncompiled):
     torch.manual_seed(0)
     model, pixels = gated(tiny_vit(2, num_labels=3), MERGE, cascade=LOOKS).eval(), images(16)
