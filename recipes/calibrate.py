@@ -20,7 +20,7 @@ import torch
 from torch.utils.data import DataLoader, Subset
 from transformers import AutoImageProcessor
 
-from hf_dynvit.data import DataArguments
+from hf_dynvit.data import DataArguments, cropping
 from hf_dynvit.measure.forwards import DTYPES
 from hf_dynvit.measure.trained_models import open_models
 from hf_dynvit.model.budgets import check_budget
@@ -186,7 +186,7 @@ def main(argv=None):
     model.float().save_pretrained(args.output)
     if isinstance(found, TimedCalibration):
         found.latencies.save(Path(args.output) / "latency.json")
-    AutoImageProcessor.from_pretrained(args.model).save_pretrained(args.output)
+    cropping(AutoImageProcessor.from_pretrained(args.model), data_args.crop_pct).save_pretrained(args.output)
     if model.config.budget_shifts is not None:
         shown = ", ".join(f"{budget} ({added:+.3f})" for budget, added in model.config.budget_shifts)
         print(f"one model for the budgets {shown}; it decides at {model.config.budget} until model.set_budget")

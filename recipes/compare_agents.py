@@ -18,7 +18,7 @@ from transformers import set_seed
 from transformers.utils import logging
 
 from hf_dynvit.agents import build_agent, parse_variant
-from hf_dynvit.data import DataArguments, load_image_data
+from hf_dynvit.data import DataArguments, cropping, load_image_data
 from hf_dynvit.measure import measured_on
 from hf_dynvit.report import Comparison, Run, read
 from hf_dynvit.report.comparison import FOUND, check_same, publish, save
@@ -84,6 +84,7 @@ def main(argv=None):
         if not missing:
             continue
         processor, config = load_base(model_args)
+        processor = cropping(processor, data_args.crop_pct)
         data = load_image_data(data_args, processor, config, model_args.new_classifier, seed)
         results = replace(results, **reported(data_args, data))
         check_agents(load_model(model_args, config, data), [settings[variant] for variant in missing])

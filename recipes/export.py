@@ -15,7 +15,7 @@ import torch
 from transformers import AutoImageProcessor, PreTrainedConfig
 
 from hf_dynvit import DynViTForImageClassification
-from hf_dynvit.data import DataArguments, load_validation
+from hf_dynvit.data import DataArguments, cropping, load_validation
 from hf_dynvit.deploy import FORMATS, DynViTRuntime, check_export, export
 from hf_dynvit.deploy.agreement import agreement
 from hf_dynvit.deploy.export import check_preprocessing
@@ -111,7 +111,7 @@ def main(argv=None):
     gated = PreTrainedConfig.get_config_dict(args.model)[0].get("model_type") == "dynvit"
     load = DynViTForImageClassification.from_pretrained if gated else DynViTForImageClassification.from_vit
     model = load(args.model, dtype=torch.float32).eval()
-    processor = AutoImageProcessor.from_pretrained(args.model)
+    processor = cropping(AutoImageProcessor.from_pretrained(args.model), data_args.crop_pct)
     check_export(model, args.format, args.batch, args.quantize, () if calibrates else None, args.merges)
     check_preprocessing(processor)
 

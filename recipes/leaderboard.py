@@ -6,7 +6,9 @@ dense model. With --smaller_dense PATH a plain ViT stands beside them, evaluated
 could run instead. Amounts, thresholds and importance are found on a held-out part of train. Writes leaderboard.json after each
 cell, and leaderboard.md and leaderboard.png at the end, to output_dir; the same command goes on where it was interrupted,
 measures kept cascades at other budgets where that is missing, and with --batch_sizes that it did not have it times what is
-there: the models that it tuned are kept, so they can be trained beside other work and timed when there is none.
+there: the models that it tuned are kept, so they can be trained beside other work and timed when there is none. With --trained
+FOLDER the models of boards that were tuned before are measured in place of new ones, on images that another --crop_pct cuts:
+thresholds and importance, which are found on such images, are found anew.
 Parts that were run apart, with an output_dir each, become one table in report.py.
 """
 
@@ -20,6 +22,7 @@ from hf_dynvit.deploy.compiled import program_of
 from hf_dynvit.report import read, write
 from hf_dynvit.report.leaderboard import publish
 from hf_dynvit.report.leaderboard_cells import Place
+from hf_dynvit.report.leaderboard_tuning import Earlier, brought, tuned
 from hf_dynvit.report.names import place as place_of
 from hf_dynvit.settings import parse_settings
 from hf_dynvit.training.arguments import DynViTTrainingArguments, is_default
@@ -29,7 +32,17 @@ from hf_dynvit.training.starting_model import ModelArguments
 
 # Settings that may change between the starts of one board, by part.
 FREE = {
-    "board": ("methods", "budgets", "tune", "untrained", "seeds", "batch_sizes", "seconds", "smaller_dense"),
+    "board": (
+        "methods",
+        "budgets",
+        "tune",
+        "untrained",
+        "seeds",
+        "batch_sizes",
+        "seconds",
+        "smaller_dense",
+        "trained",
+    ),
     "model": ("gates", "budget", "resolution", "cascade"),  # which the methods say
     "data": (),
     "training": ("output_dir", "run_name", "logging_dir"),
@@ -52,8 +65,17 @@ class LeaderboardArguments:
         default=None, metadata={"help": "the next smaller plain ViT, trained on the same classes: folder or Hub id"}
     )
 
+    trained: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "folders of boards tuned by the same recipe, but for crop_pct: their models are taken, none is trained"
+        },
+    )
+
     def __post_init__(self):
         self.methods = check_methods(self.methods, self.tune)
+        if self.trained and not self.tune:
+            raise ValueError(f"trained {self.trained} are in place of training: give --tune true")
         if not (self.tune or self.untrained):
             raise ValueError("nothing is left to measure: give --tune true with --untrained false")
         wrong = [budget for budget in self.budgets if not 0 < budget <= 1]
@@ -76,7 +98,11 @@ def main(argv=None):
         raise ValueError("looks_together is what the method says: take 'cascade-together' in place of the argument")
     folder = Path(args.output_dir)
     place = Place(board, model_args, data_args, args, program_of)
-    results = go_on(place.empty(), folder / "leaderboard.json")
+    earlier = Earlier(board.trained)
+    results = place.empty()
+    for path, before in earlier.boards.items():
+        check_same(before, results, path, {"data": ("crop_pct",)})
+    results = go_on(results, folder / "leaderboard.json")
 
     def save():
         folder.mkdir(parents=True, exist_ok=True)
@@ -92,11 +118,16 @@ def main(argv=None):
             wanted = [(False, 0)] if board.untrained and METHODS[method].untrained() else []
             wanted += [(True, seed) for seed in seeds]
             missing = [one for one in wanted if (method, budget, *one) not in finished]
-            start = prepare(method, place.vit, budget, place.batches) if missing else None
-            for tuned, seed in missing:
-                model = place.tuned(start, method, budget, seed) if tuned else start
-                cell = place.cell(model, method, budget, tuned, seed)
-                results.cells.append(replace(cell, commit=results.commit, command=results.command))
+            new = [one for one in missing if not (one[0] and board.trained)]
+            start = prepare(method, place.vit, budget, place.batches) if new else None
+            for tune, seed in missing:
+                facts = {"commit": results.commit, "command": results.command}
+                if tune and board.trained:
+                    model = brought(place, earlier, method, budget, seed)
+                    facts |= earlier.facts(method, budget, seed)
+                else:
+                    model = tuned(place, start, method, budget, seed) if tune else start
+                results.cells.append(replace(place.cell(model, method, budget, tune, seed), **facts))
                 save()
             for at, cell in enumerate(results.cells):
                 if (cell.method, cell.budget) == (method, budget) and (cell.tuned, cell.seed) in wanted:
@@ -135,12 +166,7 @@ def go_on(results, file):
     if not file.exists():
         return results
     earlier = read(file)
-    for name in ("model", "dataset", "split_files", "images", "dtype"):
-        if getattr(earlier, name) != getattr(results, name):
-            raise ValueError(
-                f"{file} holds cells of another {name}, {getattr(earlier, name)!r} and not {getattr(results, name)!r}: give "
-                "another output_dir"
-            )
+    check_same(earlier, results, file)
     timed = any(cell.throughput for cell in earlier.cells)
     for name in ("device", "instructions", "threads") if timed else ():
         if getattr(earlier, name) != getattr(results, name):
@@ -148,16 +174,29 @@ def go_on(results, file):
                 f"{file} holds times of another machine, {name} {getattr(earlier, name)!r} and not {getattr(results, name)!r}: "
                 "give another output_dir"
             )
-    given = json.loads(json.dumps(results.settings))
-    tuned = any(cell.tuned for cell in earlier.cells)
-    for part, free in FREE.items():
-        before, now = earlier.settings[part], given[part]
-        changed = sorted(key for key in now if key not in free and _differs(part, key, before, now[key]))
-        if part == "training" and not tuned:  # what is not trained
+    return replace(results, cells=earlier.cells, smaller=earlier.smaller)
+
+
+def check_same(earlier, results, source, free=None):
+    """Raise ValueError for a board of another checkpoint, other images or another recipe than `results`.
+
+    Args:
+        source: where it is from, to name it. free: settings that may differ beside `FREE`, by part.
+    """
+    for name in ("model", "dataset", "split_files", "images", "dtype"):
+        if getattr(earlier, name) != getattr(results, name):
+            raise ValueError(
+                f"{source} holds cells of another {name}, {getattr(earlier, name)!r} and not {getattr(results, name)!r}: give "
+                "another folder"
+            )
+    given, trained = json.loads(json.dumps(results.settings)), any(cell.tuned for cell in earlier.cells)
+    for part, names in FREE.items():
+        before, now, names = earlier.settings[part], given[part], (*names, *(free or {}).get(part, ()))
+        changed = sorted(key for key in now if key not in names and _differs(part, key, before, now[key]))
+        if part == "training" and not trained:  # what is not trained
             changed = [key for key in changed if key in ("seed", "per_device_eval_batch_size")]
         if changed:
-            raise ValueError(f"{file} holds cells of another recipe, {changed} differ: give another output_dir")
-    return replace(results, cells=earlier.cells, smaller=earlier.smaller)
+            raise ValueError(f"{source} holds cells of another recipe, {changed} differ: give another folder")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import torch
 from transformers import AutoImageProcessor, PreTrainedConfig, ViTImageProcessor
 
 from hf_dynvit import DynViTConfig, DynViTForImageClassification
-from hf_dynvit.data import DataArguments, load_validation
+from hf_dynvit.data import DataArguments, cropping, load_validation
 from hf_dynvit.deploy import FORMATS
 from hf_dynvit.deploy.side_by_side import score_ways, time_ways
 from hf_dynvit.deploy.ways import PRECISIONS, Graphs, check_ways, states
@@ -157,10 +157,10 @@ def measured(entrant, fixed, pairs, args, data_args):
     if entrant.random:
         data_args = replace(data_args, match_labels=False, trust_label_order=True)
 
+    processor = cropping(entrant.processor, data_args.crop_pct)
+
     def pixels(split, count):
-        images = load_validation(
-            replace(data_args, validation_split=split), entrant.processor, model.config, args.seed
-        )
+        images = load_validation(replace(data_args, validation_split=split), processor, model.config, args.seed)
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(args.seed))[:count].tolist()
         items = [images[index] for index in order]
         return torch.stack([item["pixel_values"] for item in items]), torch.tensor([item["labels"] for item in items])

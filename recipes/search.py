@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from transformers import AutoConfig, AutoImageProcessor
 
 from hf_dynvit import DynViTForImageClassification
-from hf_dynvit.data import DataArguments, load_image_data, load_validation
+from hf_dynvit.data import DataArguments, cropping, load_image_data, load_validation
 from hf_dynvit.measure.files import check_weights
 from hf_dynvit.measure.forwards import DTYPES
 from hf_dynvit.measure.provenance import measured_on
@@ -59,7 +59,7 @@ def main(argv=None):
     load = DynViTForImageClassification.from_pretrained if gated else DynViTForImageClassification.from_vit
     model = load(args.model).eval().to(args.device)
     check_burn_in(model, args)
-    processor = AutoImageProcessor.from_pretrained(args.model)
+    processor = cropping(AutoImageProcessor.from_pretrained(args.model), data_args.crop_pct)
     trained = training_of(args.model)
     reward = reward_of(args, trained if args.policy == "act" and gated and config.gates else None)
     timed = needs_latencies(args, reward)

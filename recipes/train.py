@@ -17,7 +17,7 @@ os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "8192")
 from transformers import AutoConfig, TrainingArguments, set_seed
 from transformers.utils import logging
 
-from hf_dynvit.data import DataArguments, check_held_out, load_image_data
+from hf_dynvit.data import DataArguments, check_held_out, cropping, load_image_data
 from hf_dynvit.measure.files import sign_weights
 from hf_dynvit.report import describe, push, write
 from hf_dynvit.report.run_results import collect, given_results
@@ -53,6 +53,7 @@ def main(argv=None):
     set_seed(args.seed)
 
     processor, base_config = load_base(model_args)
+    processor = cropping(processor, data_args.crop_pct)
     with args.main_process_first(desc="loading the data"):
         data = load_image_data(data_args, processor, base_config, model_args.new_classifier, args.seed)
     model = load_model(model_args, base_config, data)

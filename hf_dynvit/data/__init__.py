@@ -3,6 +3,7 @@
 from .datasets import ImageDataset, SetEpoch, load_image_data, load_validation
 from .digits import digit_canvases
 from .rows import DataArguments, check_held_out
+from .transforms import cropping
 
 
 __all__ = [
@@ -10,6 +11,7 @@ __all__ = [
     "ImageDataset",
     "SetEpoch",
     "check_held_out",
+    "cropping",
     "digit_canvases",
     "load_image_data",
     "load_validation",

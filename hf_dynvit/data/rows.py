@@ -31,6 +31,11 @@ class DataArguments:
     max_train_samples: int | None = HfArg(default=None, help="use at most so many training images")
     max_eval_samples: int | None = HfArg(default=None, help="use at most so many validation images")
     min_crop_area: float = HfArg(default=0.35, help="smallest area of a training crop, share of the image")
+    crop_pct: float | None = HfArg(
+        default=None,
+        help="evaluate on the middle of images, as timm does: their shorter side becomes the model's / crop_pct, and what is beyond "
+        "the model's size is cut off; default: what the checkpoint's image processor does",
+    )
     horizontal_flip: bool = HfArg(default=True, help="mirror half of the training images")
     trust_label_order: bool = HfArg(
         default=False, help="class i of the data is class i of the model, although the names differ"
@@ -44,6 +49,8 @@ class DataArguments:
             self.data_files = None
         if not 0.0 <= self.validation_fraction < 1.0:
             raise ValueError(f"validation_fraction must be in [0, 1), got {self.validation_fraction}")
+        if self.crop_pct is not None and not 0.0 < self.crop_pct <= 1.0:
+            raise ValueError(f"crop_pct must be in (0, 1], got {self.crop_pct}")
         for name in ("max_train_samples", "max_eval_samples"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")

@@ -91,5 +91,24 @@ def output_size(processor):
     return size["height"], size["width"]
 
 
+def cropping(processor, crop_pct):
+    """An image processor whose images are the middle of what they were, as timm's `crop_pct` cuts it; itself for None.
+
+    Objects then appear about as large as in the random crops of training (Touvron et al., 2019, "Fixing the train-test
+    resolution discrepancy").
+
+    Raises:
+        ValueError: a processor whose images are not square.
+    """
+    if crop_pct is None:
+        return processor
+    height, width = output_size(processor)
+    if height != width:
+        raise ValueError(f"crop_pct {crop_pct} is for square images, the image processor gives {(height, width)}")
+    changed = {"size": {"shortest_edge": math.floor(height / crop_pct)}, "do_resize": True, "do_center_crop": True}
+    fields = {**processor.to_dict(), **changed, "crop_size": {"height": height, "width": width}}
+    return type(processor).from_dict(fields)
+
+
 def _per_channel(value, channels):
     return torch.tensor(value, dtype=torch.float32).expand(channels).view(channels, 1, 1)

@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import Subset
 from transformers import AutoImageProcessor, PreTrainedConfig, ViTConfig, ViTForImageClassification
 
-from ..data.datasets import ImageDataset, load_validation
+from ..data import ImageDataset, cropping, load_validation
 from ..model.configuration_dynvit import DynViTConfig
 from ..model.modeling_dynvit import DynViTForImageClassification
 from ..model.prepack import is_prepacked
@@ -50,7 +50,7 @@ def open_models(paths, data_args, device="cpu", dtype=torch.float32, labelled=Tr
         check_weights(path)
         load = DynViTForImageClassification.from_pretrained if gated else DynViTForImageClassification.from_vit
         model = load(path, dtype=dtype).eval().to(device)
-        processor = AutoImageProcessor.from_pretrained(path)
+        processor = cropping(AutoImageProcessor.from_pretrained(path), data_args.crop_pct)
         images = load_validation(data_args, processor, model.config, seed, labelled)
         entrants.append(Entrant(name, model, dense_vit(model), images, processor.to_json_string()))
     return entrants

@@ -1,29 +1,22 @@
 """The cells of a leaderboard: each method brought to a budget, trained by the recipe, evaluated and timed, on the same images."""
 
-import json
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 from torch.utils.data import DataLoader, Subset
-from transformers import set_seed
 from transformers.utils import CONFIG_NAME
 
-from ..data import check_held_out, load_image_data
+from ..data import check_held_out, cropping, load_image_data
 from ..measure import measured_on, time_batches
 from ..measure.dense import PROGRAMS, ahead, kernels_at_hand
 from ..measure.files import check_weights
 from ..measure.looks import BUDGETS, measure_looks
 from ..measure.trained_models import Entrant, dense_vit, shuffled
-from ..model.bypass import bypass_of
 from ..model.modeling_dynvit import DynViTForImageClassification
 from ..model.prepack import can_prepack
-from ..training.calibration import mean_cost
-from ..training.looks import words_of
-from ..training.methods import METHODS, WORKING, prepare
-from ..training.presets import as_taught
-from ..training.starting_model import load_base, load_model, load_teacher, naming
-from ..training.trainer import DynViTTrainer
+from ..training.methods import METHODS, prepare
+from ..training.starting_model import load_base, load_model, naming
 from .leaderboard_results import Cell, Leaderboard, SmallerDense
 from .run_results import evaluate
 
@@ -62,6 +55,7 @@ class Place:
     def _open(self, model_args):
         """Image processor, configuration, data and model of a plain ViT."""
         processor, config = load_base(model_args)
+        processor = cropping(processor, self.data_args.crop_pct)
         data = load_image_data(self.data_args, processor, config, False, self.args.seed)
         plain = replace(model_args, gates="none", budget=1.0, resolution=None, cascade=[])
         return processor, config, data, load_model(plain, config, data).eval().to(self.args.device)
@@ -83,52 +77,12 @@ class Place:
             **measured_on(self.args.device, "float32", self.args.seed),
         )
 
-    def tuned(self, start, method, budget, seed):
-        """The model of a method after training by the recipe, from the gates that it starts with untrained.
-
-        It is the one that is kept: what accelerate did to the forward of the one that was trained (autocast) is gone.
-        """
-        fixed = not start.learned_gates() or not METHODS[method].by_thresholds()
-        gates = json.dumps(start.config.gates) if start.config.gates else "none"
-        looks = words_of(start.config.cascade)
-        own = start.config.budget if looks else min(1.0, mean_cost(start, self.batches))
-        aim = own if fixed else budget
-        model_args = replace(
-            self.model_args, gates=gates, budget=aim, resolution=start.config.resolution, cascade=looks
-        )
-        thresholds = bool(start.learned_gates()) and not fixed
-        recipe = as_taught(self.args, method) if METHODS[method].learns else self.args
-        args = replace(
-            recipe,
-            seed=seed,
-            output_dir=str(self.kept(method, budget, seed)),
-            tuning_budgets=[budget] if thresholds and not looks and recipe.freeze_gates_at < 1 else [],
-            importance_images=self.board.images if METHODS[method].importance else 0,
-            calibrate_first=thresholds,
-            **fitted_before(METHODS[method], start, self.board.images),
-            looks_together=METHODS[method].together,
-            save_strategy="no",
-        )
-        set_seed(seed)
-        model = load_model(model_args, self.config, self.data)
-        teacher = load_teacher(model_args, args, model.config)
-        trainer = DynViTTrainer(
-            model=model,
-            args=args,
-            teacher=teacher,
-            calibration_dataset=self.data.calibration,
-            processing_class=self.processor,
-            **self.data.for_trainer(),
-        )
-        trainer.train()
-        trainer.save_model()
-        return self._load(args.output_dir)
-
     def kept(self, method, budget, seed):
         """The folder of a model that was tuned."""
         return Path(self.args.output_dir) / f"{method}_{budget}_{seed}"
 
-    def _load(self, folder):
+    def load(self, folder):
+        """A model that was kept."""
         check_weights(folder)
         return DynViTForImageClassification.from_pretrained(folder).to(self.args.device)
 
@@ -165,7 +119,7 @@ class Place:
         folder = self.kept(cell.method, cell.budget, cell.seed)
         if cell.tuned and not (folder / CONFIG_NAME).exists():
             return None, f"its model is not in {folder.parent}"
-        model = self._load(folder) if cell.tuned else start
+        model = self.load(folder) if cell.tuned else start
         model = model or prepare(cell.method, self.vit, cell.budget, self.batches)
         if any(getattr(model.config, name) != getattr(cell, name) for name in ("gates", "resolution", "cascade")):
             return None, "its gates, resolution or looks would be others today"
@@ -224,11 +178,3 @@ class Place:
         if self.args.device.type == "cpu" and can_prepack():
             model.eval().prepack(kernels=self.kernels)
         return model.eval()
-
-
-def fitted_before(method, start, images):
-    """Training arguments of a method whose heads and sub-layers are fitted in closed form: on how many images."""
-    if not method.fitted:
-        return {"harm_images": 0}
-    bypasses = any(bypass_of(gates) for gates in start.gates)
-    return {"harm_images": images, "harm_shares": list(WORKING), "bypass_images": images if bypasses else 0}

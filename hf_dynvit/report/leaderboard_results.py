@@ -19,6 +19,7 @@ class Cell(Scores):
     Attributes:
         looks: of a cascade, each look and other budgets, of the model as it was kept. looked_commit, looked_command: those of it,
             where they are others.
+        trained_commit, trained_command: of a model that was trained for an earlier board, those of its training.
         commit, command: it was measured at and by, which differ where a board was gone on with; None: those of the board.
         timed_commit, timed_command: likewise, of `throughput`. timed_on: device, threads and number format of it.
     """
@@ -34,6 +35,8 @@ class Cell(Scores):
     looked_commit: str | None = None
     looked_command: str | None = None
     throughput: list[Speed] = field(default_factory=list)
+    trained_commit: str | None = None
+    trained_command: str | None = None
     commit: str | None = None
     command: str | None = None
     timed_commit: str | None = None
@@ -41,10 +44,11 @@ class Cell(Scores):
     timed_on: str | None = None
 
     def commits(self):
-        return [one for one in (self.commit, self.looked_commit, self.timed_commit) if one]
+        return [one for one in (self.trained_commit, self.commit, self.looked_commit, self.timed_commit) if one]
 
     def commands(self):
-        return [one for one in (self.command, self.looked_command, self.timed_command) if one]
+        commands = (self.trained_command, self.command, self.looked_command, self.timed_command)
+        return [one for one in commands if one]
 
 
 @dataclass(kw_only=True)

@@ -16,9 +16,14 @@ DECIDES = {
         "distillation_weight",
     ),
     "model": ("teacher",),
-    "data": ("min_crop_area", "horizontal_flip", "max_train_samples", "validation_fraction"),
+    "data": ("min_crop_area", "crop_pct", "horizontal_flip", "max_train_samples", "validation_fraction"),
 }
-WORDS = {"per_device_train_batch_size": "batch", "min_crop_area": "crops from", "max_train_samples": "images"}
+WORDS = {
+    "per_device_train_batch_size": "batch",
+    "min_crop_area": "crops from",
+    "crop_pct": "evaluated on a middle of",
+    "max_train_samples": "images",
+}
 
 
 def recipe(board):

@@ -6,12 +6,13 @@ import datasets
 import pytest
 import torch
 from image_files import NAMES, processor, rows, write_folders, write_parquet
+from PIL import Image
 from torch.utils.data import DataLoader
 from transformers import AutoImageProcessor, ViTConfig
 
 from hf_dynvit.data.datasets import ImageDataset, load_image_data, load_validation
 from hf_dynvit.data.rows import DataArguments
-from hf_dynvit.data.transforms import EvalTransform, TrainTransform, crop_box
+from hf_dynvit.data.transforms import EvalTransform, TrainTransform, crop_box, cropping
 
 
 @pytest.fixture(autouse=True)
@@ -43,6 +44,29 @@ def test_evaluation_pixels_are_exactly_those_of_the_checkpoints_processor(tmp_pa
     for index in range(len(data)):
         pixels = reference(data[index]["image"].convert("RGB"), return_tensors="pt")["pixel_values"][0]
         assert torch.equal(mine[index]["pixel_values"], pixels)
+
+
+@pytest.mark.parametrize("fields", [{}, {"size": {"height": 48, "width": 48}, "do_center_crop": True}])
+def test_crop_pct_takes_the_middle_of_the_shorter_side(fields):
+    crop = {"crop_size": {"height": 32, "width": 32}} if fields else {}
+    plain = processor(**fields, **crop)
+    assert cropping(plain, None) is plain
+    cropped, image = cropping(plain, 0.8), Image.new("RGB", (120, 80))
+    image.paste((255, 255, 255), (28, 8, 92, 72))  # the middle 64 x 64 pixels: 0.8 of the shorter side
+    assert cropped.size["shortest_edge"] == 40 and plain.to_dict() == processor(**fields, **crop).to_dict()
+    pixels = EvalTransform(cropped)(image)
+    assert pixels.shape == (3, 32, 32) and (pixels > 0.9).float().mean() > 0.8
+    assert torch.equal(
+        TrainTransform(cropped)(image, random.Random(1)), TrainTransform(plain)(image, random.Random(1))
+    )
+
+
+def test_crop_pct_is_refused_where_it_means_nothing(tmp_path):
+    for wrong in (0.0, 1.2):
+        with pytest.raises(ValueError, match=f"crop_pct must be in \\(0, 1\\], got {wrong}"):
+            load(tmp_path, crop_pct=wrong)
+    with pytest.raises(ValueError, match=r"crop_pct 0.9 is for square images, the image processor gives \(32, 48\)"):
+        cropping(processor(size={"height": 32, "width": 48}), 0.9)
 
 
 class Draw:

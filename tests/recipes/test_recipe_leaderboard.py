@@ -9,7 +9,8 @@ from recipe_place import merge, report, run_board
 
 from hf_dynvit import DynViTForImageClassification
 from hf_dynvit.deploy.compiled import program_of
-from hf_dynvit.report import leaderboard_cells, read
+from hf_dynvit.report import leaderboard_tuning, read
+from hf_dynvit.report.leaderboard import named
 from hf_dynvit.training.calibration import mean_cost
 from hf_dynvit.training.looks import looks_for
 from hf_dynvit.training.methods import check_methods, prepare
@@ -55,9 +56,9 @@ def test_a_cascade_is_tuned_look_by_look(place, monkeypatch, method):
     with pytest.raises(ValueError, match="hold out a part of train to calibrate it on"):
         run_board(place, method, *words)
     words += ["--validation_fraction", "0.2"]
-    trained, build = [], leaderboard_cells.DynViTTrainer
+    trained, build = [], leaderboard_tuning.DynViTTrainer
     monkeypatch.setattr(
-        leaderboard_cells, "DynViTTrainer", lambda **given: trained.append(given["args"]) or build(**given)
+        leaderboard_tuning, "DynViTTrainer", lambda **given: trained.append(given["args"]) or build(**given)
     )
     cells, together = run_board(place, method, *words)["cells"], method == "cascade-together"
     assert [args.looks_together for args in trained] == [together]
@@ -85,6 +86,45 @@ def test_a_cascade_and_its_unlearned_twin_have_the_same_looks(tiny_vit, monkeypa
     looks = [[(look["resolution"], look["budget"]) for look in model.config.cascade] for model in models]
     assert looks[0] == looks[1] == looks[2] == [(side, pytest.approx(cost, abs=0.05)) for side, cost in looks[3]]
     assert not any("merged" in entry for entry in built[-1].config.gates)
+
+
+def test_models_of_an_earlier_board_are_measured_on_other_pixels(place, monkeypatch):
+    words = ["--budgets", "0.7", "--tune", "true", "--untrained", "false", "--seeds", "1"]
+    words += ["--validation_fraction", "0.4", "--freeze_gates_at", "0", "--methods", "merge"]
+    first = run_board(place, "first", *words)
+    earlier = str(place.folder / "first")
+    monkeypatch.setattr(leaderboard_tuning.DynViTTrainer, "train", lambda trainer: pytest.fail("nothing is trained"))
+    (was,), (same,) = first["cells"], run_board(place, "same", *words, "--trained", earlier)["cells"]
+    facts = {"trained_commit": first["commit"], "trained_command": first["command"]}
+    assert facts.items() <= same.items() and not facts.items() <= was.items()
+    weights = [
+        DynViTForImageClassification.from_pretrained(place.folder / name / "merge_0.7_1").state_dict()
+        for name in ("first", "same")
+    ]
+    for name, weight in weights[0].items():  # what ends the training finds the same on the same pixels
+        assert torch.allclose(weight, weights[1][name], atol=1e-5), name
+    assert same["accuracy"] == was["accuracy"] and same["cost"] == pytest.approx(was["cost"], abs=1e-3)
+    cropped = run_board(place, "cropped", *words, "--trained", earlier, "--crop_pct", "0.6")
+    assert cropped["cells"][0]["cost"] != same["cost"] and cropped["cells"][0]["trained_command"] == first["command"]
+    kept = json.loads((place.folder / "cropped" / "merge_0.7_1" / "preprocessor_config.json").read_text())
+    assert kept["do_center_crop"] and kept["size"]["shortest_edge"] == 53
+    boards = [read(place.folder / name / "leaderboard.json", published=True) for name in ("first", "cropped")]
+    assert [name.rpartition(", ")[2] for name, _ in named(boards)].count("evaluated on a middle of 0.6") == 1
+    parts = [str(place.folder / name / "leaderboard.json") for name in ("first", "cropped")]
+    with pytest.raises(ValueError, match=r"another recipe than .*: \['crop_pct'\] differ"):
+        merge.main(["--parts", *parts, "--output", str(place.folder / "all")])
+
+
+def test_models_that_an_earlier_board_lacks_are_named(place):
+    words = ["--methods", "resized", "--budgets", "0.7", "--tune", "true"]
+    run_board(place, "lacking", *words, "--seeds", "1")
+    given = ["--trained", str(place.folder / "lacking")]
+    with pytest.raises(ValueError, match=r"trained \['.*lacking'\] have no model resized_0.7_2"):
+        run_board(place, "lacked", *words, "--seeds", "2", *given)
+    with pytest.raises(ValueError, match=r"lacking holds cells of another recipe, \['max_steps'\] differ"):
+        run_board(place, "lacked", *words, "--seeds", "1", *given, "--max_steps", "2")
+    with pytest.raises(ValueError, match=r"trained \['.*'\] are in place of training: give --tune true"):
+        run_board(place, "lacked", *words[:4], *given)
 
 
 def test_parts_of_a_board_become_one_file_unless_their_recipes_differ(place):
