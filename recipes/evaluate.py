@@ -7,6 +7,7 @@ OpenVINO, fp32 and int8. With --per_image N also whether it pays that the model 
 a picture of the cheapest and the dearest beside the JSON.
 """
 
+import json
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,7 @@ from pathlib import Path
 import torch
 from torch.utils.data import DataLoader, Subset
 
-from hf_dynvit.data import DataArguments
+from hf_dynvit.data import DataArguments, crop_of
 from hf_dynvit.deploy.compiled import program_of
 from hf_dynvit.measure import DTYPES, measured_on, open_models, time_batches
 from hf_dynvit.measure.dense import kernels_at_hand
@@ -125,6 +126,7 @@ def main(argv=None):
         split=data_args.validation_split,
         split_files=data_args.files_of(data_args.validation_split),
         images=len(images),
+        crop_pct=crop_of(json.loads(entrant.processor)),
         **vars(found),
         dense=accuracy(entrants[1], args)[0] if args.dense else None,
         dense_model=args.dense,

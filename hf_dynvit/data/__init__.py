@@ -3,7 +3,7 @@
 from .datasets import ImageDataset, SetEpoch, load_image_data, load_validation
 from .digits import digit_canvases
 from .rows import DataArguments, check_held_out
-from .transforms import cropping
+from .transforms import crop_of, cropping
 
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "ImageDataset",
     "SetEpoch",
     "check_held_out",
+    "crop_of",
     "cropping",
     "digit_canvases",
     "load_image_data",

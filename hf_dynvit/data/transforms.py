@@ -110,5 +110,17 @@ def cropping(processor, crop_pct):
     return type(processor).from_dict(fields)
 
 
+def crop_of(fields):
+    """Which share of the shorter side of images an image processor leaves, to three digits; None of one that does not crop.
+
+    Args:
+        fields: of its preprocessor_config.json.
+    """
+    if not fields.get("do_center_crop"):
+        return None
+    size = fields["size"]
+    return round(max(fields["crop_size"].values()) / size.get("shortest_edge", size.get("height")), 3)
+
+
 def _per_channel(value, channels):
     return torch.tensor(value, dtype=torch.float32).expand(channels).view(channels, 1, 1)

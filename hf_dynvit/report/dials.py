@@ -51,7 +51,7 @@ def _in_turn(training):
 
 def _alike(one, training, board, cell):
     taught, own = recipe(board), training.settings
-    same = (board.dataset, board.split_files, board.images) == (one.dataset, one.split_files, one.images)
+    same = all(getattr(board, name) == getattr(one, name) for name in ("dataset", "split_files", "images", "crop_pct"))
     same = same and board.model == own["model"]["model_name_or_path"]
     known = {name: own.get(part, {}).get(name) for part, names in DECIDES.items() for name in names}
     same = same and all(known[name] == value for name, value in taught.items() if value is not None)

@@ -1,5 +1,6 @@
 """The cells of a leaderboard: each method brought to a budget, trained by the recipe, evaluated and timed, on the same images."""
 
+import json
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader, Subset
 from transformers.utils import CONFIG_NAME
 
-from ..data import check_held_out, cropping, load_image_data
+from ..data import check_held_out, crop_of, cropping, load_image_data
 from ..measure import measured_on, time_batches
 from ..measure.dense import PROGRAMS, ahead, kernels_at_hand
 from ..measure.files import check_weights
@@ -71,6 +72,7 @@ class Place:
             split=self.data.reported_split,
             split_files=self.data_args.files_of(self.data.reported_split),
             images=len(self.data.validation),
+            crop_pct=crop_of(json.loads(self.processor.to_json_string())),
             dense=evaluate(self.dense, self._loader(self.data.validation), "the dense model")[0],
             settings={"model": asdict(self.model_args), "data": asdict(self.data_args), "board": asdict(self.board)}
             | {"training": self.args.to_sanitized_dict()},

@@ -61,7 +61,8 @@ class SmallerDense(Scores):
 
 @dataclass(kw_only=True)
 class Leaderboard(Results):
-    """leaderboard.json of recipes/leaderboard.py; `dense` is the checkpoint as given, `smaller` the next smaller one."""
+    """leaderboard.json of recipes/leaderboard.py; `dense` is the checkpoint as given, `smaller` the next smaller one; `crop_pct`: as in
+    `ModelResults`."""
 
     kind: ClassVar[str] = "leaderboard"
     model: str
@@ -73,6 +74,7 @@ class Leaderboard(Results):
     settings: dict
     cells: list[Cell] = field(default_factory=list)
     smaller: SmallerDense | None = None
+    crop_pct: float | None = None
 
     def speeds(self):
         timed = [*self.cells, *([self.smaller] if self.smaller else [])]

@@ -141,9 +141,10 @@ def place(results):
 
 
 def reported_on(results):
-    """ "10,000 (validation = test.parquet)": how many images, of which split, and which files that is."""
+    """ "10,000 (validation = test.parquet)": how many images, of which split, and which files that is, or what part of them."""
     files = ", ".join(results.split_files)
-    return f"{results.images:,} ({results.split}{' = ' if files else ''}{files})"
+    middle = f", the middle {results.crop_pct:g} of them" if results.crop_pct else ""
+    return f"{results.images:,} ({results.split}{' = ' if files else ''}{files}{middle})"
 
 
 def cost_spread(runs):

@@ -16,7 +16,7 @@ SAME_COST = 0.02  # a static mask may cost this much more than the policy that i
 WITHOUT_MASK = 0.999  # what has no gates and costs less has a mask
 SAME_TRAINING = 0.01  # relative difference in images seen
 # Options that two trainings by the same recipe share; how gates are taught, the teacher included, is theirs alone.
-SAME_CROPS = ("min_crop_area", "crop_pct")
+SAME_IMAGES = ("dataset", "split", "split_files", "images", "crop_pct")
 SAME_OPTIONS = ("learning_rate", "lr_scheduler_type", "weight_decay")
 
 
@@ -127,7 +127,7 @@ def budget(training):
 
 
 def same_images(one, other):
-    return all(getattr(one, name) == getattr(other, name) for name in ("dataset", "split", "split_files", "images"))
+    return all(getattr(one, name) == getattr(other, name) for name in SAME_IMAGES)
 
 
 def trained_alike(runs, trainings):
@@ -158,7 +158,7 @@ def same_recipe(one, other):
     """
     more = abs(other.images_seen - one.images_seen) / max(1, one.images_seen)
     same = all(one.option(name) == other.option(name) for name in SAME_OPTIONS)
-    same = same and all(one.settings["data"].get(name) == other.settings["data"].get(name) for name in SAME_CROPS)
+    same = same and one.settings["data"].get("min_crop_area") == other.settings["data"].get("min_crop_area")
     return same and same_images(one, other) and more <= SAME_TRAINING and not other.agent and same_start(one, other)
 
 

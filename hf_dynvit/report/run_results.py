@@ -1,12 +1,14 @@
 """What was measured of a model, as results hold it: by the trainer that taught it, or on the images of a loader."""
 
 import copy
+import json
 from dataclasses import asdict
 
 import torch
 from tqdm import tqdm
 from transformers import AutoModelForImageClassification, EvalPrediction
 
+from ..data import crop_of
 from ..measure.files import weights_digest
 from ..measure.provenance import measured_on
 from ..measure.usage import UsageMeter
@@ -34,6 +36,7 @@ def collect(model_args, data_args, trainer, data, metrics, seconds):
         split=data.reported_split,
         split_files=data_args.files_of(data.reported_split),
         images=len(data.validation),
+        crop_pct=crop_of(json.loads(trainer.processing_class.to_json_string())),
         **vars(scores(metrics, model, "eval_")),
         price=final_price(trainer.state.log_history, trainer.objective.logged.get("price", [])),
         usage=trainer.eval_usage.per_layer(),  # on the main process's share of the images

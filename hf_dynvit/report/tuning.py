@@ -21,7 +21,7 @@ DECIDES = {
 WORDS = {
     "per_device_train_batch_size": "batch",
     "min_crop_area": "crops from",
-    "crop_pct": "evaluated on a middle of",
+    "crop_pct": "middle",
     "max_train_samples": "images",
 }
 

@@ -109,7 +109,8 @@ def test_models_of_an_earlier_board_are_measured_on_other_pixels(place, monkeypa
     kept = json.loads((place.folder / "cropped" / "merge_0.7_1" / "preprocessor_config.json").read_text())
     assert kept["do_center_crop"] and kept["size"]["shortest_edge"] == 53
     boards = [read(place.folder / name / "leaderboard.json", published=True) for name in ("first", "cropped")]
-    assert [name.rpartition(", ")[2] for name, _ in named(boards)].count("evaluated on a middle of 0.6") == 1
+    assert [board.crop_pct for board in boards] == [None, 0.604]  # 32 of 53 pixels
+    assert [name.rpartition(", ")[2] for name, _ in named(boards)].count("middle 0.6") == 1
     parts = [str(place.folder / name / "leaderboard.json") for name in ("first", "cropped")]
     with pytest.raises(ValueError, match=r"another recipe than .*: \['crop_pct'\] differ"):
         merge.main(["--parts", *parts, "--output", str(place.folder / "all")])
