@@ -18,7 +18,7 @@ from transformers import set_seed
 from transformers.utils import logging
 
 from hf_dynvit.agents import build_agent, parse_variant
-from hf_dynvit.data import DataArguments, cropping, load_image_data
+from hf_dynvit.data import DataArguments, crop_of, cropping, load_image_data
 from hf_dynvit.measure import measured_on
 from hf_dynvit.report import Comparison, Run, read
 from hf_dynvit.report.comparison import FOUND, check_same, publish, save
@@ -86,7 +86,7 @@ def main(argv=None):
         processor, config = load_base(model_args)
         processor = cropping(processor, data_args.crop_pct)
         data = load_image_data(data_args, processor, config, model_args.new_classifier, seed)
-        results = replace(results, **reported(data_args, data))
+        results = replace(results, **reported(data_args, data, processor))
         check_agents(load_model(model_args, config, data), [settings[variant] for variant in missing])
         for variant in missing:
             output_dir = folder / f"{variant.replace(':', '_')}_{seed}"
@@ -97,13 +97,14 @@ def main(argv=None):
     return publish(results, folder)
 
 
-def reported(data_args, data):
+def reported(data_args, data, processor):
     """Which images the accuracy is reported on, and which ones training is followed on."""
     held_out = f"held out of {data_args.train_split}" if data_args.validation_fraction else data.reported_split
     return {
         "split": data.reported_split,
         "split_files": data_args.files_of(data.reported_split),
         "images": len(data.validation),
+        "crop_pct": crop_of(json.loads(processor.to_json_string())),
         "curves_on": held_out,
         "curve_images": len(data.selection),
     }

@@ -20,7 +20,7 @@ logger = logging.get_logger(__name__)
 # What a run chooses for itself; everything else of a comparison is the same for all of its runs.
 FREE = ("output_dir", "run_name", "seed", "agent", "agent_options")
 SHARED = ("dataset", "steps", "batch_size", "evaluations", "device", "dtype", "threads", "versions")
-FOUND = ("split", "split_files", "images", "curves_on", "curve_images")  # known once the data is loaded
+FOUND = ("split", "split_files", "images", "crop_pct", "curves_on", "curve_images")  # known once the data is loaded
 CLOSE = 0.005  # of the dense model's final accuracy: half a point
 CURVES = (
     "Training is followed on the images that curves are of; top-1 is reported once, at the end, on others. Shares of time "

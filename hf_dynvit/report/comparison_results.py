@@ -43,6 +43,7 @@ class Comparison(Results):
     split: str | None = None
     split_files: list | None = None
     images: int | None = None
+    crop_pct: float | None = None
     curves_on: str | None = None
     curve_images: int | None = None
     runs: list[Run] = field(default_factory=list)
