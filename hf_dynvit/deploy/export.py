@@ -7,7 +7,9 @@ import shutil
 import warnings
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 
 from ..model.budgets import shift_gates
 from ..model.cascade import in_look, view
@@ -18,6 +20,9 @@ from . import runtime
 from .checks import check_export
 from .graphs import write_onnx, write_openvino
 from .runtime import files_of
+
+
+CLOSE = 0.05  # mean distance of pixels, in standard deviations
 
 
 def export(
@@ -122,7 +127,21 @@ def check_preprocessing(processor):
         known["crop_size"].values()
     ):
         raise ValueError(f"the crop must not be larger than the image, got {known['crop_size']} of {size}")
+    if not _stands_for(processor, known):
+        raise ValueError(
+            f"{type(processor).__name__} does more than resize, crop, rescale and normalize: `runtime.pixels` would give others"
+        )
     return known
+
+
+def _stands_for(processor, known):
+    """Whether `runtime.pixels` gives the processor's pixels of an image, up to what backends round otherwise."""
+    channels = len(known["image_mean"]) if known.get("image_mean") else 3
+    values = np.random.default_rng(0).integers(0, 256, (419, 523, channels), dtype=np.uint8)
+    image = Image.fromarray(values.squeeze() if channels == 1 else values)
+    expected = np.asarray(processor(image, return_tensors="np", input_data_format=None)["pixel_values"][0])
+    found = runtime.pixels(image, known)
+    return found.shape == expected.shape and float(np.abs(found - expected).mean()) < CLOSE
 
 
 def resized_by(preprocessor, size):

@@ -56,6 +56,9 @@ class TaskLoss:
         return 1 / getattr(trainer, "current_gradient_accumulation_steps", 1) if scaled else 1.0
 
     def is_multi_label(self, labels):
-        """Whether an image may have several classes; the problem type is known with the first loss."""
+        """Whether an image may have several classes: as the configuration says, or the labels where it does not.
+
+        Soft labels of a single-label problem (mixup) are (B, C), too.
+        """
         problem = self.trainer.model.config.problem_type
-        return problem == "multi_label_classification" if labels is None else labels.ndim == 2
+        return problem == "multi_label_classification" if problem or labels is None else labels.ndim == 2

@@ -25,7 +25,7 @@ MEASURED = ("accuracy", "cost", "cost_std", "cost_min", "cost_max")
 
 def collect(model_args, data_args, trainer, data, metrics, seconds):
     """The `Training` of a finished run, without its checkpoint as given."""
-    args, model = trainer.args, trainer.accelerator.unwrap_model(trainer.model)
+    args, model, processor = trainer.args, trainer.accelerator.unwrap_model(trainer.model), trainer.processing_class
     per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     chosen = args.agent_evaluation != "all"
     dtype = "bfloat16 autocast" if args.bf16 else "float16 autocast" if args.fp16 else "float32"
@@ -36,7 +36,7 @@ def collect(model_args, data_args, trainer, data, metrics, seconds):
         split=data.reported_split,
         split_files=data_args.files_of(data.reported_split),
         images=len(data.validation),
-        crop_pct=crop_of(json.loads(trainer.processing_class.to_json_string())),
+        crop_pct=None if processor is None else crop_of(json.loads(processor.to_json_string())),
         **vars(scores(metrics, model, "eval_")),
         price=final_price(trainer.state.log_history, trainer.objective.logged.get("price", [])),
         usage=trainer.eval_usage.per_layer(),  # on the main process's share of the images

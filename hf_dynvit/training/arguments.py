@@ -99,7 +99,7 @@ class DynViTTrainingArguments(TrainingArguments):
     )
     tuning_budgets: list[float] = HfArg(
         default_factory=list,
-        help="costs that the packed tuning takes in turn, the model's budget first, and for which the model has thresholds "
+        help="costs that the packed tuning takes in turn, the model's budget among them, and for which the model has thresholds "
         "in the end (a table of budgets, with images to calibrate on); none: it alone",
     )
     looks_together: bool = HfArg(

@@ -13,6 +13,7 @@ from ..model.bypass import bypass_of
 from ..model.decisions import TokenState
 from ..model.gate import NO_EXPLORATION
 from ..model.layer import Seen, run_layer
+from ..model.resolution import resized
 from .least_squares import Moments
 
 
@@ -48,24 +49,33 @@ def fit_bypass(model, images, ridge=RIDGE, skipping=False):
         raise ValueError(f"ridge must be positive and finite, got {ridge!r}")
     model.drop_budgets()
     batches = images.split(BATCH) if torch.is_tensor(images) else images
-    was_training, shares = model.training, {}
+    was_training = model.training
     model.eval()
-    with torch.no_grad():
-        streams = [_Stream(model, batch if torch.is_tensor(batch) else batch["pixel_values"]) for batch in batches]
-        if not sum(len(stream.x) for stream in streams):
-            raise ValueError("a bypass is fitted to images, got none")
-        for layer in tqdm(range(fitted[-1] + 1), desc="fitting bypasses", leave=False):
-            bypasses = bypass_of(model.gates[layer])
-            moments = [Moments() for _ in bypasses]
-            for stream in streams:
-                for found, (tokens, added) in zip(moments, stream.branches(layer, len(bypasses)), strict=True):
-                    found.add(tokens, added)
-            names = ("block",) if len(bypasses) == 1 else ("attention", "mlp")
-            for name, bypass, found in zip(names, bypasses, moments, strict=False):
-                shares[layer, name] = _set(bypass, found, ridge)
-            for stream in streams:
-                stream.advance(layer, skipping)
-    model.train(was_training)
+    try:
+        shares = _fitted(model, batches, fitted[-1] + 1, ridge, skipping)
+    finally:
+        model.train(was_training)
+    return shares
+
+
+@torch.no_grad()
+def _fitted(model, batches, layers, ridge, skipping):
+    """The shares that `fit_bypass` returns, of a model in evaluation mode."""
+    shares = {}
+    streams = [_Stream(model, batch if torch.is_tensor(batch) else batch["pixel_values"]) for batch in batches]
+    if not sum(len(stream.x) for stream in streams):
+        raise ValueError("a bypass is fitted to images, got none")
+    for layer in tqdm(range(layers), desc="fitting bypasses", leave=False):
+        bypasses = bypass_of(model.gates[layer])
+        moments = [Moments() for _ in bypasses]
+        for stream in streams:
+            for found, (tokens, added) in zip(moments, stream.branches(layer, len(bypasses)), strict=True):
+                found.add(tokens, added)
+        names = ("block",) if len(bypasses) == 1 else ("attention", "mlp")
+        for name, bypass, found in zip(names, bypasses, moments, strict=False):
+            shares[layer, name] = _set(bypass, found, ridge)
+        for stream in streams:
+            stream.advance(layer, skipping)
     return shares
 
 
@@ -73,8 +83,10 @@ def check_bypass(model):
     """The layers of a model whose gates have a bypass.
 
     Raises:
-        ValueError: none has.
+        ValueError: none has, or it is a cascade, whose looks each would want one of their own.
     """
+    if model.config.cascade is not None:
+        raise ValueError(f"a bypass is fitted to one look at an image, this is a cascade of {model.config.cascade}")
     layers = [layer for layer, gates in enumerate(model.gates) if bypass_of(gates)]
     if not layers:
         raise ValueError(
@@ -90,7 +102,9 @@ class _Stream:
     def __init__(self, model, pixel_values):
         self.model, self.host = model, model.host
         self.layers = self.host.layers(model.base_model)
-        self.x, side = self.host.embed(model.base_model, pixel_values.to(model.device), False)
+        resolution, pixel_values = model.config.resolution, pixel_values.to(model.device)
+        pixel_values = pixel_values if resolution is None else resized(pixel_values, resolution)
+        self.x, side = self.host.embed(model.base_model, pixel_values, resolution is not None)
         self.state, self.entry, self.whole = TokenState(side=side), None, None
 
     def branches(self, layer, count):

@@ -1,5 +1,8 @@
 """Calibration: shifts of all gates' thresholds bring the mean cost to a budget, or to each of several, if in reach."""
 
+import copy
+from contextlib import contextmanager
+
 import torch
 from torch.utils.data import Subset
 from transformers.utils import logging
@@ -17,6 +20,12 @@ from .timed_calibration import calibrate_milliseconds
 
 logger = logging.get_logger("hf_dynvit.training.calibration")
 TOLERANCE = 0.002  # distance from the budget at which the search for a shift ends
+OF_BUDGETS = (
+    "budget",
+    "budget_shifts",
+    "budget_confidences",
+    "cascade",
+)  # of the configuration, what a calibration sets
 SHUT = 1e4  # added to logits, it decides whatever else is in them
 
 
@@ -37,7 +46,7 @@ def calibrate(model, batches, budget=None, budgets=None, milliseconds=None, **ti
     Args:
         model: a model with gates. A table of budgets that it has is dropped first (`model.drop_budgets`).
         batches: list of `pixel_values` (B, channels, height, width), the same for every step. No labels are used.
-        budget: mean cost to meet; the gates' biases are shifted. Of a cascade each look is brought to its own budget, and a
+        budget: mean cost to meet, the model's own from then on; the gates' biases are shifted. Of a cascade each look is brought to its own budget, and a
             table says from which confidence images are done, at this budget and all others in reach.
         budgets: several in place of one: biases stay, and the configuration gets the table of (budget, shift), for
             `model.set_budget(0.55)`, `model(pixel_values, budget=0.5)` and `budget=` a tensor (B,). Budgets that the gates
@@ -61,6 +70,8 @@ def calibrate(model, batches, budget=None, budgets=None, milliseconds=None, **ti
         raise ValueError(
             f"calibrate needs learned gates and images, got {len(gates)} gates and {len(batches)} batches"
         )
+    if budget is not None:
+        check_budget(budget)
     if cascade and budget is None:
         raise ValueError(
             f"a cascade is calibrated for one budget, and has a table of all others in reach: got {given}"
@@ -70,21 +81,46 @@ def calibrate(model, batches, budget=None, budgets=None, milliseconds=None, **ti
     was_training = model.training
     model.eval()
     try:
-        if milliseconds is not None:
-            return calibrate_milliseconds(model, batches, milliseconds, **timing)
-        model.drop_budgets()
-        if cascade:
-            return calibrate_cascade(model, batches, lambda *look: _to_look(model, batches, *look), budget)
-        shifts = Shifts(model, batches)
-        found = None if budgets is None else _to_several(model, shifts, budgets)
-        return _to_one(model, shifts, model.config.budget if budget is None else budget) if found is None else found
+        with _kept_on_error(model):
+            return _calibrated(model, batches, budget, budgets, milliseconds, timing)
     finally:
         model.train(was_training)
+
+
+def _calibrated(model, batches, budget, budgets, milliseconds, timing):
+    if milliseconds is not None:
+        found = calibrate_milliseconds(model, batches, milliseconds, **timing)
+        model.config.budget = min(1.0, found.cost)
+        return found
+    model.drop_budgets()
+    if model.config.cascade is not None:
+        return calibrate_cascade(model, batches, lambda *look: _to_look(model, batches, *look), budget)
+    shifts = Shifts(model, batches)
+    found = None if budgets is None else _to_several(model, shifts, budgets)
+    return _to_one(model, shifts, model.config.budget if budget is None else budget) if found is None else found
+
+
+@contextmanager
+def _kept_on_error(model):
+    """Thresholds and what the configuration says of budgets stay as they were if what runs in here fails."""
+    config, biases = model.config, [gate.score.bias for gate in model.learned_gates()]
+    before = {name: copy.deepcopy(getattr(config, name)) for name in OF_BUDGETS}
+    values = [bias.detach().clone() for bias in biases]
+    try:
+        yield
+    except BaseException:
+        for name, value in before.items():
+            setattr(config, name, value)
+        with torch.no_grad():
+            for bias, value in zip(biases, values, strict=True):
+                bias.copy_(value)
+        raise
 
 
 def _to_one(model, shifts, budget):
     shift, cost = _nearest(shifts, budget)
     shift_gates(model.learned_gates(), shift)
+    model.config.budget = budget
     return shift, cost
 
 

@@ -73,6 +73,10 @@ def check_trainer(trainer):
             f"this is a regression (num_labels {config.num_labels}, problem_type {config.problem_type!r}): rewards and "
             'metrics are those of classes; for one label that is there or not: problem_type "multi_label_classification"'
         )
+    if getattr(trainer.model, "_hf_peft_config_loaded", False) and config.gates:
+        raise ValueError(
+            "a model with adapters (PEFT) is saved without its gates: merge the adapters into the checkpoint, and put gates on that"
+        )
     if trainer.train_dataset is not None:
         check_cascade(trainer)
     if not args.train_body and not learns(trainer.model):
@@ -92,6 +96,10 @@ def check_trainer(trainer):
     if steered:
         _check_steered(args, " and ".join(steered))
     if learns(trainer.model):
+        if args.tuning_budgets and config.budget not in args.tuning_budgets:
+            raise ValueError(
+                f"tuning_budgets must have the model's budget among them, {config.budget}, got {args.tuning_budgets}"
+            )
         _check_gates(args, trainer.optimizer_cls_and_kwargs)
         if trainer.train_dataset is not None:
             _warn_of_another_objective(args, config)

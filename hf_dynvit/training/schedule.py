@@ -75,23 +75,32 @@ class PackedTuning(ResumedCallback):
     objective that follows no budget, thresholds stay where training has left them.
 
     Attributes:
-        shifts: one for each budget; between steps the model has the first. Of a cascade those of its looks, which the
+        shifts: one for each budget, the model's own first, which it has between steps. Of a cascade those of its looks, which the
             configuration holds.
     """
 
     def __init__(self, trainer):
         self.trainer = trainer
-        self.shifts, self.reach = [], None
+        self.shifts, self.reach, self.away = [], None, 0.0
 
     def state_dict(self):
         config = self.trainer.model.config
-        return {"shifts": list(self.shifts), "looks": None if config.cascade is None else look_shifts(config)}
+        return {
+            "shifts": list(self.shifts),
+            "budgets": self._budgets(),
+            "looks": None if config.cascade is None else look_shifts(config),
+        }
 
     def load_state_dict(self, saved):
         self.shifts, self.reach = list(saved.get("shifts", [])), None
         turns = self.trainer.args.tuning_budgets
         if len(self.shifts) == len(turns) > len(set(turns)):  # saved when each turn had a shift of its own
             self.shifts = [self.shifts[turns.index(budget)] for budget in dict.fromkeys(turns)]
+        if (
+            self.shifts and turns and "budgets" not in saved
+        ):  # saved when the first turn stood for the model's own budget
+            known = dict(zip(dict.fromkeys(turns), self.shifts, strict=True))
+            self.shifts = [known[budget] for budget in self._budgets()]
         if saved.get("looks") is not None:
             set_look_shifts(self.trainer.model.config, saved["looks"])
 
@@ -115,7 +124,8 @@ class PackedTuning(ResumedCallback):
                 parameter.requires_grad_(False)
         model.layout = "packed"
         if not cascade:
-            shift_gates(gates, self.shifts[self._turn(state.global_step)] - self.shifts[0])
+            self.away = self.shifts[self._turn(state.global_step)] - self.shifts[0]
+            shift_gates(gates, self.away)
 
     def on_step_end(self, args, state, control, **kwargs):
         if not self.shifts or not args.follows_budget():
@@ -132,6 +142,14 @@ class PackedTuning(ResumedCallback):
             set_look_shifts(model.config, self.shifts)
         else:
             shift_gates(model.learned_gates(), (self.shifts[0] - first) - (before - first))
+            self.away = 0.0
+
+    def come_back(self):
+        """Give the model its own budget's thresholds again, where a step was broken off in the turn of another budget."""
+        if self.away:
+            with torch.no_grad():
+                shift_gates(self.trainer.accelerator.unwrap_model(self.trainer.model).learned_gates(), -self.away)
+            self.away = 0.0
 
     def _moved(self, turn, distance, cost):
         """The shift of a turn after a step of that mean cost, which is `distance` below its budget."""
@@ -145,7 +163,7 @@ class PackedTuning(ResumedCallback):
         config = self.trainer.model.config
         if config.cascade is not None:
             return [look["budget"] for look in config.cascade]
-        return list(dict.fromkeys(self.trainer.args.tuning_budgets)) or [config.budget]
+        return list(dict.fromkeys([config.budget, *self.trainer.args.tuning_budgets]))
 
     def _turn(self, step):
         """Which of the budgets a step takes."""

@@ -173,6 +173,11 @@ def load_teacher(model_args, args, config):
             teacher = AutoModelForImageClassification.from_pretrained(source, dtype=dtype)
     if teacher.config.num_labels != config.num_labels:
         raise ValueError(f"teacher {source} has {teacher.config.num_labels} classes, the model {config.num_labels}")
+    names, others = (list(one.id2label.values()) for one in (config, teacher.config))
+    if names != others and sorted(names) == sorted(others):
+        raise ValueError(
+            f"teacher {source} has the model's classes in another order: {others[:5]}, the model {names[:5]}"
+        )
     return teacher
 
 

@@ -71,8 +71,8 @@ class DynViTTrainer(CheckpointTrainer):
         self.task_loss = TaskLoss(self)
         self.train_usage, self.eval_usage = UsageMeter(), UsageMeter()
         self._train_costs, self.step_costs = [], []
-        self.schedule = GateSchedule(self)
-        self.add_callback(PackedTuning(self))
+        self.schedule, self.tuning = GateSchedule(self), PackedTuning(self)
+        self.add_callback(self.tuning)
         self.objective = self.args.make_objective()
         self.objective.prepare(self)
         self.add_callback(ObjectiveState(self.objective))
@@ -190,6 +190,7 @@ class DynViTTrainer(CheckpointTrainer):
                     prepare(self)
                 result = super().train(resume_from_checkpoint, *args, **kwargs)
         finally:
+            self.tuning.come_back()
             model.layout = layout
             self.objective.release()
         if learns(model) and self.args.load_best_model_at_end and self.state.best_model_checkpoint is None:

@@ -95,3 +95,14 @@ def test_a_damaged_recipe_is_named(tmp_path):
     (tmp_path / "recipe.yaml").write_text("gates: [{gate: patch\nbudget: 0.5\n")
     with pytest.raises(ValueError, match="recipe.yaml is damaged, it holds no YAML"):
         parse_settings([str(tmp_path / "recipe.yaml")], ModelArguments)
+
+
+def test_a_teacher_whose_classes_are_in_another_order_is_refused(tiny_vit, tmp_path):
+    names, vit = ["ant", "bee", "cat"], tiny_vit(num_labels=3)
+    folder, other = (save_checkpoint(tmp_path / str(step), vit, names[::step]) for step in (1, -1))
+    given = ModelArguments(model_name_or_path=folder, teacher=other)
+    args = DynViTTrainingArguments(str(tmp_path / "out"), use_cpu=True)
+    with pytest.raises(
+        ValueError, match=r"has the model's classes in another order: \['cat', 'bee', 'ant'\], the model"
+    ):
+        load_teacher(given, args, load_base(given)[1])

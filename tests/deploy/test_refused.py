@@ -7,6 +7,7 @@ import pytest
 import torch
 from models import GATE_SETS, gated
 from PIL import Image
+from transformers import ConvNextImageProcessorPil, EfficientNetImageProcessorPil, LevitImageProcessorPil
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil as Processor
 
 from hf_dynvit.deploy import DynViTRuntime, export
@@ -104,4 +105,7 @@ def test_a_processor_with_other_steps_is_refused():
         )
     with pytest.raises(ValueError, match="resize, crop, rescale and normalize"):
         check_preprocessing(Processor(do_pad=True, pad_size={"height": 9, "width": 9}))
+    for other in (LevitImageProcessorPil(), EfficientNetImageProcessorPil(), ConvNextImageProcessorPil()):
+        with pytest.raises(ValueError, match="Pil does more than resize, crop, rescale and normalize"):
+            check_preprocessing(other)
     assert check_preprocessing(None) == {}

@@ -2,12 +2,13 @@
 
 import pytest
 import torch
+from models import images
 from trainers import GATES, Images, build_trainer
 
 from hf_dynvit import DynViTForImageClassification, DynViTTrainer, DynViTTrainingArguments
-from hf_dynvit.training import checks
+from hf_dynvit.training import calibration, checks
 from hf_dynvit.training import trainer as training
-from hf_dynvit.training.calibration import calibration_images
+from hf_dynvit.training.calibration import calibrate, calibration_images
 from hf_dynvit.training.shifts import WIDEST
 
 
@@ -162,3 +163,40 @@ def test_budgets_of_a_tuning_that_never_begins_are_refused(tmp_path):
     for options in ({}, {"freeze_gates_at": 0.5, "train_body": False}):
         with pytest.raises(ValueError, match=r"tuning_budgets \[0.5, 0.9\] are for the packed tuning"):
             DynViTTrainingArguments(str(tmp_path), use_cpu=True, tuning_budgets=[0.5, 0.9], **options)
+
+
+def test_a_calibration_gives_the_model_its_budget_and_refuses_what_is_none(tiny_vit, tmp_path):
+    torch.manual_seed(0)
+    model = DynViTForImageClassification.from_vit(tiny_vit(num_labels=3), gates=NOVELTY).eval()
+    batches = [images(48)]
+    for wrong in (float("nan"), 50, 0, -1):
+        with pytest.raises(ValueError, match=r"budget must be in \(0, 1\], got"):
+            calibrate(model, batches, wrong)
+    calibrate(model, batches, 0.6)
+    assert model.config.budget == 0.6
+    model.save_pretrained(tmp_path)
+    assert DynViTForImageClassification.from_pretrained(tmp_path).config.budget == 0.6
+
+
+@pytest.mark.parametrize("aim", [{"budget": 0.5}, {"budgets": [0.5, 0.7]}])
+@pytest.mark.parametrize("cascade", [False, True])
+def test_a_calibration_that_fails_changes_nothing(tiny_vit, monkeypatch, aim, cascade):
+    torch.manual_seed(0)
+    looks = [{"budget": 0.5, "resolution": 24}, {"budget": 0.8, "resolution": 32}] if cascade else None
+    vit = tiny_vit(num_labels=3)
+    model = DynViTForImageClassification.from_vit(vit, gates=NOVELTY, cascade=looks, budget=0.7).eval()
+    pixels = images(48)
+    calibrate(model, [pixels], 0.7) if cascade else calibrate(model, [pixels], budgets=[0.6, 0.8])
+    before, was = model.config.to_dict(), model(pixels).cost
+    calls, cost = [], calibration.Shifts.mean
+
+    def fails(self, shift):
+        calls.append(shift)
+        if len(calls) > 3:
+            raise RuntimeError("out of memory")
+        return cost(self, shift)
+
+    monkeypatch.setattr(calibration.Shifts, "mean", fails)
+    with pytest.raises((RuntimeError, ValueError)):
+        calibrate(model, [pixels], **aim)
+    assert model.config.to_dict() == before and torch.equal(model(pixels).cost, was)

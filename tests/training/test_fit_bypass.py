@@ -185,3 +185,27 @@ def test_training_teaches_it_with_the_body(tiny_vit, tmp_path):
     with learning(trainer.model, body=False):
         assert not any(p.requires_grad for name, p in trainer.model.named_parameters() if "bypass" in name)
         assert any(p.requires_grad for p in trainer.model.parameters())
+
+
+def test_a_bypass_is_fitted_to_the_size_of_images_that_the_model_runs(tiny_vit):
+    vit, pixel_values = tiny_vit(LAYERS), images(40)
+    gates = [{"gate": "block", "bypass": "linear"}]
+    smaller = DynViTForImageClassification.from_vit(vit, gates=gates, resolution=16).eval()
+    shares = fit_bypass(smaller, pixel_values)
+    states = stream(DynViTForImageClassification.from_vit(vit, resolution=16), pixel_values)
+    (bypass,) = bypass_of(smaller.gates[0])
+    assert shares[0, "block"] == pytest.approx(explained(bypass, states[0], states[1] - states[0]), abs=1e-3)
+
+
+def test_what_cannot_be_fitted_leaves_the_mode_of_the_model(tiny_vit, monkeypatch):
+    model = with_bypass(tiny_vit(LAYERS), "linear").train()
+    monkeypatch.setattr("hf_dynvit.training.bypass._set", lambda *given: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        fit_bypass(model, images(8))
+    assert model.training
+    looks = [{"budget": 0.5, "resolution": 16}, {"budget": 1.0}]
+    cascade = DynViTForImageClassification.from_vit(
+        tiny_vit(LAYERS, num_labels=3), gates=[{"gate": "block", "bypass": "linear"}], cascade=looks
+    )
+    with pytest.raises(ValueError, match="fitted to one look at an image, this is a cascade"):
+        fit_bypass(cascade, images(8))

@@ -173,3 +173,12 @@ def test_labels_say_how_the_teacher_is_compared_where_the_problem_type_does_not(
     trainer = trainer_of(tiny_vit, tmp_path, problem_type=None)
     assert trainer.task_loss.is_multi_label(torch.ones(2, 3))
     assert not trainer.task_loss.is_multi_label(torch.ones(2, dtype=torch.int64))
+
+
+def test_soft_labels_of_one_class_each_are_no_problem_of_several(tiny_vit, tmp_path):
+    soft = torch.tensor([[0.7, 0.3, 0.0]])
+    for problem_type, several in (("single_label_classification", False), ("multi_label_classification", True)):
+        trainer = trainer_of(tiny_vit, tmp_path, problem_type=problem_type)
+        assert trainer.task_loss.is_multi_label(soft) == several
+    trainer.model.config.problem_type = None
+    assert trainer.task_loss.is_multi_label(soft) and not trainer.task_loss.is_multi_label(torch.tensor([1]))

@@ -158,3 +158,37 @@ def test_each_budget_of_a_tuning_begins_where_it_is_met_and_has_one_shift_howeve
         assert cost == pytest.approx(budget, abs=0.08)
     tuning.load_state_dict({"shifts": [0.0, -1.0, 1.0, -2.0]})  # of a checkpoint from when each turn had its own
     assert tuning.shifts == [0.0, -1.0, 1.0]
+
+
+def test_the_models_own_budget_need_not_be_the_first_turn_but_among_them(tiny_vit, tmp_path):
+    options = {"freeze_gates_at": 0.0, "tuning_gain": 0.0, "max_steps": 3}
+    trainer = build_trainer(tiny_vit, tmp_path, NOVELTY, 0.6, tuning_budgets=[0.4, 0.6, 0.8], **options)
+    trainer.train()
+    costs = [entry["cost"] for entry in trainer.state.log_history if "cost" in entry]
+    assert costs == pytest.approx([0.4, 0.6, 0.8], abs=0.08) and trainer.tuning.shifts[0] == 0.0
+    trainer.tuning.load_state_dict(
+        {"shifts": [-1.0, 0.0, 1.0]}
+    )  # from when the first turn stood for the model's own budget
+    assert trainer.tuning.shifts == [0.0, -1.0, 1.0]
+    trainer.tuning.load_state_dict({"shifts": [0.0, -2.0, 2.0], "budgets": [0.6, 0.4, 0.8]})
+    assert trainer.tuning.shifts == [0.0, -2.0, 2.0]
+    with pytest.raises(ValueError, match=r"must have the model's budget among them, 0.6, got \[0.4, 0.8\]"):
+        build_trainer(tiny_vit, tmp_path, NOVELTY, 0.6, tuning_budgets=[0.4, 0.8], **options)
+
+
+def test_a_tuning_that_is_broken_off_leaves_the_model_at_its_own_budget(tiny_vit, tmp_path, monkeypatch):
+    options = {"freeze_gates_at": 0.0, "tuning_budgets": [0.6, 0.4], "max_steps": 4, "tuning_gain": 0.0}
+    trainer = build_trainer(tiny_vit, tmp_path, NOVELTY, 0.6, **options)
+    step, done = trainer.training_step, []
+
+    def stopped(*args, **kwargs):
+        if done:
+            raise KeyboardInterrupt
+        done.append(step(*args, **kwargs))
+        return done[0]
+
+    monkeypatch.setattr(trainer, "training_step", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    unseen = torch.stack([item["pixel_values"] for item in Images(64, seed=3)])
+    assert trainer.model.eval()(unseen).cost.mean().item() == pytest.approx(0.6, abs=0.06)

@@ -391,3 +391,10 @@ def test_callback_states_are_restored_from_a_checkpoint(tiny_vit, tmp_path):
     resumed = build_trainer(tiny_vit, tmp_path, restore_callback_states_from_checkpoint=True, **options)
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
     assert_same(weights(straight.model), weights(resumed.model))
+
+
+def test_adapters_that_would_be_saved_without_the_gates_are_refused(tiny_vit, tmp_path):
+    model = DynViTForImageClassification.from_vit(tiny_vit(num_labels=3), gates="merge")
+    model._hf_peft_config_loaded = True  # as `add_adapter` leaves it
+    with pytest.raises(ValueError, match="merge the adapters into the checkpoint, and put gates on that"):
+        DynViTTrainer(model, DynViTTrainingArguments(str(tmp_path), use_cpu=True, report_to="none"))
