@@ -27,6 +27,7 @@ from .training import (
     fit_importance,
     preset_arguments,
 )
+from .training.methods import Method, register_method
 
 
 __version__ = "0.1.0"
@@ -45,6 +46,7 @@ __all__ = [
     "Gate",
     "LayerDecisions",
     "LearnedGate",
+    "Method",
     "Objective",
     "Scorer",
     "burn_in",
@@ -57,6 +59,7 @@ __all__ = [
     "register_agent",
     "register_gate",
     "register_host",
+    "register_method",
     "register_objective",
     "register_scorer",
     "search",

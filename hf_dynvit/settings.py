@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import json
+import runpy
 from argparse import SUPPRESS
 from pathlib import Path
 
@@ -16,6 +17,9 @@ from .measure.provenance import commit_of_code
 def parse_settings(argv, *dataclass_types, defaults=None, set_aside=None):
     """Parse `[FILE.yaml] [--key value | --key=value ...]`; the command line wins over the file, `--key` alone empties a list.
 
+    `--plugin FILE.py` runs a file of one's own first, which registers gates, scorers, methods or others. It is for the command line
+    alone: a YAML file from elsewhere runs nothing.
+
     Args:
         argv: the words after the program's name.
         dataclass_types: the dataclasses whose fields are the keys, and what their `flat_options` name beside them.
@@ -27,10 +31,10 @@ def parse_settings(argv, *dataclass_types, defaults=None, set_aside=None):
 
     Raises:
         ValueError: a key that no dataclass has, named together with the keys that look like it, or a wrong value.
-        FileNotFoundError: the YAML file does not exist.
+        FileNotFoundError: the YAML file or the plugin does not exist.
     """
     commit_of_code()  # before hours of work in which the tree may change
-    argv = list(argv)
+    argv = _without_plugins(list(argv))
     words = []
     if argv and not argv[0].startswith("-"):
         file, keys = argv.pop(0), _keys(dataclass_types)
@@ -54,6 +58,22 @@ def parse_settings(argv, *dataclass_types, defaults=None, set_aside=None):
         raise ValueError(_unknown(key.removeprefix("--"), "the command line", _keys(dataclass_types)))
     given = vars(namespace)
     return [kind(**{key: given[key] for key in _keys([kind]) if key in given}) for kind in dataclass_types]
+
+
+def _without_plugins(argv):
+    """The words but for each `--plugin FILE.py`, which is run."""
+    left = []
+    while argv:
+        word = argv.pop(0)
+        key, equals, file = word.partition("=")
+        if key != "--plugin":
+            left.append(word)
+            continue
+        file = file if equals else argv.pop(0) if argv else ""
+        if not Path(file).is_file():
+            raise FileNotFoundError(f"plugin must be a file of Python, there is no {file!r}")
+        runpy.run_path(file, run_name=Path(file).stem)
+    return left
 
 
 class _Parser(HfArgumentParser):

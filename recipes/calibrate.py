@@ -148,7 +148,10 @@ def main(argv=None):
     model = with_gates(entrant.model, args, None if args.resolution == "auto" else args.resolution)
     if (args.budgets or args.milliseconds) and not model.learned_gates():
         raise ValueError("--budgets and --milliseconds need gates that learn: others keep the cost that they have")
-    if args.resolution != "auto":
+    if not (model.config.gates or model.config.cascade or args.gates):
+        raise ValueError(f"{args.model} has no gates, and costs what it costs: give --gates merge, or another preset")
+    chooses_looks = args.cascade == ["auto"] and bool(args.gates)  # their budgets follow from the sizes that it tries
+    if args.resolution != "auto" and not chooses_looks:
         check_budgets(model, args.wanted())
     if args.bypass_images:
         check_bypass(model)
@@ -156,7 +159,7 @@ def main(argv=None):
         check_fixed(model)
     if fits_units(model, args):
         check_precision(model)
-    if entrant.model.config.cascade is not None and not data_args.validation_fraction:
+    if model.config.cascade is not None and not data_args.validation_fraction:
         print(
             "note: a cascade is surer of images that it was trained on; if these are, hold some out: --validation_fraction"
         )
@@ -172,8 +175,10 @@ def main(argv=None):
     if args.resolution == "auto":
         model, found = at_best_size(entrant.model, batches, args)
     else:
-        if args.cascade == ["auto"] and args.gates and model.learned_gates():
+        if chooses_looks and model.learned_gates():
             model.set_cascade(best_looks(entrant.model, batches, args))
+        if chooses_looks:
+            check_budgets(model, args.wanted())
         found = meet(model, batches, args)
     shift, cost = found[:2]
     if args.fixed:

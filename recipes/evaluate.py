@@ -96,6 +96,11 @@ def main(argv=None):
     paths = [args.model] + ([args.dense] if args.dense else [])
     entrants = open_models(paths, data_args, args.device, DTYPES[args.dtype], seed=args.seed)
     entrant, images = entrants[0], entrants[0].images
+    if args.dense:
+        other = entrants[1].model.config
+        has = [name for name in ("gates", "layer_mask", "resolution", "cascade") if getattr(other, name)]
+        if has:
+            raise ValueError(f"dense must be a plain ViT, and {args.dense} has {has}")
     table = entrant.model.config.budget_table()
     if args.budget is not None and table is None:
         raise ValueError(
@@ -135,6 +140,10 @@ def main(argv=None):
         **measured_on(args.device, args.dtype, args.seed),
     )
     write(args.json, results)
+    print(
+        f"top-1 {100 * results.accuracy:.2f}, top-5 {100 * results.accuracy_top5:.2f} at a mean cost of {results.cost:.3f}, on "
+        f"{results.images} images: {args.json}"
+    )
     if entrant.model.config.cascade is not None:
         results.looks = measure_looks(entrant.model, DataLoader(images, args.eval_batch_size))
         write(args.json, results)

@@ -26,7 +26,7 @@ from hf_dynvit.report.leaderboard_tuning import Earlier, brought, tuned
 from hf_dynvit.report.names import place as place_of
 from hf_dynvit.settings import parse_settings
 from hf_dynvit.training.arguments import DynViTTrainingArguments, is_default
-from hf_dynvit.training.methods import METHODS, check_methods, prepare
+from hf_dynvit.training.methods import METHODS, OutOfReach, check_methods, prepare
 from hf_dynvit.training.starting_model import ModelArguments
 
 
@@ -73,7 +73,7 @@ class LeaderboardArguments:
     )
 
     def __post_init__(self):
-        self.methods = check_methods(self.methods, self.tune)
+        self.methods, self.budgets = check_methods(self.methods, self.tune), list(dict.fromkeys(self.budgets))
         if self.trained and not self.tune:
             raise ValueError(f"trained {self.trained} are in place of training: give --tune true")
         if not (self.tune or self.untrained):
@@ -119,7 +119,11 @@ def main(argv=None):
             wanted += [(True, seed) for seed in seeds]
             missing = [one for one in wanted if (method, budget, *one) not in finished]
             new = [one for one in missing if not (one[0] and board.trained)]
-            start = prepare(method, place.vit, budget, place.batches) if new else None
+            try:
+                start = prepare(method, place.vit, budget, place.batches) if new else None
+            except OutOfReach as error:
+                print(f"left out: {error}")
+                continue
             for tune, seed in missing:
                 facts = {"commit": results.commit, "command": results.command}
                 if tune and board.trained:
@@ -134,6 +138,7 @@ def main(argv=None):
                     results.cells[at] = with_rest(cell, place, results, start)
                     save()
     publish([results], folder)
+    print(f"{len(results.cells)} cells, their table and plot: {folder / 'leaderboard.md'}")
     return results.to_json()
 
 

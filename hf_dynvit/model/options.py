@@ -41,4 +41,7 @@ def check_options(gate, **options):
 def check_choice(gate, name, value, choices):
     """Refuse an option that is none of the words `choices`, with a ValueError that names it."""
     if not isinstance(value, str) or value not in choices:
-        raise ValueError(f"{name} of {gate} must be one of {sorted(choices)}, got {value!r}")
+        hint = (
+            "; a scorer of your own has to be registered first: register_scorer, --plugin" if name == "score" else ""
+        )
+        raise ValueError(f"{name} of {gate} must be one of {sorted(choices)}, got {value!r}{hint}")

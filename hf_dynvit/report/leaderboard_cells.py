@@ -33,6 +33,11 @@ class Place:
     """
 
     def __init__(self, board, model_args, data_args, args, program=lambda model: None):
+        if model_args.new_classifier:
+            raise ValueError(
+                "a board begins with what a checkpoint knows, and new_classifier replaces that: train one first, with recipes/train.py "
+                "--gates none --new_classifier true"
+            )
         if board.tune and any(METHODS[name].looks for name in board.methods):
             check_held_out(data_args)
         self.board, self.model_args, self.data_args, self.args = board, model_args, data_args, args

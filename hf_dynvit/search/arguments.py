@@ -88,6 +88,8 @@ class SearchArguments:
             raise ValueError(f"latency_batch_size must be at least 1, got {self.latency_batch_size}")
         if self.min_accuracy is not None and self.max_cost is not None:
             raise ValueError(f"give min_accuracy or max_cost, not both: got {self.min_accuracy} and {self.max_cost}")
+        if self.min_accuracy is not None and not 0.0 <= self.min_accuracy <= 1.0:
+            raise ValueError(f"min_accuracy must be a share in [0, 1], got {self.min_accuracy}")
         self.always_keep = [layer for layer in self.always_keep if layer != -1]
         if self.device == "auto":
             self.device = "cuda" if torch.cuda.is_available() else "cpu"

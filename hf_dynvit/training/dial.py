@@ -17,7 +17,7 @@ from .calibration import WORTH_A_WARNING, calibrate, mean_cost, steady_range
 from .closed_form import fit_gates
 from .importance import fit_importance
 from .looks import choose_looks, read_looks
-from .resolution import choose_resolution, nearest_of, sizes_for
+from .resolution import choose_resolution, nearest_of, nearest_size, sizes_for
 from .sharing import OPEN
 from .timed_resolution import Place, choose_in_time
 
@@ -42,9 +42,15 @@ def meet(model, batches, args, look=False):
         return calibrate(model, batches, budgets=args.budgets)
     learned = model.learned_gates()
     calibrates = learned or model.config.cascade is not None
-    found = calibrate(model, batches, args.budget) if calibrates else (0.0, mean_cost(model, batches))
-    model.set_budget(args.budget)
-    return found
+    if calibrates:
+        found = calibrate(model, batches, args.budget)
+        model.set_budget(args.budget)
+        return found
+    cost = mean_cost(model, batches)
+    model.set_budget(min(1.0, cost))
+    if abs(cost - args.budget) > WORTH_A_WARNING:
+        print(f"note: no threshold is there to bring the cost to {args.budget}: it is {cost:.3f}")
+    return 0.0, cost
 
 
 def fits_units(model, args):
@@ -84,6 +90,8 @@ def at_best_size(vit, batches, args):
         met = found[best.resolution.resolution] if best.resolution.gates else (0.0, best.cost)
         return best.model.set_budget(min(1.0, best.cost)), met
     sizes = [size for size in sizes_for(vit.config, args.budget) if reaches(with_gates(vit, args, size), args.budget)]
+    if not with_gates(vit, args, None).config.gates:
+        sizes = [nearest_size(vit.config, args.budget)]
     if not sizes:
         raise ValueError(f"a budget of {args.budget} is out of reach of these gates at every size of images")
     best, trials = choose_resolution(dense, build, sizes, batches)
@@ -147,7 +155,7 @@ def with_gates(model, args, resolution):
         return model.set_cascade(looks) if looks else model
     if model.config.gates:
         raise ValueError(f"{args.model} has gates already: --gates is for a plain ViT, got {args.gates!r}")
-    gates = args.gates if args.gates in PRESET_GATES else yaml.safe_load(args.gates)
+    gates = args.gates if args.gates in PRESET_GATES else [] if args.gates == "none" else yaml.safe_load(args.gates)
     looks = read_looks(args.cascade, model.config, args.budget, bool(gates))
     made = DynViTForImageClassification.from_vit(dense_vit(model), gates=gates, resolution=resolution, cascade=looks)
     return made.to(model.dtype).eval()

@@ -27,6 +27,10 @@ STEPS = 12  # of bisection
 WORKING = SHARES[1:]
 
 
+class OutOfReach(ValueError):
+    """A budget that a method cannot cost."""
+
+
 class Method(NamedTuple):
     """How a method spends an amount; the more of it, the more is computed.
 
@@ -182,11 +186,11 @@ def check_methods(names, tuned):
     names = every if names == ["all"] else names
     wrong = [name for name in names if name not in METHODS]
     if wrong or not names:
-        raise ValueError(f"methods must be 'all' or of {sorted(METHODS)}, got {wrong or names}")
+        raise ValueError(f"methods must be 'all' alone or of {sorted(METHODS)}, got {wrong or names}")
     fresh = [name for name in names if not (tuned or METHODS[name].untrained())]
     if fresh:
-        raise ValueError(f"{fresh} are nothing of their own before they are trained: give a recipe to train them by")
-    return names
+        raise ValueError(f"{fresh} are nothing of their own before they are trained: give --tune true, and a recipe")
+    return list(dict.fromkeys(names))
 
 
 def prepare(name, vit, budget, batches):
@@ -197,7 +201,7 @@ def prepare(name, vit, budget, batches):
             and thresholds are found and importance is learned; no labels are used.
 
     Raises:
-        ValueError: a budget out of the reach of the method's amounts.
+        OutOfReach: a budget beyond the method's amounts.
     """
     method = METHODS[name]
     if method.resizes == "alone":
@@ -248,7 +252,7 @@ def _amount(name, vit, budget, batches):
     low, high = method.least, 1.0
     least, most = cost(low), cost(high)
     if not least <= budget <= most:
-        raise ValueError(f"a budget of {budget} is out of reach of {name}: its costs are {least:.3f} to {most:.3f}")
+        raise OutOfReach(f"a budget of {budget} is out of reach of {name}: its costs are {least:.3f} to {most:.3f}")
     best = min((abs(least - budget), low), (abs(most - budget), high))
     for _ in range(STEPS):
         middle = round((low + high) / 2, 4)

@@ -130,6 +130,6 @@ def as_taught(args, method):
     A recipe for rules freezes gates before the first step, and would leave these as they begin: knowing nothing.
     """
     taught = {"freeze_gates_at": 1.0, "tuning_budgets": [], **preset_arguments(method)}
-    if taught["objective"] != args.objective:
+    if taught.get("objective", args.objective) != args.objective:
         taught["objective_options"] = None
     return replace(args, **taught)

@@ -147,3 +147,16 @@ def test_heads_and_sublayers_are_fitted_for_one_budget_and_stay_open_for_several
     with torch.no_grad():
         decisions = several(torch.randn(4, 3, 32, 32), budget=0.8).decisions
     assert decisions[1].sublayers.all() and [budget for budget, _ in several.config.budget_shifts] == [0.8, 0.9]
+
+
+def test_a_budget_that_nothing_can_meet_is_refused_or_said(place, tmp_path, capsys):
+    words = ["--data_files", *place.files, "--images", "6", "--output"]
+    with pytest.raises(ValueError, match="has no gates, and costs what it costs: give --gates merge"):
+        dial.main(["--model", place.vit, "--budget", "0.5", *words, str(tmp_path / "none")])
+    _, cost = dial.main(["--model", place.vit, "--gates", "evit", "--budget", "0.3", *words, str(tmp_path / "rule")])
+    assert f"no threshold is there to bring the cost to 0.3: it is {cost:.3f}" in capsys.readouterr().out
+    assert DynViTForImageClassification.from_pretrained(tmp_path / "rule").config.budget == pytest.approx(cost)
+    plain = ["--model", place.vit, "--gates", "none", "--resolution", "auto", "--budget", "0.5"]
+    _, cost = dial.main([*plain, *words, str(tmp_path / "plain")])
+    model = DynViTForImageClassification.from_pretrained(tmp_path / "plain")
+    assert model.config.resolution == 24 and model.config.budget == pytest.approx(cost)

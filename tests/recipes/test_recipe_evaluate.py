@@ -98,6 +98,8 @@ def test_evaluate_refuses_before_it_works(place, trained, tmp_path):
         evaluate.main([*words, "--json", str(tmp_path / "absent" / "a.json")])
     with pytest.raises(ValueError, match="dtype must be one of"):
         evaluate.main([*words, "--json", str(tmp_path / "a.json"), "--dtype", "int8"])
+    with pytest.raises(ValueError, match=r"dense must be a plain ViT, and .*trained has \['gates'\]"):
+        evaluate.main([*words, "--json", str(tmp_path / "a.json"), "--dense", str(place.folder / "trained")])
     with pytest.raises(ValueError, match="per_image must be at least 0, got -1"):
         evaluate.main([*words, "--json", str(tmp_path / "a.json"), "--per_image", "-1"])
     words[1] = place.vit

@@ -9,11 +9,12 @@ from recipe_place import merge, report, run_board
 
 from hf_dynvit import DynViTForImageClassification
 from hf_dynvit.deploy.compiled import program_of
+from hf_dynvit.model.scorers import SCORERS
 from hf_dynvit.report import leaderboard_tuning, read
 from hf_dynvit.report.leaderboard import named
 from hf_dynvit.training.calibration import mean_cost
 from hf_dynvit.training.looks import looks_for
-from hf_dynvit.training.methods import check_methods, prepare
+from hf_dynvit.training.methods import METHODS, check_methods, prepare
 from hf_dynvit.training.resolution import Trial, within
 
 
@@ -91,15 +92,15 @@ def test_a_cascade_and_its_unlearned_twin_have_the_same_looks(tiny_vit, monkeypa
 def test_models_of_an_earlier_board_are_measured_on_other_pixels(place, monkeypatch):
     words = ["--budgets", "0.7", "--tune", "true", "--untrained", "false", "--seeds", "1"]
     words += ["--validation_fraction", "0.4", "--freeze_gates_at", "0", "--methods", "merge"]
-    first = run_board(place, "first", *words)
-    earlier = str(place.folder / "first")
+    first = run_board(place, "uncropped", *words)
+    earlier = str(place.folder / "uncropped")
     monkeypatch.setattr(leaderboard_tuning.DynViTTrainer, "train", lambda trainer: pytest.fail("nothing is trained"))
     (was,), (same,) = first["cells"], run_board(place, "same", *words, "--trained", earlier)["cells"]
     facts = {"trained_commit": first["commit"], "trained_command": first["command"]}
     assert facts.items() <= same.items() and not facts.items() <= was.items()
     weights = [
         DynViTForImageClassification.from_pretrained(place.folder / name / "merge_0.7_1").state_dict()
-        for name in ("first", "same")
+        for name in ("uncropped", "same")
     ]
     for name, weight in weights[0].items():  # what ends the training finds the same on the same pixels
         assert torch.allclose(weight, weights[1][name], atol=1e-5), name
@@ -108,10 +109,10 @@ def test_models_of_an_earlier_board_are_measured_on_other_pixels(place, monkeypa
     assert cropped["cells"][0]["cost"] != same["cost"] and cropped["cells"][0]["trained_command"] == first["command"]
     kept = json.loads((place.folder / "cropped" / "merge_0.7_1" / "preprocessor_config.json").read_text())
     assert kept["do_center_crop"] and kept["size"]["shortest_edge"] == 53
-    boards = [read(place.folder / name / "leaderboard.json", published=True) for name in ("first", "cropped")]
+    boards = [read(place.folder / name / "leaderboard.json", published=True) for name in ("uncropped", "cropped")]
     assert [board.crop_pct for board in boards] == [None, 0.604]  # 32 of 53 pixels
     assert [name.rpartition(", ")[2] for name, _ in named(boards)].count("middle 0.6") == 1
-    parts = [str(place.folder / name / "leaderboard.json") for name in ("first", "cropped")]
+    parts = [str(place.folder / name / "leaderboard.json") for name in ("uncropped", "cropped")]
     with pytest.raises(ValueError, match=r"another recipe than .*: \['crop_pct'\] differ"):
         merge.main(["--parts", *parts, "--output", str(place.folder / "all")])
 
@@ -191,7 +192,7 @@ def test_every_method_meets_a_budget(tiny_vit, method):
 
 
 def test_what_cannot_be_compared_is_refused():
-    with pytest.raises(ValueError, match=r"methods must be 'all' or of .*, got \['x'\]"):
+    with pytest.raises(ValueError, match=r"methods must be 'all' alone or of .*, got \['x'\]"):
         check_methods(["x"], tuned=False)
     with pytest.raises(ValueError, match="are nothing of their own before they are trained"):
         check_methods(["dynamicvit"], tuned=False)
@@ -234,3 +235,58 @@ def test_a_size_at_which_gates_do_not_reach_the_budget_is_not_taken():
         for size, cost, distance in ((16, 0.3, 0.5), (24, 0.42, 0.2), (None, 0.5, 0.1))
     )
     assert within([dear, near, cheap], 0.4) == [near, cheap] and within([dear, near], 0.3) == [near]
+
+
+PLUGIN = """
+from hf_dynvit import Method, Scorer, register_method, register_scorer
+
+class Bright(Scorer):
+    def score(self, tokens, state):
+        return tokens.mean(-1)
+
+def gates(config, keep):
+    return [{"gate": "token", "score": "bright", "keep": keep, "layers": [1]}]
+
+register_scorer("bright", Bright)
+register_method("bright", Method(gates, 0.02, learns=True))
+"""
+
+
+@pytest.fixture
+def shelves():
+    """What a test puts on the shelves of methods and scorers is taken away again."""
+    yield
+    METHODS.pop("bright", None)
+    SCORERS.pop("bright", None)
+
+
+def test_a_method_of_ones_own_is_on_the_board_from_the_command_line(place, shelves):
+    words = ["--methods", "bright", "bright", "--budgets", "0.7", "--tune", "true", "--freeze_gates_at", "0"]
+    with pytest.raises(ValueError, match="must be 'all' alone or of .*, got \\['bright', 'bright'\\]"):
+        run_board(place, "own", *words)
+    with pytest.raises(FileNotFoundError, match="plugin must be a file of Python, there is no 'nowhere.py'"):
+        run_board(place, "own", *words, "--plugin", "nowhere.py")
+    file = place.folder / "bright.py"
+    file.write_text(PLUGIN)
+    (cell,) = run_board(place, "own", *words, f"--plugin={file}")["cells"]  # named twice, measured once
+    assert cell["method"] == "bright" and cell["tuned"] and cell["gates"][0]["score"] == "bright"
+    SCORERS.pop("bright")
+    with pytest.raises(ValueError, match="got 'bright'; a scorer of your own has to be registered first"):
+        DynViTForImageClassification.from_pretrained(place.folder / "own" / "bright_0.7_0")
+
+
+def test_a_method_that_cannot_cost_a_budget_is_left_out_and_the_others_stand(place, capsys):
+    found = run_board(place, "left_out", "--methods", "evit", "resized", "--budgets", "0.05", "0.7")["cells"]
+    assert [(cell["method"], cell["budget"]) for cell in found] == [
+        ("resized", 0.05),
+        ("evit", 0.7),
+        ("resized", 0.7),
+    ]
+    said = capsys.readouterr().out
+    assert "left out: a budget of 0.05 is out of reach of evit: its costs are" in said
+    assert "3 cells, their table and plot:" in said and (place.folder / "left_out" / "leaderboard.png").exists()
+    new = ["--new_classifier", "true", "--teacher", "none"]
+    with pytest.raises(
+        ValueError, match="a board begins with what a checkpoint knows, and new_classifier replaces that"
+    ):
+        run_board(place, "left_out", "--methods", "evit", "--budgets", "0.7", *new)

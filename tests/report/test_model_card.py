@@ -139,6 +139,20 @@ def test_the_code_in_the_card_runs(model, tmp_path):
     assert names["out"].cost.shape == (1,)
 
 
+def test_the_card_of_a_model_that_only_resizes_says_what_its_cost_is(tiny_vit, tmp_path):
+    looks = [{"budget": 0.6, "resolution": 24}, {"budget": 1.0}]
+    for name, options, said in (
+        ("looks", {"cascade": looks}, "it looks at an image in one size after another until it is sure"),
+        ("smaller", {"resolution": 24}, "it computes everything, of every image made smaller"),
+    ):
+        model = DynViTForImageClassification.from_vit(tiny_vit(num_labels=3), **options)
+        (tmp_path / name).mkdir()
+        ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path / name)
+        text = write_model_card(model, {"accuracy": 0.5, "cost": 0.6}, tmp_path / name, model_id="me/it").text
+        assert said in text and "computes everything for every image" not in text
+        assert "*Cost*: multiply-accumulates that were really spent" in text
+
+
 def test_the_card_of_a_plain_vit_asks_for_nothing_of_ours(tiny_vit, tmp_path):
     vit = tiny_vit()
     vit.save_pretrained(tmp_path)
