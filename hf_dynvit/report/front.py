@@ -2,7 +2,7 @@
 
 from ..measure.dense import AHEAD, AHEAD_EAGER
 from ..measure.dense import FROZEN as OLD
-from .leaderboard import TOO_DEAR, columns_of, joined, name_of, top1, tuned_cells
+from .leaderboard import TOO_DEAR, columns_of, joined, name_of, named, top1, tuned_cells
 from .leaderboard_results import DENSE
 from .markdown import ABSENT
 from .names import cost_spread, model_name, place, short
@@ -10,10 +10,11 @@ from .rivals import counted, mean, percent
 
 
 TUNED = (
-    "Top-1 in per cent, tuned by the same recipe, from the same checkpoint, on as many images; a column is a budget, a share of the "
-    "dense model's computation, and each cell says what was spent. ± is the deviation over seeds; differences below a point "
-    "between rows of one seed are noise. –: not run. {words}. Bold: the best of those that met the budget to within {dear:.2f}, if "
+    "Top-1 in per cent, tuned by the same recipe, from the same checkpoint, on as many images. A column is a budget, a share of the "
+    "dense model's computation; each cell says what was spent. ± is the deviation over seeds; differences below a point "
+    "between rows of one seed are noise. –: not run. Bold: the best of those that met the budget to within {dear:.2f}, if "
     "none has more seeds. [More about the methods](recipes/README.md#all-methods), [all tables and commands](recipes/README.md#results)."
+    "\n\n{words}"
 )
 LEGEND = {  # a method, or how its name ends -> what it is
     "merge": "tokens merge by likeness and learned importance",
@@ -32,10 +33,10 @@ LEGEND = {  # a method, or how its name ends -> what it is
 }
 CLOCK = (
     "In PyTorch: how many times as fast as the fastest dense model there is here; in brackets the share of the gain that the cost "
-    "of the timed images promises, and that cost. *Compiled*: as a whole, which models can be that keep as many tokens of every image, where "
-    "that is faster. Cost: its mean, deviation and ends over all images.{frozen}"
+    "of the timed images promises, and that cost. *Compiled*: the whole model was compiled, which needs as many tokens in every image, "
+    "and that was faster. Cost: its mean, deviation and ends over all images.{frozen}"
 )
-EAGER = " A dense model compiled with eager attention is no rival of the older rows, but of those timed since{most}."
+EAGER = " Older rows were timed before a dense model compiled with eager attention was among their rivals{most}."
 FROZEN = (
     " A *frozen compile*, the fastest dense model of older rows, is slower at batch 1 than one compiled ahead of time "
     "([which of them](recipes/README.md#results))."
@@ -71,7 +72,7 @@ def tuned_words(rows):
     """What stands above `tuned_rows`: what the methods are that have a row."""
     names = [row["method"] for row in rows]
     shown = [key for key in LEGEND if key in names or (key[0] == "-" and any(key in name for name in names))]
-    words = "; ".join(f"*{key}*: {LEGEND[key]}" for key in shown)
+    words = "\n".join(f"- *{key}*: {LEGEND[key]}" for key in shown)
     return TUNED.format(words=words, dear=TOO_DEAR)
 
 
@@ -118,7 +119,7 @@ def clock_rows(evaluations, boards=()):
     """A row for each model with gates, sizes or looks that was timed, the cheapest of a data set first.
 
     Args:
-        evaluations: `Evaluation`s. boards: `Leaderboard`s, of which `strongest` are shown, their tuned cells.
+        evaluations: `Evaluation`s. boards: `Leaderboard`s, of which the strongest that were timed are shown, their tuned cells.
     """
     found = _timed(evaluations, boards)
     sizes = sorted({speed.batch_size for _, speeds in found for speed in speeds})
@@ -137,11 +138,13 @@ def _timed(evaluations, boards):
         for one in evaluations
         if one.throughput and not one.is_dense()
     ]
-    for name, board in strongest(boards):
-        for cell in board.cells:
-            if cell.tuned and cell.throughput and cell.method != DENSE:
-                decides = f"{cell.method} at {cell.budget:g}, seed {cell.seed} of those above"
-                found.append((name, cell, {"decides": decides, "device": cell.timed_on, "commit": cell.timed_commit}))
+    above = {name: board for name, board in strongest(boards)}
+    for name, board in _strongest_timed(boards):
+        shown = next((short_name for short_name, other in above.items() if other == board), None)
+        name, of = shown or name, " of those above" if shown else ""
+        for cell in _timed_cells(board):
+            decides = f"{cell.method} at {cell.budget:g}, seed {cell.seed}{of}"
+            found.append((name, cell, {"decides": decides, "device": cell.timed_on, "commit": cell.timed_commit}))
     found.sort(key=lambda item: (item[0], item[1].cost))
     return [
         (
@@ -150,6 +153,19 @@ def _timed(evaluations, boards):
         )
         for data, one, row in found
     ]
+
+
+def _timed_cells(board):
+    return [cell for cell in board.cells if cell.tuned and cell.throughput and cell.method != DENSE]
+
+
+def _strongest_timed(boards):
+    """(name, board) of each data set and checkpoint: of several recipes the first by `rank` of which cells were timed."""
+    found = {}
+    for name, board in named(boards):
+        if _timed_cells(board):
+            found.setdefault((board.dataset, board.model), (name, board))
+    return list(found.values())
 
 
 def _gain(speed):

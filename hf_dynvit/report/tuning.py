@@ -18,10 +18,11 @@ DECIDES = {
     "model": ("teacher",),
     "data": ("min_crop_area", "crop_pct", "horizontal_flip", "max_train_samples", "validation_fraction"),
 }
+LENGTHS = ("max_steps", "num_train_epochs")
+WITHOUT = {"crop_pct": "whole images"}  # what is said of None
 WORDS = {
     "per_device_train_batch_size": "batch",
     "min_crop_area": "crops from",
-    "crop_pct": "middle",
     "max_train_samples": "images",
 }
 
@@ -52,11 +53,13 @@ def differs(board, others):
     """In words what its recipe has otherwise than those of other boards, beside the length; [] of the same recipe."""
     taught, rest = recipe(board), [one for one in map(recipe, others) if one]
     names = [name for name in taught if any(one.get(name, taught[name]) != taught[name] for one in rest)]
-    said = [name for name in names if taught[name] is not None and name not in ("max_steps", "num_train_epochs")]
+    said = [name for name in names if (taught[name] is not None or name in WITHOUT) and name not in LENGTHS]
     return [_said(name, taught[name]) for name in said]
 
 
 def _said(name, value):
+    if name in WITHOUT:
+        return WITHOUT[name] if value is None else f"the middle {value:g} of images"
     if name == "teacher":
         return "no teacher" if value == "none" else f"teacher {value}"
     return f"{WORDS.get(name, name.replace('_', ' '))} {value}"

@@ -133,10 +133,29 @@ def test_tuned_cells_that_were_timed_stand_among_them_and_a_newer_rival_is_named
         "2.00× (1.00 at 0.50)",
         "abc",
     )
-    assert "no rival of the older rows, but of those timed since." in clock_words([slow], [made])
+    assert (
+        "Older rows were timed before a dense model compiled with eager attention was among their rivals."
+        in clock_words([slow], [made])
+    )
     newer = board(replace(timed[0], throughput=[speed(1, dense_ms=before | {AHEAD_EAGER: 6.0})]), *HALF)
-    assert "timed since; where it was timed it is up to 10% faster than the other." in clock_words([slow], [newer])
+    assert "among their rivals; where it was timed it is up to 10% faster than the other." in clock_words(
+        [slow], [newer]
+    )
     assert "eager attention" not in clock_words([], [newer])
+
+
+def test_times_of_a_weaker_board_stand_where_the_strongest_has_none():
+    facts = {"timed_on": "A CPU", "timed_commit": "abc", "throughput": [speed(1, 2.0, 0.5)]}
+    whole = board(*HALF, replace(cell("merge", 0.6, seed=3), **facts), cell("dense", 0.75, 1.0))
+    data = {**whole.settings.get("data", {}), "crop_pct": 0.9}
+    middle = board(*HALF, cell("dense", 0.9, 1.0))
+    middle = replace(middle, crop_pct=0.903, settings={**middle.settings, "data": data})
+    (row,) = clock_rows([], [whole, middle])
+    assert (row["data"], row["decides"]) == ("pets, 150 steps, whole images", "merge at 0.5, seed 3")
+    assert tuned_rows([whole, middle])[1]["pets, 150 steps, 0.5"] == "90.00"
+    timed = replace(middle, cells=[*middle.cells, replace(cell("tome", 0.6, seed=4), **facts)])
+    (row,) = clock_rows([], [whole, timed])
+    assert (row["data"], row["decides"]) == ("pets, 150 steps", "tome at 0.5, seed 4 of those above")
 
 
 def test_an_older_dense_model_is_named_where_it_was_the_rival():
