@@ -132,7 +132,8 @@ class CalibrateArguments:
             raise ValueError("resolution auto is for one --budget, or --milliseconds, without bypass_images")
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype must be one of {list(DTYPES)}, got {self.dtype!r}")
-        if Path(self.output).exists() and any(Path(self.output).iterdir()):
+        folder = Path(self.output)
+        if folder.is_file() or (folder.exists() and any(folder.iterdir())):
             raise ValueError(f"output {self.output!r} is not empty: give a new folder")
 
     def wanted(self):
@@ -144,6 +145,8 @@ def main(argv=None):
     """Calibrate and save; returns the shift and the mean cost on the training images."""
     args, data_args = parse_settings(sys.argv[1:] if argv is None else argv, CalibrateArguments, DataArguments)
     data_args.validation_split = data_args.train_split
+    most = [count for count in (data_args.max_train_samples, data_args.max_eval_samples) if count is not None]
+    data_args.max_eval_samples = min(most, default=None)
     (entrant,) = open_models([args.model], data_args, "cpu", DTYPES[args.dtype], False, args.seed)
     model = with_gates(entrant.model, args, None if args.resolution == "auto" else args.resolution)
     if (args.budgets or args.milliseconds) and not model.learned_gates():

@@ -76,6 +76,12 @@ class EvaluateArguments:
             raise ValueError(f"dtype must be one of {list(DTYPES)}, got {self.dtype!r}")
         if not Path(self.json).absolute().parent.is_dir():
             raise FileNotFoundError(f"there is no folder for {self.json!r}")
+        if Path(self.json).is_dir():
+            raise ValueError(f"json must be a file to write, {self.json!r} is a folder")
+        if not self.seconds > 0 or (self.rounds is not None and self.rounds < 1):
+            raise ValueError(f"seconds must be positive and rounds at least 1, got {self.seconds} and {self.rounds}")
+        if self.max_samples is not None and self.max_samples < 1:
+            raise ValueError(f"max_samples must be at least 1, got {self.max_samples}")
         if self.device == "auto":
             self.device = "cuda" if torch.cuda.is_available() else "cpu"
         check_runtimes(self.runtimes)

@@ -119,8 +119,15 @@ def _kept_on_error(model):
 
 def _to_one(model, shifts, budget):
     shift, cost = _nearest(shifts, budget)
-    shift_gates(model.learned_gates(), shift)
+    gates = model.learned_gates()
+    shift_gates(gates, shift)
     model.config.budget = budget
+    if any(gate.score.bias.dtype.itemsize < 4 for gate in gates):  # which rounds the shift
+        cost = mean_cost(model, shifts.batches)
+        if abs(cost - budget) > WORTH_A_WARNING:
+            logger.warning(
+                f"thresholds in 16 bits give a cost of {cost:.3f} at the budget {budget}: calibrate in float32"
+            )
     return shift, cost
 
 

@@ -6,10 +6,8 @@
 from dataclasses import replace
 from functools import partial
 
-import yaml
-
 from ..measure.trained_models import dense_vit
-from ..model import PRESET_GATES, can_prepack
+from ..model import can_prepack
 from ..model.budgets import shift_gates
 from ..model.modeling_dynvit import DynViTForImageClassification
 from ..objectives.gate_kinds import token_gates, unit_gates
@@ -19,6 +17,7 @@ from .importance import fit_importance
 from .looks import choose_looks, read_looks
 from .resolution import choose_resolution, nearest_of, nearest_size, sizes_for
 from .sharing import OPEN
+from .starting_model import read_gates
 from .timed_resolution import Place, choose_in_time
 
 
@@ -155,7 +154,7 @@ def with_gates(model, args, resolution):
         return model.set_cascade(looks) if looks else model
     if model.config.gates:
         raise ValueError(f"{args.model} has gates already: --gates is for a plain ViT, got {args.gates!r}")
-    gates = args.gates if args.gates in PRESET_GATES else [] if args.gates == "none" else yaml.safe_load(args.gates)
+    gates = [] if args.gates == "none" else read_gates(args.gates)
     looks = read_looks(args.cascade, model.config, args.budget, bool(gates))
     made = DynViTForImageClassification.from_vit(dense_vit(model), gates=gates, resolution=resolution, cascade=looks)
     return made.to(model.dtype).eval()

@@ -96,8 +96,20 @@ class ModelArguments:
 
     def gate_list(self):
         """Gates as `from_vit` takes them: None, the name of a preset or a list of dicts."""
-        gates = yaml.safe_load(self.gates)
+        gates = read_gates(self.gates)
         return None if gates in (None, "none") else gates
+
+
+def read_gates(words):
+    """Gates as a recipe is given them: a word, or a list of dicts in YAML; ValueError for what is neither."""
+    try:
+        gates = yaml.safe_load(words)
+    except yaml.YAMLError as error:
+        raise ValueError(f"gates {words!r} is no YAML: {error}") from error
+    listed = isinstance(gates, list) and all(isinstance(gate, dict) for gate in gates)
+    if not (gates is None or isinstance(gates, str) or listed):
+        raise ValueError(f"gates must be a preset, none, keep, or a list such as '[{{gate: merge}}]', got {words!r}")
+    return gates
 
 
 def load_base(model_args):

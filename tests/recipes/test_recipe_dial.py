@@ -153,6 +153,12 @@ def test_a_budget_that_nothing_can_meet_is_refused_or_said(place, tmp_path, caps
     words = ["--data_files", *place.files, "--images", "6", "--output"]
     with pytest.raises(ValueError, match="has no gates, and costs what it costs: give --gates merge"):
         dial.main(["--model", place.vit, "--budget", "0.5", *words, str(tmp_path / "none")])
+    for gates, said in (("{gate: merge}", "or a list such as"), ("[{gate: merge", "is no YAML")):
+        with pytest.raises(ValueError, match=f"gates .*{said}"):
+            dial.main(["--model", place.vit, "--gates", gates, "--budget", "0.5", *words, str(tmp_path / "none")])
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="is not empty: give a new folder"):
+        dial.main(["--model", place.vit, "--gates", "evit", "--budget", "0.5", *words, str(tmp_path / "file")])
     _, cost = dial.main(["--model", place.vit, "--gates", "evit", "--budget", "0.3", *words, str(tmp_path / "rule")])
     assert f"no threshold is there to bring the cost to 0.3: it is {cost:.3f}" in capsys.readouterr().out
     assert DynViTForImageClassification.from_pretrained(tmp_path / "rule").config.budget == pytest.approx(cost)

@@ -98,6 +98,13 @@ def test_evaluate_refuses_before_it_works(place, trained, tmp_path):
         evaluate.main([*words, "--json", str(tmp_path / "absent" / "a.json")])
     with pytest.raises(ValueError, match="dtype must be one of"):
         evaluate.main([*words, "--json", str(tmp_path / "a.json"), "--dtype", "int8"])
+    for given, said in (
+        (["--json", str(tmp_path)], "json must be a file to write, .* is a folder"),
+        (["--rounds", "0"], "seconds must be positive and rounds at least 1, got 20.0 and 0"),
+        (["--max_samples", "0"], "max_samples must be at least 1, got 0"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            evaluate.main([*words, "--json", str(tmp_path / "a.json"), *given])
     with pytest.raises(ValueError, match=r"dense must be a plain ViT, and .*trained has \['gates'\]"):
         evaluate.main([*words, "--json", str(tmp_path / "a.json"), "--dense", str(place.folder / "trained")])
     with pytest.raises(ValueError, match="per_image must be at least 0, got -1"):

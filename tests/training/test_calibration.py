@@ -200,3 +200,16 @@ def test_a_calibration_that_fails_changes_nothing(tiny_vit, monkeypatch, aim, ca
     with pytest.raises((RuntimeError, ValueError)):
         calibrate(model, [pixels], **aim)
     assert model.config.to_dict() == before and torch.equal(model(pixels).cost, was)
+
+
+def test_thresholds_that_16_bits_round_are_measured_as_they_are(tiny_vit, monkeypatch):
+    torch.manual_seed(0)
+    model = DynViTForImageClassification.from_vit(tiny_vit(num_labels=3), gates=NOVELTY).bfloat16().eval()
+    for gate in model.learned_gates():
+        gate.score.bias.data.fill_(300.0)  # steps of 2
+    said, batches = [], [images(48).bfloat16()]
+    monkeypatch.setattr(calibration.logger, "warning", said.append)
+    monkeypatch.setattr(calibration.Shifts, "nearest", lambda shifts, budget, tolerance: (-300.6, budget))
+    _, cost = calibrate(model, batches, 0.6)
+    assert cost == pytest.approx(model(batches[0]).cost.double().mean().item(), abs=1e-3)
+    assert (abs(cost - 0.6) > 0.02) == any("thresholds in 16 bits give a cost of" in one for one in said)
