@@ -74,6 +74,8 @@ class LeaderboardArguments:
 
     def __post_init__(self):
         self.methods, self.budgets = check_methods(self.methods, self.tune), list(dict.fromkeys(self.budgets))
+        if self.seeds != [0] and not self.tune:
+            raise ValueError(f"seeds {self.seeds} are of trainings: give --tune true")
         if self.trained and not self.tune:
             raise ValueError(f"trained {self.trained} are in place of training: give --tune true")
         if not (self.tune or self.untrained):

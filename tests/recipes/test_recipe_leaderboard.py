@@ -125,6 +125,8 @@ def test_models_that_an_earlier_board_lacks_are_named(place):
         run_board(place, "lacked", *words, "--seeds", "2", *given)
     with pytest.raises(ValueError, match=r"lacking holds cells of another recipe, \['max_steps'\] differ"):
         run_board(place, "lacked", *words, "--seeds", "1", *given, "--max_steps", "2")
+    with pytest.raises(ValueError, match=r"seeds \[1, 2\] are of trainings: give --tune true"):
+        run_board(place, "lacked", *words[:4], "--seeds", "1", "2")
     with pytest.raises(ValueError, match=r"trained \['.*'\] are in place of training: give --tune true"):
         run_board(place, "lacked", *words[:4], *given)
 
