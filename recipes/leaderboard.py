@@ -9,6 +9,7 @@ measures kept cascades at other budgets where that is missing, and with --batch_
 there: the models that it tuned are kept, so they can be trained beside other work and timed when there is none. With --trained
 FOLDER the models of boards that were tuned before are measured in place of new ones, on images that another --crop_pct cuts:
 thresholds and importance, which are found on such images, are found anew.
+With --plugin FILE.py a file of your own runs first, that registers scorers and methods (so in every recipe, where a model has them).
 Parts that were run apart, with an output_dir each, become one table in report.py.
 """
 
