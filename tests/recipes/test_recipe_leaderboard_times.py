@@ -49,7 +49,7 @@ def test_what_was_tuned_beside_other_work_is_timed_later(place, monkeypatch, cap
     words = ["--methods", "tome", "--budgets", "0.7", "--tune", "true", "--seeds", "1", "2"]
     before = run_board(place, "later", *words)["cells"]
     shutil.rmtree(place.folder / "later" / "tome_0.7_2")
-    monkeypatch.setattr(leaderboard.Place, "tuned", refuse)
+    monkeypatch.setattr(leaderboard, "tuned", refuse)
     monkeypatch.setattr(leaderboard.Place, "_scores", refuse)
     capsys.readouterr()
     later = [*words, "--seconds", "0.5", "--batch_sizes"]
@@ -112,7 +112,7 @@ def test_a_cascade_that_was_kept_is_looked_at_later(place, monkeypatch):
     content = json.loads(file.read_text())
     found = content["cells"][0].pop("looks")
     file.write_text(json.dumps(content))
-    monkeypatch.setattr(leaderboard.Place, "tuned", refuse)
+    monkeypatch.setattr(leaderboard, "tuned", refuse)
     (after,) = run_board(place, "looked", *words, "--untrained", "false")["cells"]
     assert after["looks"] == found and after["looked_command"] and not before[0]["looked_command"]
     assert run_board(place, "looked", *words, "--untrained", "false")["cells"] == [after]
