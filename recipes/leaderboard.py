@@ -13,6 +13,7 @@ With --plugin FILE.py a file of your own runs first, that registers scorers and 
 Parts that were run apart, with an output_dir each, become one table in report.py.
 """
 
+import itertools
 import json
 import sys
 from dataclasses import dataclass, field, replace
@@ -27,8 +28,9 @@ from hf_dynvit.report.leaderboard_tuning import Earlier, brought, tuned
 from hf_dynvit.report.names import place as place_of
 from hf_dynvit.settings import parse_settings
 from hf_dynvit.training.arguments import DynViTTrainingArguments, is_default
-from hf_dynvit.training.methods import METHODS, OutOfReach, check_methods, prepare
+from hf_dynvit.training.methods import METHODS, check_methods, prepare
 from hf_dynvit.training.starting_model import ModelArguments
+from hf_dynvit.training.timed_calibration import OutOfReach
 
 
 # Settings that may change between the starts of one board, by part.
@@ -115,6 +117,9 @@ def main(argv=None):
         results.smaller = place.smaller_dense(results.smaller)
         save()
     finished = {(cell.method, cell.budget, cell.tuned, cell.seed) for cell in results.cells}
+    for one in itertools.product(board.methods, board.budgets, board.seeds) if board.trained else ():
+        if (*one[:2], True, one[2]) not in finished:
+            earlier.model(*one)  # what is missing is said before any work
     for budget in board.budgets:
         for method in board.methods:
             seeds = board.seeds if board.tune else []

@@ -19,6 +19,7 @@ from ..model.prepack import can_prepack
 from ..training.methods import METHODS, prepare
 from ..training.starting_model import load_base, load_model, naming
 from .leaderboard_results import Cell, Leaderboard, SmallerDense
+from .leaderboard_tuning import kept_name
 from .run_results import evaluate
 
 
@@ -86,7 +87,7 @@ class Place:
 
     def kept(self, method, budget, seed):
         """The folder of a model that was tuned."""
-        return Path(self.args.output_dir) / f"{method}_{budget}_{seed}"
+        return Path(self.args.output_dir) / kept_name(method, budget, seed)
 
     def load(self, folder):
         """A model that was kept."""

@@ -19,6 +19,11 @@ from .leaderboard_results import Leaderboard
 from .schema import read
 
 
+def kept_name(method, budget, seed):
+    """Of the folder that a board keeps a tuned model in."""
+    return f"{method}_{budget}_{seed}"
+
+
 def tuned(place, start, method, budget, seed):
     """The model of a method after training by the recipe, from the gates that it starts with untrained.
 
@@ -75,17 +80,15 @@ class Earlier:
 
     def facts(self, method, budget, seed):
         """Fields of a `Cell`: at which commit and by which command its model was trained."""
-        folder, board = self._find(method, budget, seed)
-        which = (method, budget, seed)
-        (cell,) = [one for one in board.cells if one.tuned and (one.method, one.budget, one.seed) == which]
+        _, board, cell = self._find(method, budget, seed)
         return {"trained_commit": cell.commit or board.commit, "trained_command": cell.command or board.command}
 
     def _find(self, method, budget, seed):
-        name = f"{method}_{budget}_{seed}"
+        name = kept_name(method, budget, seed)
         for folder, board in self.boards.items():
-            there = any(one.tuned and f"{one.method}_{one.budget}_{one.seed}" == name for one in board.cells)
-            if there and (folder / name / CONFIG_NAME).exists():
-                return folder / name, board
+            cells = [one for one in board.cells if one.tuned and kept_name(one.method, one.budget, one.seed) == name]
+            if cells and (folder / name / CONFIG_NAME).exists():
+                return folder / name, board, cells[0]
         raise ValueError(f"trained {[str(folder) for folder in self.boards]} have no model {name}")
 
 

@@ -20,12 +20,8 @@ from .timed_calibration import calibrate_milliseconds
 
 logger = logging.get_logger("hf_dynvit.training.calibration")
 TOLERANCE = 0.002  # distance from the budget at which the search for a shift ends
-OF_BUDGETS = (
-    "budget",
-    "budget_shifts",
-    "budget_confidences",
-    "cascade",
-)  # of the configuration, what a calibration sets
+# What a calibration sets of the configuration.
+OF_BUDGETS = ("budget", "budget_shifts", "budget_confidences", "cascade")
 SHUT = 1e4  # added to logits, it decides whatever else is in them
 
 
@@ -46,8 +42,8 @@ def calibrate(model, batches, budget=None, budgets=None, milliseconds=None, **ti
     Args:
         model: a model with gates. A table of budgets that it has is dropped first (`model.drop_budgets`).
         batches: list of `pixel_values` (B, channels, height, width), the same for every step. No labels are used.
-        budget: mean cost to meet, the model's own from then on; the gates' biases are shifted. Of a cascade each look is brought to its own budget, and a
-            table says from which confidence images are done, at this budget and all others in reach.
+        budget: mean cost to meet, the model's own from then on; the gates' biases are shifted. Of a cascade each look is brought
+            to its own budget, and a table says from which confidence images are done, at this budget and all others in reach.
         budgets: several in place of one: biases stay, and the configuration gets the table of (budget, shift), for
             `model.set_budget(0.55)`, `model(pixel_values, budget=0.5)` and `budget=` a tensor (B,). Budgets that the gates
             do not meet on these images are left out, and said. The model's own budget becomes the nearest in reach.

@@ -20,15 +20,12 @@ from .importance import fit_importance
 from .looks import choose_looks, looks_for
 from .resolution import choose_resolution, nearest_of, nearest_size, sizes_for, within
 from .sharing import SHARES
+from .timed_calibration import OutOfReach
 
 
 STEPS = 12  # of bisection
 # What heads and sub-layers save at least where a method has them: with no share it would be another method.
 WORKING = SHARES[1:]
-
-
-class OutOfReach(ValueError):
-    """A budget that a method cannot cost."""
 
 
 class Method(NamedTuple):

@@ -21,7 +21,7 @@ WRONG = 0.05  # of the clock's milliseconds, from which on the table is correcte
 
 
 class OutOfReach(ValueError):
-    """A time that no thresholds give."""
+    """A time that no thresholds give, or a budget that a method cannot cost."""
 
 
 class TimedCalibration(NamedTuple):

@@ -178,8 +178,9 @@ def test_a_calibration_gives_the_model_its_budget_and_refuses_what_is_none(tiny_
     assert DynViTForImageClassification.from_pretrained(tmp_path).config.budget == 0.6
 
 
-@pytest.mark.parametrize("aim", [{"budget": 0.5}, {"budgets": [0.5, 0.7]}])
-@pytest.mark.parametrize("cascade", [False, True])
+@pytest.mark.parametrize(
+    ("aim", "cascade"), [({"budget": 0.5}, False), ({"budgets": [0.5, 0.7]}, False), ({"budget": 0.6}, True)]
+)
 def test_a_calibration_that_fails_changes_nothing(tiny_vit, monkeypatch, aim, cascade):
     torch.manual_seed(0)
     looks = [{"budget": 0.5, "resolution": 24}, {"budget": 0.8, "resolution": 32}] if cascade else None
@@ -197,7 +198,7 @@ def test_a_calibration_that_fails_changes_nothing(tiny_vit, monkeypatch, aim, ca
         return cost(self, shift)
 
     monkeypatch.setattr(calibration.Shifts, "mean", fails)
-    with pytest.raises((RuntimeError, ValueError)):
+    with pytest.raises(RuntimeError, match="out of memory"):
         calibrate(model, [pixels], **aim)
     assert model.config.to_dict() == before and torch.equal(model(pixels).cost, was)
 
