@@ -148,8 +148,10 @@ def test_the_card_of_a_model_that_only_resizes_says_what_its_cost_is(tiny_vit, t
         model = DynViTForImageClassification.from_vit(tiny_vit(num_labels=3), **options)
         (tmp_path / name).mkdir()
         ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path / name)
-        text = write_model_card(model, {"accuracy": 0.5, "cost": 0.6}, tmp_path / name, model_id="me/it").text
+        results = {"accuracy": 0.5, "cost": 0.6, "images": 9, "crop_pct": 0.903}
+        text = write_model_card(model, results, tmp_path / name, model_id="me/it").text
         assert said in text and "computes everything for every image" not in text
+        assert "Measured on 9 images, the middle 0.903 of each." in text
         assert "*Cost*: multiply-accumulates that were really spent" in text
 
 
