@@ -4,7 +4,7 @@ Top-1, top-5, mean cost, GMACs and usage on the validation images, then images p
 dense one (the best of eager, SDPA, compiled ahead of time, and ours without gates), timed in turns on real images; a model
 that keeps as many tokens of every image also compiled as a whole; with --runtimes beside the dense model in ONNX Runtime and
 OpenVINO, fp32 and int8. With --per_image N also whether it pays that the model decides how much to compute of each image, and
-a picture of the cheapest and the dearest beside the JSON.
+a picture of the cheapest and the dearest beside the JSON; with --csv FILE what it said of each image and spent on it.
 """
 
 import json
@@ -25,6 +25,7 @@ from hf_dynvit.measure.runtimes import RUNTIMES, Exported, check_runtimes
 from hf_dynvit.measure.trained_models import CALIBRATION_IMAGES, first_images, shuffled
 from hf_dynvit.model.prepack import can_prepack
 from hf_dynvit.report import Evaluation, Runtime, write
+from hf_dynvit.report.each_image import each_image
 from hf_dynvit.report.pictures import draw_extremes
 from hf_dynvit.report.publish import EXTREMES, drawn
 from hf_dynvit.report.run_results import evaluate, model_facts
@@ -44,6 +45,9 @@ class EvaluateArguments:
     )
     dense: str | None = field(default=None, metadata={"help": "a dense ViT to compare the accuracy with"})
     json: str | None = field(default=None, metadata={"help": "file to write"})
+    csv: str | None = field(
+        default=None, metadata={"help": "file to write with a row for each image: label, prediction, cost, looks"}
+    )
     batch_sizes: list[int] = field(default_factory=lambda: [1, 8, 32], metadata={"help": "to time; 0: no timing"})
     eval_batch_size: int = field(default=32, metadata={"help": "batch of the accuracy, which it does not change"})
     dtype: str = field(default="float32", metadata={"help": f"one of {list(DTYPES)}"})
@@ -74,10 +78,11 @@ class EvaluateArguments:
             raise ValueError(f"--model and --json are needed, got {self.model!r} and {self.json!r}")
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype must be one of {list(DTYPES)}, got {self.dtype!r}")
-        if not Path(self.json).absolute().parent.is_dir():
-            raise FileNotFoundError(f"there is no folder for {self.json!r}")
-        if Path(self.json).is_dir():
-            raise ValueError(f"json must be a file to write, {self.json!r} is a folder")
+        for name, file in (("json", self.json), ("csv", self.csv)):
+            if file is not None and not Path(file).absolute().parent.is_dir():
+                raise FileNotFoundError(f"there is no folder for {file!r}")
+            if file is not None and Path(file).is_dir():
+                raise ValueError(f"{name} must be a file to write, {file!r} is a folder")
         if not self.seconds > 0 or (self.rounds is not None and self.rounds < 1):
             raise ValueError(f"seconds must be positive and rounds at least 1, got {self.seconds} and {self.rounds}")
         if self.max_samples is not None and self.max_samples < 1:
@@ -127,7 +132,9 @@ def main(argv=None):
     mixed = shuffled(entrant, args.seed)
     # Before anything is measured: what cannot be exported fails here.
     exported = Exported(entrant.vit, args.runtimes, first_images(mixed)) if args.runtimes else None
-    found, usage = accuracy(entrant, args)
+    found = accuracy(entrant, args)
+    if args.csv:
+        each_image(found, entrant.model.config.id2label).to_csv(args.csv, index=False)
     results = Evaluation(
         model=args.model,
         **model_facts(entrant.model),
@@ -138,10 +145,10 @@ def main(argv=None):
         split_files=data_args.files_of(data_args.validation_split),
         images=len(images),
         crop_pct=crop_of(json.loads(entrant.processor)),
-        **vars(found),
-        dense=accuracy(entrants[1], args)[0] if args.dense else None,
+        **vars(found.scores),
+        dense=accuracy(entrants[1], args).scores if args.dense else None,
         dense_model=args.dense,
-        usage=usage,
+        usage=found.usage,
         batch_size=args.eval_batch_size,
         **measured_on(args.device, args.dtype, args.seed),
     )
@@ -179,7 +186,7 @@ def main(argv=None):
 
 
 def accuracy(entrant, args):
-    """`Scores` of a model on all of its images, and its usage."""
+    """`Evaluated` of a model on all of its images."""
     loader = DataLoader(entrant.images, args.eval_batch_size, num_workers=args.num_workers)
     return evaluate(entrant.model, loader, entrant.name)
 

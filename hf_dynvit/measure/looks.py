@@ -10,7 +10,7 @@ import torch
 from tqdm import tqdm
 
 from ..model.budgets import looked_up
-from ..model.cascade import SURE
+from ..model.cascade import SURE, mean_probability
 
 
 BUDGETS = (0.8, 0.65, 0.5, 0.4, 0.3)  # at which a cascade is looked at, those that its table reaches
@@ -66,13 +66,14 @@ def each_look(model, batches):
 
 
 def _after_each(model, pixel_values):
+    """The probabilities are float32, as in the forward: where it rounds two to the same, no threshold can lie between them."""
     total, parts = None, []
     for look in range(len(model.config.cascade)):
         out = model(pixel_values, look=look)
-        found = out.logits.double().log_softmax(-1)
+        found = out.logits.float().log_softmax(-1)
         total = found if total is None else torch.logaddexp(total, found)
         most, read = total.max(-1)
-        parts.append((most.exp() / (look + 1), read, out.cost.double()))
+        parts.append((mean_probability(most, look + 1).double(), read, out.cost.double()))
     return EachLook(*(torch.stack(part).cpu() for part in zip(*parts, strict=True)))
 
 

@@ -112,6 +112,11 @@ def view(config, batch, look=None, budget=None):
     return chosen.get("resolution"), chosen.get("shift", 0.0)
 
 
+def mean_probability(total, looks):
+    """The mean over a number of looks, of the logarithm of a sum of probabilities (B,); looks: int64 (B,) or a number."""
+    return (total - torch.as_tensor(looks, device=total.device).log()).exp()
+
+
 class Seen(NamedTuple):
     """What all looks together give.
 
@@ -167,5 +172,5 @@ def in_looks(model, pixel_values, budget=None, look=None, **options):
         total = found if total is None else torch.logaddexp(total, found)
         cost, looks = cost + spent, looks + unsure.long()
         # What is not a number is unsure: it shows in the logits of all looks.
-        unsure = unsure & ~((total.amax(-1) - looks.log()).exp() >= confidence)
+        unsure = unsure & ~(mean_probability(total.amax(-1), looks) >= confidence)
     return Seen((total - looks.log().unsqueeze(1)).to(out.logits.dtype), cost, looks)

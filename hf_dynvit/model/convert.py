@@ -1,5 +1,7 @@
 """From a trained ViT to the parts of a model with gates: the loaded native classifier, and a configuration with gates."""
 
+import copy
+
 from transformers import PreTrainedConfig
 
 from .configuration_dynvit import DynViTConfig
@@ -47,6 +49,8 @@ def dynvit_config(config, gates, budget, kind=DynViTConfig, resolution=None, cas
         fields.pop(name, None)
     if isinstance(gates, str):
         gates = preset_gates(gates, config)
-    built = kind(**fields, gates=gates, budget=budget, resolution=resolution, cascade=cascade)
+    # Copies: what is calibrated later is the model's own, not the caller's list.
+    own = copy.deepcopy({"gates": gates, "cascade": cascade})
+    built = kind(**fields, **own, budget=budget, resolution=resolution)
     built._name_or_path = config._name_or_path  # the base model, for the card
     return built

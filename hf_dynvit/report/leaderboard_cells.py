@@ -79,7 +79,7 @@ class Place:
             split_files=self.data_args.files_of(self.data.reported_split),
             images=len(self.data.validation),
             crop_pct=crop_of(json.loads(self.processor.to_json_string())),
-            dense=evaluate(self.dense, self._loader(self.data.validation), "the dense model")[0],
+            dense=evaluate(self.dense, self._loader(self.data.validation), "the dense model").scores,
             settings={"model": asdict(self.model_args), "data": asdict(self.data_args), "board": asdict(self.board)}
             | {"training": self.args.to_sanitized_dict()},
             **measured_on(self.args.device, "float32", self.args.seed),
@@ -166,7 +166,7 @@ class Place:
 
     def _scores(self, entrant, name):
         """The fields of `Scores` of a model."""
-        return vars(evaluate(self._ready(entrant.model), self._loader(entrant.images), name)[0])
+        return vars(evaluate(self._ready(entrant.model), self._loader(entrant.images), name).scores)
 
     def _speeds(self, entrant, sizes):
         self._ready(entrant.model)

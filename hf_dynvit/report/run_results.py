@@ -3,6 +3,7 @@
 import copy
 import json
 from dataclasses import asdict
+from typing import NamedTuple
 
 import torch
 from tqdm import tqdm
@@ -75,19 +76,36 @@ def gmacs_dense(model):
     return dense_macs(config, model.num_tokens, config.num_labels) / 1e9
 
 
+class Evaluated(NamedTuple):
+    """What a model gave on B images of C classes.
+
+    Attributes:
+        scores: the `Scores`. usage: as of `UsageMeter.per_layer`. logits: float32 (B, C). cost: float32 (B,). labels: as given.
+        looks: int64 (B,) of a cascade, None of other models.
+    """
+
+    scores: Scores
+    usage: dict
+    logits: torch.Tensor
+    cost: torch.Tensor
+    labels: torch.Tensor
+    looks: torch.Tensor | None
+
+
 @torch.inference_mode()
 def evaluate(model, loader, name="model"):
-    """`Scores` of a model on the images of a loader, and its usage as of `UsageMeter.per_layer`."""
-    logits, costs, labels, usage = [], [], [], UsageMeter()
+    """`Evaluated` of a model on the images of a loader; its tensors are on CPU."""
+    parts, looks, usage = [], [], UsageMeter()
     for batch in tqdm(loader, desc=f"accuracy of {name}", unit="batch"):
         out = model(batch["pixel_values"].to(model.device))
-        logits.append(out.logits.float().cpu())
-        costs.append(out.cost.float().cpu())
-        labels.append(batch["labels"])
+        parts.append((out.logits.float().cpu(), out.cost.float().cpu(), batch["labels"]))
+        looks += [] if out.looks is None else [out.looks.cpu()]
         usage.update(out.decisions or ())
-    predictions = torch.cat(logits).numpy(), torch.cat(costs).numpy()
-    metrics = compute_metrics(EvalPrediction(predictions, torch.cat(labels).numpy()))
-    return scores(metrics, model), usage.per_layer()
+    logits, cost, labels = (torch.cat(part) for part in zip(*parts, strict=True))
+    metrics = compute_metrics(EvalPrediction((logits.numpy(), cost.numpy()), labels.numpy()))
+    return Evaluated(
+        scores(metrics, model), usage.per_layer(), logits, cost, labels, torch.cat(looks) if looks else None
+    )
 
 
 def final_price(log_history, unlogged=()):

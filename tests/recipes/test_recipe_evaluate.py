@@ -3,6 +3,7 @@
 import json
 import re
 
+import pandas
 import pytest
 import torch
 from made_results import MEASURED, random_speed, written
@@ -45,8 +46,14 @@ def test_evaluate_measures_what_training_reported_and_report_writes_the_tables(p
             "6",
             "--per_image",
             "9",
+            "--csv",
+            str(tmp_path / "images.csv"),
         ]
     )
+    each = pandas.read_csv(tmp_path / "images.csv")
+    assert each["right"].mean() == pytest.approx(results["accuracy"]) and len(each) == results["images"]
+    assert each["cost"].mean() == pytest.approx(results["cost"]) and "looks" not in each
+    assert ((each["label"] == each["predicted"]) == each["right"]).all() and each["probability"].between(0, 1).all()
     assert json.loads(out.read_text()) == json.loads(json.dumps(results))
     for name in ("accuracy", "accuracy_top5", "cost", "gmacs"):
         assert results[name] == pytest.approx(trained[name], abs=1e-6)
@@ -100,6 +107,7 @@ def test_evaluate_refuses_before_it_works(place, trained, tmp_path):
         evaluate.main([*words, "--json", str(tmp_path / "a.json"), "--dtype", "int8"])
     for given, said in (
         (["--json", str(tmp_path)], "json must be a file to write, .* is a folder"),
+        (["--csv", str(tmp_path)], "csv must be a file to write, .* is a folder"),
         (["--rounds", "0"], "seconds must be positive and rounds at least 1, got 20.0 and 0"),
         (["--max_samples", "0"], "max_samples must be at least 1, got 0"),
     ):

@@ -1,5 +1,7 @@
 """A cascade is calibrated look by look, then by confidence; training takes its looks in turn, each at its own budget."""
 
+import copy
+
 import pytest
 import torch
 from models import gated, images
@@ -44,6 +46,26 @@ def test_each_look_meets_its_budget_and_all_looks_the_whole(tiny_vit):
     assert_close(again, sure < confidence)
     for budget, _ in table:
         assert mean_cost(model, batches, budget=budget) == pytest.approx(budget, abs=0.03)
+
+
+def test_looks_so_sure_that_floats_are_equal_cost_what_the_table_says(tiny_vit):
+    model, batches = cascade(tiny_vit()), [images(64)]
+    with torch.no_grad():
+        model.classifier.weight *= 150  # many probabilities are 1 in 32 bit, and not in 64
+    calibrate(model, batches, 0.8)
+    with torch.no_grad():
+        sure = model(batches[0], look=0).logits.softmax(-1).amax(-1)
+        apart = model(batches[0], look=0).logits.double().softmax(-1).amax(-1)
+    assert (sure == 1).sum() > 8 and len(apart[sure == 1].unique()) > 4
+    for budget, _ in model.config.budget_confidences[:-1]:  # the last costs as much or more
+        assert mean_cost(model, batches, budget=budget) == pytest.approx(budget, abs=1e-5)
+
+
+def test_a_cascade_is_not_the_list_it_was_made_of(tiny_vit):
+    gates, looks = copy.deepcopy(MERGE), copy.deepcopy(LOOKS)
+    model = cascade(tiny_vit(), gates, looks)
+    looks[0]["budget"], gates[0]["distance"] = 0.1, 1.0
+    assert model.config.cascade == LOOKS and model.config.gates[0]["distance"] == 4.0
 
 
 def test_three_looks(tiny_vit):

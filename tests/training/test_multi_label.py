@@ -14,6 +14,7 @@ from hf_dynvit.data import DataArguments
 from hf_dynvit.objectives.policy_gradient import outcome
 from hf_dynvit.objectives.task_loss import distillation_loss
 from hf_dynvit.report import read, write
+from hf_dynvit.report.each_image import each_image
 from hf_dynvit.report.markdown import rows, table
 from hf_dynvit.report.model_card import write_model_card
 from hf_dynvit.report.run_results import collect, evaluate
@@ -98,8 +99,10 @@ def test_what_was_found_of_several_labels_is_written_and_shown(tiny_vit, tmp_pat
     assert row["top-1"] == f"{100 * found.accuracy:.2f}" and row["top-5"] is None and "| – |" in table([row])
     card = write_model_card(trainer.model, results.to_json(), tmp_path)
     assert "top-1" in card.text and "top-5" not in card.text
-    again, _ = evaluate(trainer.model.eval(), torch.utils.data.DataLoader(Labelled(), 8))
-    assert again.accuracy == pytest.approx(found.accuracy) and again.accuracy_top5 is None
+    again = evaluate(trainer.model.eval(), torch.utils.data.DataLoader(Labelled(), 8))
+    assert again.scores.accuracy == pytest.approx(found.accuracy) and again.scores.accuracy_top5 is None
+    with pytest.raises(ValueError, match=r"one label, got labels of shape \(32, 3\)"):
+        each_image(again, trainer.model.config.id2label)
 
 
 def test_rewards_are_per_image():
