@@ -22,8 +22,11 @@ from transformers import AutoImageProcessor
 
 from hf_dynvit.data import DataArguments, cropping
 from hf_dynvit.measure.forwards import DTYPES
+from hf_dynvit.measure.provenance import measured_on
 from hf_dynvit.measure.trained_models import open_models
 from hf_dynvit.model.budgets import check_budget
+from hf_dynvit.report.cards import before, describe_calibration
+from hf_dynvit.report.results import Calibration
 from hf_dynvit.settings import parse_settings
 from hf_dynvit.training.bypass import check_bypass, fit_bypass
 from hf_dynvit.training.calibration import calibrate, check_budgets, mean_cost
@@ -195,6 +198,20 @@ def main(argv=None):
     if isinstance(found, TimedCalibration):
         found.latencies.save(Path(args.output) / "latency.json")
     cropping(AutoImageProcessor.from_pretrained(args.model), data_args.crop_pct).save_pretrained(args.output)
+    rows, terms = before(args.model)
+    done = Calibration(
+        model=args.model,
+        images=len(loader.dataset),
+        split=data_args.train_split,
+        on_hub=data_args.dataset_name if data_args.is_on_hub() else None,
+        cost=cost,
+        budgets=args.wanted(),
+        milliseconds=args.milliseconds,
+        before=rows,
+        terms=terms,
+        **measured_on("cpu", args.dtype, args.seed),
+    )
+    describe_calibration(model, done, args.output)
     if model.config.budget_shifts is not None:
         shown = ", ".join(f"{budget} ({added:+.3f})" for budget, added in model.config.budget_shifts)
         print(f"one model for the budgets {shown}; it decides at {model.config.budget} until model.set_budget")

@@ -4,7 +4,8 @@ Top-1, top-5, mean cost, GMACs and usage on the validation images, then images p
 dense one (the best of eager, SDPA, compiled ahead of time, and ours without gates), timed in turns on real images; a model
 that keeps as many tokens of every image also compiled as a whole; with --runtimes beside the dense model in ONNX Runtime and
 OpenVINO, fp32 and int8. With --per_image N also whether it pays that the model decides how much to compute of each image, and
-a picture of the cheapest and the dearest beside the JSON; with --csv FILE what it said of each image and spent on it.
+a picture of the cheapest and the dearest beside the JSON; with --csv FILE what it said of each image and spent on it. With
+--card true all of it stands on the model card.
 """
 
 import json
@@ -25,6 +26,7 @@ from hf_dynvit.measure.runtimes import RUNTIMES, Exported, check_runtimes
 from hf_dynvit.measure.trained_models import CALIBRATION_IMAGES, first_images, shuffled
 from hf_dynvit.model.prepack import can_prepack
 from hf_dynvit.report import Evaluation, Runtime, write
+from hf_dynvit.report.cards import check_card, describe_evaluation
 from hf_dynvit.report.each_image import each_image
 from hf_dynvit.report.pictures import draw_extremes
 from hf_dynvit.report.publish import EXTREMES, drawn
@@ -47,6 +49,10 @@ class EvaluateArguments:
     json: str | None = field(default=None, metadata={"help": "file to write"})
     csv: str | None = field(
         default=None, metadata={"help": "file to write with a row for each image: label, prediction, cost, looks"}
+    )
+    card: bool = field(
+        default=False,
+        metadata={"help": "write the model card in the model's folder anew, with accuracy, cost and times from here"},
     )
     batch_sizes: list[int] = field(default_factory=lambda: [1, 8, 32], metadata={"help": "to time; 0: no timing"})
     eval_batch_size: int = field(default=32, metadata={"help": "batch of the accuracy, which it does not change"})
@@ -104,6 +110,8 @@ def main(argv=None):
     args, data_args = parse_settings(sys.argv[1:] if argv is None else argv, EvaluateArguments, DataArguments)
     if args.max_samples is not None:
         data_args.max_eval_samples = args.max_samples
+    if args.card:
+        check_card(args.model)
     paths = [args.model] + ([args.dense] if args.dense else [])
     entrants = open_models(paths, data_args, args.device, DTYPES[args.dtype], seed=args.seed)
     entrant, images = entrants[0], entrants[0].images
@@ -182,6 +190,8 @@ def main(argv=None):
             f"{speed.packed_images_per_second:.1f} images/s, {speed.speedup:.2f} times as fast"
             + (f", compiled {speed.program_speedup:.2f} times" if program else "")
         )
+    if args.card:
+        describe_evaluation(entrant, results, args.model, data_args.dataset_name if data_args.is_on_hub() else None)
     return results.to_json()
 
 

@@ -21,7 +21,9 @@ SETTINGS = ("learning_rate", "weight_decay", "lr_scheduler_type", "optim")
 GATE_SETTINGS = ("objective", "gate_learning_rate")
 RUN = ("epochs", "steps", "images_seen", "batch_size", "processes", "train_seconds")
 LOCAL_DATA = "a local data set"  # the name of a folder is its user's, and says nothing to others
-NOT_PUBLISHED = ["checkpoint-*", "runs/*", "training_args.bin", "trainer_state.json", "results.json"]
+NOT_PUBLISHED = [
+    *("checkpoint-*", "runs/*", "training_args.bin", "trainer_state.json", "results.json", "calibration.json"),
+]
 
 
 def describe(model, dataset, results, folder, agent=None, **card):
@@ -36,20 +38,26 @@ def describe(model, dataset, results, folder, agent=None, **card):
         card: given on to `write_model_card`; without `datasets`, Hub ids, the card does not name the data.
     """
     pictures = {}
-    training = {name: results.option(name) for name in SETTINGS} | {name: getattr(results, name) for name in RUN}
     if model.config.gates:
         found = drawn(PICTURES, draw_pictures, model, dataset, results.usage, folder)
         pictures |= {name: caption for name, caption in found.items() if results.usage or name != "usage.png"}
-        if any(results.learned.values()):  # nothing has taught a rule
-            own = {name: results.option(name) for name in GATE_SETTINGS}
-            training |= {name: "the body's" if value is None else value for name, value in own.items()}
     if agent is not None:
         pictures |= drawn(AGENT_PICTURES, draw_agent, agent, dataset, folder)
-        options = ", ".join(f"{name} {value}" for name, value in results.agent.options.items())
-        training |= {"agent": agent.name, "its options": options or None}
-        training["patches in training"] = f"{results.agent.kept:.1f} of {agent.agent.patches}"
     content = results.to_json() | ({} if card.get("datasets") else {"dataset": LOCAL_DATA})
-    write_model_card(model, content, folder, pictures=pictures, training=training, **card)
+    write_model_card(model, content, folder, pictures=pictures, training=training_rows(results), **card)
+
+
+def training_rows(results):
+    """Name -> value for the card: what the `Training` was told, and how long it was."""
+    rows = {name: results.option(name) for name in SETTINGS} | {name: getattr(results, name) for name in RUN}
+    if any(results.learned.values()):  # nothing has taught a rule
+        own = {name: results.option(name) for name in GATE_SETTINGS}
+        rows |= {name: "the body's" if value is None else value for name, value in own.items()}
+    if results.agent is not None:
+        options = ", ".join(f"{name} {value}" for name, value in results.agent.options.items())
+        rows |= {"agent": results.agent.name, "its options": options or None}
+        rows["patches in training"] = f"{results.agent.kept:.1f} of {results.agent.patches}"
+    return rows
 
 
 def drawn(captions, draw, *args):

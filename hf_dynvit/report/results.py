@@ -103,11 +103,37 @@ class Training(ModelResults):
     settings: dict
     checkpoint: Scores | None = None
 
+    @property
+    def terms(self):
+        """Licence and terms of the data, as `write_model_card` takes them."""
+        return {name: self.settings["model"].get(name) for name in ("license", "dataset_terms")}
+
     def option(self, name):
         """A training option by its name, wherever the settings keep it; None if they do not."""
         training = self.settings["training"]
         own = training.get("objective_options")
         return own[name] if isinstance(own, dict) and name in own else training.get(name)
+
+
+@dataclass(kw_only=True)
+class Calibration(Results):
+    """calibration.json of recipes/calibrate.py.
+
+    Attributes:
+        model: what was calibrated. images, split, on_hub: how many, of which split, and the Hub id of the data set, None for local
+            files. cost: mean on them. budgets, milliseconds: what was asked for. before, terms: of the model, as `cards.before`.
+    """
+
+    kind: ClassVar[str] = "calibration"
+    model: str
+    images: int
+    split: str
+    on_hub: str | None
+    cost: float
+    budgets: list
+    milliseconds: float | None
+    before: dict
+    terms: dict
 
 
 @dataclass(kw_only=True)
