@@ -4,7 +4,7 @@ import json
 
 import pytest
 from made_results import evaluation, policy, search, speed, training, written
-from places import ROOT
+from places import RECIPES, ROOT
 from recipe_place import publish_in, report
 
 from hf_dynvit.report.stored import stored
@@ -177,6 +177,14 @@ def test_the_tables_of_the_readmes_are_what_the_stored_results_render():
         (report.FRONT, {name: part(results) for name, part in report.FRONTS.items()}),
     ):
         assert file.read_text(encoding="utf-8") == report.between(file, **parts)
+
+
+@pytest.mark.skipif(not KEPT, reason="no results are stored yet")
+@pytest.mark.parametrize("recipe", sorted(path.name for path in RECIPES.glob("*.yaml")))
+def test_a_recipe_points_to_rows_that_are_there(recipe):
+    told = [line.split(maxsplit=2)[2] for line in (RECIPES / recipe).read_text().splitlines() if "# Expect " in line]
+    measured = any(f"recipes/{recipe}" in path.read_text() for path in KEPT)
+    assert told == (["see recipes/README.md"] if measured else ["not measured yet"])
 
 
 def test_stored_results_are_small_and_name_no_folders_outside():
