@@ -20,7 +20,7 @@ import torch
 from torch.utils.data import DataLoader, Subset
 from transformers import AutoImageProcessor
 
-from hf_dynvit.data import DataArguments, cropping
+from hf_dynvit.data import ImageArguments, cropping
 from hf_dynvit.measure.forwards import DTYPES
 from hf_dynvit.measure.provenance import measured_on
 from hf_dynvit.measure.trained_models import open_models
@@ -146,10 +146,8 @@ class CalibrateArguments:
 
 def main(argv=None):
     """Calibrate and save; returns the shift and the mean cost on the training images."""
-    args, data_args = parse_settings(sys.argv[1:] if argv is None else argv, CalibrateArguments, DataArguments)
+    args, data_args = parse_settings(sys.argv[1:] if argv is None else argv, CalibrateArguments, ImageArguments)
     data_args.validation_split = data_args.train_split
-    most = [count for count in (data_args.max_train_samples, data_args.max_eval_samples) if count is not None]
-    data_args.max_eval_samples = min(most, default=None)
     (entrant,) = open_models([args.model], data_args, "cpu", DTYPES[args.dtype], False, args.seed)
     model = with_gates(entrant.model, args, None if args.resolution == "auto" else args.resolution)
     if (args.budgets or args.milliseconds) and not model.learned_gates():

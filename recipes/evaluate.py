@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch.utils.data import DataLoader, Subset
 
-from hf_dynvit.data import DataArguments, crop_of
+from hf_dynvit.data import ImageArguments, crop_of
 from hf_dynvit.deploy.compiled import program_of
 from hf_dynvit.measure import DTYPES, measured_on, open_models, time_batches
 from hf_dynvit.measure.dense import kernels_at_hand
@@ -107,7 +107,7 @@ class EvaluateArguments:
 
 def main(argv=None):
     """Measure; returns what it wrote to the JSON file."""
-    args, data_args = parse_settings(sys.argv[1:] if argv is None else argv, EvaluateArguments, DataArguments)
+    args, data_args = parse_settings(sys.argv[1:] if argv is None else argv, EvaluateArguments, ImageArguments)
     if args.max_samples is not None:
         data_args.max_eval_samples = args.max_samples
     if args.card:

@@ -15,7 +15,7 @@ import torch
 from transformers import AutoImageProcessor, PreTrainedConfig
 
 from hf_dynvit import DynViTForImageClassification
-from hf_dynvit.data import DataArguments, cropping, load_validation
+from hf_dynvit.data import ImageArguments, cropping, load_validation
 from hf_dynvit.deploy import FORMATS, DynViTRuntime, check_export, export
 from hf_dynvit.deploy.agreement import agreement
 from hf_dynvit.deploy.export import check_preprocessing
@@ -93,8 +93,8 @@ class ExportArguments:
 
 
 @dataclass
-class OptionalDataArguments(DataArguments):
-    """`DataArguments`, which may name no images where none are needed."""
+class OptionalImageArguments(ImageArguments):
+    """`ImageArguments`, which may name no images where none are needed."""
 
     def __post_init__(self):
         if self.data_files or self.dataset_name:
@@ -103,10 +103,10 @@ class OptionalDataArguments(DataArguments):
 
 def main(argv=None):
     """Export; returns an `Agreement`, or None without check_images."""
-    args, data_args = parse_settings(sys.argv[1:] if argv is None else argv, ExportArguments, OptionalDataArguments)
+    args, data_args = parse_settings(sys.argv[1:] if argv is None else argv, ExportArguments, OptionalImageArguments)
     calibrates = (args.quantize is not None or args.merges == "fixed") and args.images > 0
     if calibrates or args.check_images:
-        DataArguments.__post_init__(data_args)
+        ImageArguments.__post_init__(data_args)
     check_weights(args.model)
     gated = PreTrainedConfig.get_config_dict(args.model)[0].get("model_type") == "dynvit"
     load = DynViTForImageClassification.from_pretrained if gated else DynViTForImageClassification.from_vit

@@ -18,7 +18,7 @@ import torch
 from transformers import AutoImageProcessor, PreTrainedConfig, ViTImageProcessor
 
 from hf_dynvit import DynViTConfig, DynViTForImageClassification
-from hf_dynvit.data import DataArguments, cropping, load_validation
+from hf_dynvit.data import ImageArguments, cropping, load_validation
 from hf_dynvit.deploy import FORMATS
 from hf_dynvit.deploy.side_by_side import score_ways, time_ways
 from hf_dynvit.deploy.ways import PRECISIONS, Graphs, check_ways, states
@@ -102,7 +102,7 @@ class Entrant(NamedTuple):
 
 def main(argv=None):
     """Time everything; returns a `Runtimes` for each model."""
-    args, data_args = parse_settings(sys.argv[1:] if argv is None else argv, RuntimesArguments, DataArguments)
+    args, data_args = parse_settings(sys.argv[1:] if argv is None else argv, RuntimesArguments, ImageArguments)
     pairs, found = check_ways(args.runtimes, args.precisions), []
     entrants = [*map(trained, args.models), *(random(size, args) for size in args.sizes)]
     fixed = [fixed_formats(entrant.model, args.fixed) for entrant in entrants]

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from transformers import AutoConfig, AutoImageProcessor
 
 from hf_dynvit import DynViTForImageClassification
-from hf_dynvit.data import DataArguments, cropping, load_image_data, load_validation
+from hf_dynvit.data import ImageArguments, cropping, load_validation
 from hf_dynvit.measure.files import check_weights
 from hf_dynvit.measure.forwards import DTYPES
 from hf_dynvit.measure.provenance import measured_on
@@ -33,7 +33,7 @@ from hf_dynvit.settings import parse_settings
 
 def main(argv=None):
     """Search; returns the content of front.json."""
-    args, data_args = parse_settings(sys.argv[1:] if argv is None else argv, SearchArguments, DataArguments)
+    args, data_args = parse_settings(sys.argv[1:] if argv is None else argv, SearchArguments, ImageArguments)
     if split_of(args, data_args) is None and not data_args.validation_fraction:
         raise ValueError(
             "give validation_fraction, the part of train that is held out: no mask is chosen on validation, unless "
@@ -130,9 +130,7 @@ def main(argv=None):
 
 def load_images(args, data_args, processor, config):
     """The `ImageDataset` that is halved: what is held out of train, or the whole split that the arguments name."""
-    split = split_of(args, data_args)
-    if split is None:
-        return load_image_data(data_args, processor, config, seed=args.seed).selection
+    split = split_of(args, data_args) or data_args.train_split
     return load_validation(replace(data_args, validation_split=split), processor, config, args.seed)
 
 

@@ -2,12 +2,13 @@
 
 from .datasets import ImageDataset, SetEpoch, load_image_data, load_validation
 from .digits import digit_canvases
-from .rows import DataArguments, check_held_out
+from .rows import DataArguments, ImageArguments, check_held_out
 from .transforms import crop_of, cropping
 
 
 __all__ = [
     "DataArguments",
+    "ImageArguments",
     "ImageDataset",
     "SetEpoch",
     "check_held_out",

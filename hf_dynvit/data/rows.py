@@ -10,8 +10,8 @@ from transformers.hf_argparser import HfArg
 
 
 @dataclass
-class DataArguments:
-    """Where the images are, and which of them to use."""
+class ImageArguments:
+    """Where the images are, which of them to look at, and how: what everything takes that trains nothing."""
 
     dataset_name: str | None = HfArg(
         default=None, help="Hub name of a data set, or 'imagefolder' together with data_dir"
@@ -28,15 +28,12 @@ class DataArguments:
     validation_fraction: float = HfArg(
         default=0.0, help="part of train held out to choose on; validation is then only reported"
     )
-    max_train_samples: int | None = HfArg(default=None, help="use at most so many training images")
     max_eval_samples: int | None = HfArg(default=None, help="use at most so many validation images")
-    min_crop_area: float = HfArg(default=0.35, help="smallest area of a training crop, share of the image")
     crop_pct: float | None = HfArg(
         default=None,
         help="evaluate on the middle of images, as timm does: their shorter side becomes the model's / crop_pct, and what is beyond "
         "the model's size is cut off; default: what the checkpoint's image processor does",
     )
-    horizontal_flip: bool = HfArg(default=True, help="mirror half of the training images")
     trust_label_order: bool = HfArg(
         default=False, help="class i of the data is class i of the model, although the names differ"
     )
@@ -51,9 +48,8 @@ class DataArguments:
             raise ValueError(f"validation_fraction must be in [0, 1), got {self.validation_fraction}")
         if self.crop_pct is not None and not 0.0 < self.crop_pct <= 1.0:
             raise ValueError(f"crop_pct must be in (0, 1], got {self.crop_pct}")
-        for name in ("max_train_samples", "max_eval_samples"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.max_eval_samples is not None and self.max_eval_samples < 1:
+            raise ValueError(f"max_eval_samples must be at least 1, got {self.max_eval_samples}")
         if (self.dataset_name is None) == (self.data_files is None):
             raise ValueError(
                 "give either dataset_name or data_files, got "
@@ -79,6 +75,20 @@ class DataArguments:
         if self.data_dir:
             return Path(self.data_dir).resolve().name
         return Path(self.data_files[-1].partition("=")[2] or self.data_files[-1]).resolve().parent.name
+
+
+@dataclass
+class DataArguments(ImageArguments):
+    """The images of a training: `ImageArguments`, how many are trained on, and how they are augmented."""
+
+    max_train_samples: int | None = HfArg(default=None, help="use at most so many training images")
+    min_crop_area: float = HfArg(default=0.35, help="smallest area of a training crop, share of the image")
+    horizontal_flip: bool = HfArg(default=True, help="mirror half of the training images")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.max_train_samples is not None and self.max_train_samples < 1:
+            raise ValueError(f"max_train_samples must be at least 1, got {self.max_train_samples}")
 
 
 def check_held_out(args):

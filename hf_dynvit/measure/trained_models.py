@@ -35,7 +35,7 @@ def open_models(paths, data_args, device="cpu", dtype=torch.float32, labelled=Tr
     """Load models (folders or Hub ids of a DynViT or a ViT, which keeps everything) and the images for each.
 
     Args:
-        data_args: `DataArguments`; the validation split is used. labelled: no: labels are not read, if there are any.
+        data_args: `ImageArguments`; the validation split is used. labelled: no: labels are not read, if there are any.
         seed: as in `load_validation`.
 
     Raises:

@@ -160,7 +160,7 @@ def images_from(args, data_args, trained):
 
 
 def _source(data):
-    """What says which images train holds, of the fields of `DataArguments`."""
+    """What says which images train holds, of the fields of `ImageArguments`."""
     prefix = f"{data['train_split']}="
     files = [word for word in data.get("data_files") or [] if word.startswith(prefix)]
     paths = sorted(str(Path(word.removeprefix(prefix)).resolve()) for word in files)

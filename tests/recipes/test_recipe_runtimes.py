@@ -99,7 +99,7 @@ def test_random_weights_are_brought_to_their_budget(place):
     args, data_args = runtimes.parse_settings(
         [*given, "--output_dir", "never", "--images", "4", "--budget", "0.6"],
         runtimes.RuntimesArguments,
-        runtimes.DataArguments,
+        runtimes.ImageArguments,
     )
     entrant = runtimes.random("tiny", args)
     assert (

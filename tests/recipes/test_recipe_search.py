@@ -108,7 +108,7 @@ def test_a_split_that_the_checkpoint_has_not_seen_can_be_halved(place, skipping,
     assert results["split"] == "halves of validation" and "none are of train" in results["images_from"]
     assert (results["images_to_choose_on"], results["images_reported_on"]) == (6, 6)
     assert json.loads((tmp_path / "b" / "front.json").read_text())["images_from"] == results["images_from"]
-    rows = evaluate.open_models([str(skipping[1])], evaluate.DataArguments(data_files=place.files))[0].images
+    rows = evaluate.open_models([str(skipping[1])], evaluate.ImageArguments(data_files=place.files))[0].images
     model = DynViTForImageClassification.from_pretrained(skipping[1]).eval()
     with torch.no_grad():
         right = [model(row["pixel_values"][None]).logits.argmax().item() == row["labels"] for row in rows]
@@ -218,7 +218,7 @@ def test_a_static_mask_of_a_cost_is_picked_from_a_gated_model_and_evaluated(plac
     # The same by hand: the backbone of the gated model, every gate open, under the mask.
     model = DynViTForImageClassification.from_pretrained(skipping[1]).eval()
     model.config.layer_mask = picked["layer_mask"]
-    rows = evaluate.open_models([str(skipping[1])], evaluate.DataArguments(data_files=words[3:4]))[0].images
+    rows = evaluate.open_models([str(skipping[1])], evaluate.ImageArguments(data_files=words[3:4]))[0].images
     with torch.no_grad():
         guesses = [model(row["pixel_values"][None], gating="open").logits.argmax().item() for row in rows]
     right = [guess == row["labels"] for guess, row in zip(guesses, rows, strict=True)]

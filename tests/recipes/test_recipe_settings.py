@@ -4,7 +4,7 @@ import pytest
 import yaml
 from image_files import write_folders
 from places import RECIPES
-from recipe_place import train
+from recipe_place import deploy, dial, evaluate, runtimes, search, train
 
 from hf_dynvit.settings import parse_settings
 from hf_dynvit.training.starting_model import ModelArguments
@@ -40,6 +40,13 @@ def test_a_list_of_the_file_is_emptied_by_its_key_alone(place, tmp_path):
     assert parse_settings(words, *types)[2].tuning_budgets == [0.5, 0.6]
     assert parse_settings([*words, "--tuning_budgets"], *types)[2].tuning_budgets == []
     assert parse_settings([*words, "--tuning_budgets", "--bf16", "false"], *types)[2].tuning_budgets == []
+
+
+@pytest.mark.parametrize("recipe", [evaluate, dial, search, deploy, runtimes])
+@pytest.mark.parametrize("key", ["min_crop_area", "horizontal_flip", "max_train_samples"])
+def test_what_is_for_training_alone_is_refused_elsewhere(recipe, key):
+    with pytest.raises(ValueError, match=f"unknown key '{key}' in the command line"):
+        recipe.main([f"--{key}", "1"])
 
 
 def test_an_unknown_key_is_named(place, tmp_path):
