@@ -45,6 +45,7 @@ FREE = {
         "seconds",
         "smaller_dense",
         "trained",
+        "complete",
     ),
     "model": ("gates", "budget", "resolution", "cascade"),  # which the methods say
     "data": (),
@@ -68,6 +69,10 @@ class LeaderboardArguments:
         default=None, metadata={"help": "the next smaller plain ViT, trained on the same classes: folder or Hub id"}
     )
 
+    complete: bool = field(
+        default=False,
+        metadata={"help": "train nothing: only add the times, or looks, that cells of an earlier start lack"},
+    )
     trained: list[str] = field(
         default_factory=list,
         metadata={
@@ -77,6 +82,8 @@ class LeaderboardArguments:
 
     def __post_init__(self):
         self.methods, self.budgets = check_methods(self.methods, self.tune), list(dict.fromkeys(self.budgets))
+        if self.complete and self.trained:
+            raise ValueError(f"complete measures no models anew, and trained {self.trained} does: give one of them")
         if self.seeds != [0] and not self.tune:
             raise ValueError(f"seeds {self.seeds} are of trainings: give --tune true")
         if self.trained and not self.tune:
@@ -117,6 +124,8 @@ def main(argv=None):
         results.smaller = place.smaller_dense(results.smaller)
         save()
     finished = {(cell.method, cell.budget, cell.tuned, cell.seed) for cell in results.cells}
+    if board.complete and not finished:
+        raise ValueError(f"there are no cells to complete in {str(folder)!r}: leave out complete")
     for one in itertools.product(board.methods, board.budgets, board.seeds) if board.trained else ():
         if (*one[:2], True, one[2]) not in finished:
             earlier.model(*one)  # what is missing is said before any work
@@ -125,7 +134,7 @@ def main(argv=None):
             seeds = board.seeds if board.tune else []
             wanted = [(False, 0)] if board.untrained and METHODS[method].untrained() else []
             wanted += [(True, seed) for seed in seeds]
-            missing = [one for one in wanted if (method, budget, *one) not in finished]
+            missing = [one for one in wanted if (method, budget, *one) not in finished and not board.complete]
             new = [one for one in missing if not (one[0] and board.trained)]
             try:
                 start = prepare(method, place.vit, budget, place.batches) if new else None

@@ -45,6 +45,16 @@ def sizes(cells):
     return [[speed["batch_size"] for speed in cell["throughput"]] for cell in cells]
 
 
+def test_times_alone_are_added_where_a_method_is_missing_too(place, monkeypatch, clocked):
+    run_board(place, "part", "--methods", "tome", "--budgets", "0.7", "--tune", "true")
+    words = ["--methods", "tome", "evit", "--budgets", "0.8", "0.7", "--tune", "true", "--batch_sizes", "2"]
+    monkeypatch.setattr(leaderboard, "tuned", refuse)
+    after = run_board(place, "part", *words, "--complete", "true")["cells"]
+    assert [(cell["method"], cell["budget"]) for cell in after] == [("tome", 0.7)] * 2 and sizes(after) == [[2], [2]]
+    with pytest.raises(ValueError, match="there are no cells to complete in '.*none'"):
+        run_board(place, "none", *words, "--complete", "true")
+
+
 def test_what_was_tuned_beside_other_work_is_timed_later(place, monkeypatch, capsys, clocked):
     words = ["--methods", "tome", "--budgets", "0.7", "--tune", "true", "--seeds", "1", "2"]
     before = run_board(place, "later", *words)["cells"]
