@@ -12,6 +12,7 @@ learn which tokens the prediction depends on, and gates of heads and sub-layers 
 a bypass. `--fixed true` leaves a model that merges as many tokens in every image, those of the least logit.
 """
 
+import json
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +21,7 @@ import torch
 from torch.utils.data import DataLoader, Subset
 from transformers import AutoImageProcessor
 
-from hf_dynvit.data import ImageArguments, cropping
+from hf_dynvit.data import ImageArguments, crop_of, cropping
 from hf_dynvit.measure.forwards import DTYPES
 from hf_dynvit.measure.provenance import measured_on
 from hf_dynvit.measure.trained_models import open_models
@@ -197,16 +198,19 @@ def main(argv=None):
         found.latencies.save(Path(args.output) / "latency.json")
     cropping(AutoImageProcessor.from_pretrained(args.model), data_args.crop_pct).save_pretrained(args.output)
     rows, terms = before(args.model)
+    held_out = "held out of " if data_args.validation_fraction else ""
     done = Calibration(
         model=args.model,
         images=len(loader.dataset),
-        split=data_args.train_split,
-        on_hub=data_args.dataset_name if data_args.is_on_hub() else None,
+        split=held_out + data_args.train_split,
+        crop_pct=crop_of(json.loads(entrant.processor)),
+        calibrated=bool(model.learned_gates() or model.config.cascade),
         cost=cost,
-        budgets=args.wanted(),
+        budget=model.config.budget,
+        budgets=[budget for budget, _ in model.config.budget_shifts or []],
         milliseconds=args.milliseconds,
         before=rows,
-        terms=terms,
+        terms=terms | {"model_id": None},  # it is another model
         **measured_on("cpu", args.dtype, args.seed),
     )
     describe_calibration(model, done, args.output)

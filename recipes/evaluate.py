@@ -5,7 +5,7 @@ dense one (the best of eager, SDPA, compiled ahead of time, and ours without gat
 that keeps as many tokens of every image also compiled as a whole; with --runtimes beside the dense model in ONNX Runtime and
 OpenVINO, fp32 and int8. With --per_image N also whether it pays that the model decides how much to compute of each image, and
 a picture of the cheapest and the dearest beside the JSON; with --csv FILE what it said of each image and spent on it. With
---card true all of it stands on the model card.
+--card true accuracy, cost and times stand on the model card, beside a picture of what is computed of some of the images.
 """
 
 import json
@@ -52,7 +52,10 @@ class EvaluateArguments:
     )
     card: bool = field(
         default=False,
-        metadata={"help": "write the model card in the model's folder anew, with accuracy, cost and times from here"},
+        metadata={
+            "help": "write the model card in the model's folder anew, in place of the one there, with accuracy, cost and times from "
+            "here, and decisions.png, which shows some of the images"
+        },
     )
     batch_sizes: list[int] = field(default_factory=lambda: [1, 8, 32], metadata={"help": "to time; 0: no timing"})
     eval_batch_size: int = field(default=32, metadata={"help": "batch of the accuracy, which it does not change"})
@@ -89,6 +92,12 @@ class EvaluateArguments:
                 raise FileNotFoundError(f"there is no folder for {file!r}")
             if file is not None and Path(file).is_dir():
                 raise ValueError(f"{name} must be a file to write, {file!r} is a folder")
+        if self.csv and Path(self.csv).absolute() == Path(self.json).absolute():
+            raise ValueError(f"csv and json would be the same file, {self.csv!r}")
+        if self.card and self.budget is not None:
+            raise ValueError(
+                f"a card is of the budget that a model is saved at, and --budget {self.budget} is for this run: leave one of them out"
+            )
         if not self.seconds > 0 or (self.rounds is not None and self.rounds < 1):
             raise ValueError(f"seconds must be positive and rounds at least 1, got {self.seconds} and {self.rounds}")
         if self.max_samples is not None and self.max_samples < 1:
@@ -101,6 +110,10 @@ class EvaluateArguments:
         if self.per_image < 0:
             raise ValueError(f"per_image must be at least 0, got {self.per_image}")
         self.batch_sizes = [size for size in self.batch_sizes if size]
+        if self.card and self.batch_sizes and not self.compile:
+            raise ValueError(
+                "a card has times against all dense models: leave out --no-compile, or give --batch_sizes 0"
+            )
         if any(size < 1 for size in (*self.batch_sizes, self.eval_batch_size)):
             raise ValueError(f"batch sizes must be at least 1, got {self.batch_sizes} and {self.eval_batch_size}")
 
@@ -142,14 +155,15 @@ def main(argv=None):
     exported = Exported(entrant.vit, args.runtimes, first_images(mixed)) if args.runtimes else None
     found = accuracy(entrant, args)
     if args.csv:
-        each_image(found, entrant.model.config.id2label).to_csv(args.csv, index=False)
+        each_image(found, images, entrant.model.config.id2label).to_csv(args.csv, index=False)
+    held_out = data_args.validation_fraction and data_args.validation_split == data_args.train_split
     results = Evaluation(
         model=args.model,
         **model_facts(entrant.model),
         budget=entrant.model.config.budget,
         budgets=None if table is None else [budget for budget, _ in table],
         dataset=data_args.name(),
-        split=data_args.validation_split,
+        split=("held out of " if held_out else "") + data_args.validation_split,
         split_files=data_args.files_of(data_args.validation_split),
         images=len(images),
         crop_pct=crop_of(json.loads(entrant.processor)),
@@ -191,7 +205,7 @@ def main(argv=None):
             + (f", compiled {speed.program_speedup:.2f} times" if program else "")
         )
     if args.card:
-        describe_evaluation(entrant, results, args.model, data_args.dataset_name if data_args.is_on_hub() else None)
+        describe_evaluation(entrant, results, args.model, data_args.is_on_hub())
     return results.to_json()
 
 

@@ -45,7 +45,7 @@ class ImageDataset(torch.utils.data.Dataset):
             pixels = self.transform(row[self.image_column], draw)
         except Exception as error:  # whatever a decoder raises of damaged bytes
             raise ValueError(
-                f"the image in row {self._row_of_split(index)} of split {str(self.rows.split)!r}, column "
+                f"the image in row {self.row_of_split(index)} of split {str(self.rows.split)!r}, column "
                 f"{self.image_column!r}, cannot be read: {type(error).__name__}: {error}"
             ) from error
         if self.label_column is None:
@@ -53,7 +53,7 @@ class ImageDataset(torch.utils.data.Dataset):
         label = row[self.label_column]
         return {"pixel_values": pixels, "labels": label if self.classes is None else self.classes[label]}
 
-    def _row_of_split(self, index):
+    def row_of_split(self, index):
         """Number of a row in the data as they were loaded: before a part was held out, or some were drawn."""
         chosen = self.rows._indices
         return index if chosen is None else chosen.column(0)[index].as_py()

@@ -19,7 +19,8 @@ class ImageArguments:
     dataset_config_name: str | None = HfArg(default=None, help="configuration of the Hub data set")
     data_dir: str | None = HfArg(default=None, help="folder with train/<class>/*, validation/<class>/*")
     data_files: list[str] | None = HfArg(
-        default=None, help="Parquet files as split=path, e.g. train=a.parquet validation=b.parquet; or none"
+        default=None,
+        help="Parquet files as split=path, e.g. train=a.parquet validation=b.parquet; a path alone is of the split to report on; or none",
     )
     train_split: str = HfArg(default="train", help="split to train on")
     validation_split: str = HfArg(default="validation", help="split to report on")
@@ -44,6 +45,9 @@ class ImageArguments:
     def __post_init__(self):
         if self.data_files in ([], ["none"]):  # how the command line takes back what a YAML file names
             self.data_files = None
+        # Once, for who looks at another split later must not take these files with it.
+        named = [entry if "=" in entry else f"{self.validation_split}={entry}" for entry in self.data_files or []]
+        self.data_files = named or None
         if not 0.0 <= self.validation_fraction < 1.0:
             raise ValueError(f"validation_fraction must be in [0, 1), got {self.validation_fraction}")
         if self.crop_pct is not None and not 0.0 < self.crop_pct <= 1.0:
@@ -74,7 +78,7 @@ class ImageArguments:
             return self.dataset_name
         if self.data_dir:
             return Path(self.data_dir).resolve().name
-        return Path(self.data_files[-1].partition("=")[2] or self.data_files[-1]).resolve().parent.name
+        return Path(self.data_files[-1].partition("=")[2]).resolve().parent.name
 
 
 @dataclass
@@ -110,11 +114,10 @@ def split_names(args):
 
 
 def parse_data_files(args):
-    """`split=path` strings -> {split: [paths]}; a path without a split is the validation split's."""
+    """`split=path` strings -> {split: [paths]}."""
     files = {}
     for entry in args.data_files:
-        split, equals, path = entry.partition("=")
-        split, path = (split, path) if equals else (args.validation_split, entry)
+        split, _, path = entry.partition("=")
         if not path.endswith(".parquet"):
             raise ValueError(f"data_files must be Parquet files, got {path!r}; for images in folders use imagefolder")
         if "://" not in path and not glob.glob(path):

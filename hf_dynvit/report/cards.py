@@ -8,6 +8,7 @@ from transformers.utils import logging
 
 from ..model.configuration_dynvit import DynViTConfig
 from .model_card import write_model_card
+from .pictures import AGENT_PICTURES
 from .publish import LOCAL_DATA, PICTURES, draw_pictures, drawn, training_rows
 from .results import Calibration, Training
 from .schema import read, write
@@ -16,6 +17,7 @@ from .schema import read, write
 logger = logging.get_logger(__name__)
 
 CARD, TRAINED, CALIBRATED = "README.md", "results.json", "calibration.json"
+KEPT = ("license", "datasets", "base_model")  # of the head of a card
 
 
 def describe_calibration(model, found, folder):
@@ -26,64 +28,78 @@ def describe_calibration(model, found, folder):
     """
     folder = Path(folder)
     write(folder / CALIBRATED, found)
-    content = found.to_json() | {"dataset": found.on_hub or LOCAL_DATA}
-    write_model_card(model, content, folder, training=calibration_rows(found), **found.terms)
+    write_model_card(model, found.to_json(), folder, training=calibration_rows(found), **found.terms)
 
 
 def calibration_rows(found):
-    """Name -> value for the card: what was done before, and this calibration."""
-    own = {
-        "calibrated on": f"{found.images:,} images ({found.split}), whose labels were not read",
-        "mean cost on them": round(found.cost, 3),
-        "budgets": ", ".join(map(str, found.budgets)) or None,
-        "milliseconds": found.milliseconds,
+    """Name -> value for the card: what was done before, and this calibration in place of an earlier one."""
+    how = "calibrated on" if found.calibrated else "cost measured on"
+    return found.before | {
+        "calibration": f"{how} {found.images:,} images ({found.split}), whose labels were not read",
+        "mean cost on them": f"{found.cost:.3f}, at a budget of {found.budget}"
+        if found.calibrated
+        else f"{found.cost:.3f}",
+        "further budgets": ", ".join(f"{one}" for one in found.budgets if one != found.budget) or None,
+        "milliseconds asked for": found.milliseconds,
         "seed of the calibration": found.seed,
     }
-    return found.before | {name: value for name, value in own.items() if value is not None}
 
 
 def before(path):
     """(rows, terms) of what is known of a model in a folder: for its card, and what `write_model_card` is told of licences.
 
-    Empty for a model of the Hub or a folder that no recipe has left.
+    Terms are what results.json or calibration.json say, or else the head of the card. Empty for a model of the Hub.
     """
-    for name, rows in ((CALIBRATED, calibration_rows), (TRAINED, training_rows)):
+    file, record = Path(path) / CARD, _record(path)
+    head = ModelCard.load(file).data.to_dict() if file.is_file() else {}
+    terms = {name: head.get(name) for name in KEPT}
+    if record is None:
+        return {}, terms
+    rows = training_rows(record) if isinstance(record, Training) else calibration_rows(record)
+    return rows, terms | {name: value for name, value in record.terms.items() if value is not None}
+
+
+def _record(path):
+    """The `Calibration` or `Training` that a recipe has left beside a model; None, and a warning, where it cannot be read."""
+    for name in (CALIBRATED, TRAINED):
         file = Path(path) / name
-        if not file.is_file():
-            continue
-        try:
-            found = read(file)
-        except ValueError as error:  # of another version, or a file of somebody else's
-            logger.warning(f"the card does not say how the model was trained: {error}")
-            return {}, {}
-        if isinstance(found, (Calibration, Training)):
-            return rows(found), found.terms
-    return {}, {}
+        if file.is_file():
+            try:
+                found = read(file)
+            except ValueError as error:  # of another version, or a file of somebody else's
+                logger.warning(f"the card does not say how the model was trained: {error}")
+                return None
+            return found if isinstance(found, (Calibration, Training)) else None
+    return None
 
 
 def check_card(path):
-    """Raise ValueError for a model that no card can be written beside: one of the Hub, or with a card of somebody else's."""
-    if not Path(path).is_dir():
+    """Raise ValueError for a model that no card can be written beside: one of the Hub, or with a card that would be lost."""
+    folder = Path(path)
+    if not folder.is_dir():
         raise ValueError(f"a card is written beside a model in a folder, and {path!r} is none")
-    file = Path(path) / CARD
-    if file.is_file() and "dynvit" not in (ModelCard.load(file).data.tags or []):
-        raise ValueError(f"{file} was not written here: move it away, and a card is written in its place")
+    file = folder / CARD
+    if file.is_file() and not any((folder / name).is_file() for name in (TRAINED, CALIBRATED)):
+        raise ValueError(
+            f"{file} was not written here, without {TRAINED} or {CALIBRATED} what it says would be lost: move it away, and a new card "
+            "is written"
+        )
 
 
-def describe_evaluation(entrant, found, folder, hub_data=None):
+def describe_evaluation(entrant, found, folder, on_hub=False):
     """Write the card of a model anew, with what an evaluation has measured, and pictures of its decisions.
 
     Args:
         entrant: the `Entrant` that was measured, whose images are shown. found: its `Evaluation`.
         folder: where the model lies; what its training or calibration has left there stays on the card.
-        hub_data: Hub id of the images, None for local ones.
+        on_hub: whether others know the data set by the name that `found` has.
     """
     folder, model = Path(folder), entrant.model
     rows, terms = before(folder)
-    pictures = {}
+    pictures = {name: caption for name, caption in AGENT_PICTURES.items() if (folder / name).is_file()}
     if model.config.gates:
         shown = drawn(PICTURES, draw_pictures, model, entrant.images, found.usage, folder)
-        pictures = {name: caption for name, caption in shown.items() if found.usage or name != "usage.png"}
+        pictures |= {name: caption for name, caption in shown.items() if found.usage or name != "usage.png"}
     plain = PreTrainedConfig.get_config_dict(folder)[0].get("model_type") != DynViTConfig.model_type
-    content = found.to_json() | ({} if hub_data else {"dataset": LOCAL_DATA})
+    content = found.to_json() | ({} if on_hub else {"dataset": LOCAL_DATA})
     write_model_card(model, content, folder, pictures=pictures, training=rows, plain=plain, **terms)

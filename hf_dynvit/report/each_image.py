@@ -3,14 +3,14 @@
 from pandas import DataFrame
 
 
-def each_image(found, names):
-    """A row for each image: its place in the split, the label, the class that was read and its probability, and the cost.
+def each_image(found, images, names):
+    """A row for each image: its row in the split, the label, the class that was read and its probability, and the cost.
 
     Args:
-        found: an `Evaluated` of images with one label each. names: class -> name.
+        found: an `Evaluated` of images with one label each. images: the `ImageDataset` of them. names: class -> name.
 
     Returns:
-        `DataFrame` with the columns image, label, predicted, probability, right, cost, and of a cascade looks.
+        `DataFrame` with the columns row, label, predicted, probability, right, cost, and of a cascade looks.
 
     Raises:
         ValueError: several labels for an image.
@@ -19,7 +19,7 @@ def each_image(found, names):
         raise ValueError(f"a row is for an image with one label, got labels of shape {tuple(found.labels.shape)}")
     probability, read = found.logits.softmax(-1).max(-1)
     columns = {
-        "image": range(len(read)),
+        "row": [images.row_of_split(index) for index in range(len(read))],
         "label": [names[label] for label in found.labels.tolist()],
         "predicted": [names[label] for label in read.tolist()],
         "probability": probability.numpy(),

@@ -64,6 +64,6 @@ class Commands:
         return "\n".join(f"{number}. `{line}`" for line, number in self.numbers.items())
 
 
-def command(line):
-    """The command line with the folders of this machine cut to their last names."""
-    return shlex.join(["=".join(short(part) for part in word.split("=", 1)) for word in shlex.split(line)])
+def command(line, names=2):
+    """The command line with the folders of this machine cut to so many last names."""
+    return shlex.join(["=".join(short(part, names) for part in word.split("=", 1)) for word in shlex.split(line)])

@@ -17,7 +17,7 @@ DROPPED = 0.12  # what remains visible of a patch that a layer does not touch
 # File -> caption.
 AGENT_PICTURES = {
     "keep_map.png": "How often training kept each patch",
-    "agent_patches.png": "What the agent keeps of eight validation images",
+    "agent_patches.png": "What the agent keeps of some of the images",
 }
 
 

@@ -13,7 +13,7 @@ from .plots import plot_usage
 logger = logging.get_logger(__name__)
 
 PICTURES = {
-    "decisions.png": "What is computed of eight validation images",
+    "decisions.png": "What is computed of some of the images",
     "usage.png": "Usage of each layer on the validation images",
 }
 EXTREMES = {"cheapest_dearest.png": "What is computed of the four cheapest and the four dearest images"}

@@ -105,8 +105,13 @@ class Training(ModelResults):
 
     @property
     def terms(self):
-        """Licence and terms of the data, as `write_model_card` takes them."""
-        return {name: self.settings["model"].get(name) for name in ("license", "dataset_terms")}
+        """Licence, terms of the data and Hub ids, as `write_model_card` takes them."""
+        data, hub_id = self.settings["data"], self.settings["training"].get("hub_model_id")
+        name = data.get("dataset_name")
+        return {name: self.settings["model"].get(name) for name in ("license", "dataset_terms")} | {
+            "datasets": None if name in (None, "imagefolder") else [name],
+            "model_id": None if hub_id in (None, "None") else hub_id,
+        }
 
     def option(self, name):
         """A training option by its name, wherever the settings keep it; None if they do not."""
@@ -120,16 +125,20 @@ class Calibration(Results):
     """calibration.json of recipes/calibrate.py.
 
     Attributes:
-        model: what was calibrated. images, split, on_hub: how many, of which split, and the Hub id of the data set, None for local
-            files. cost: mean on them. budgets, milliseconds: what was asked for. before, terms: of the model, as `cards.before`.
+        model: what was calibrated. images, split, crop_pct: how many, of which split, and what was seen of each.
+        calibrated: whether anything could be brought to a budget; a rule has a cost of its own.
+        cost: mean on the images, at `budget`. budgets: others that the model has thresholds for. milliseconds: what was asked for.
+        before, terms: of the model, as `cards.before`.
     """
 
     kind: ClassVar[str] = "calibration"
     model: str
     images: int
     split: str
-    on_hub: str | None
+    crop_pct: float | None
+    calibrated: bool
     cost: float
+    budget: float
     budgets: list
     milliseconds: float | None
     before: dict

@@ -1,6 +1,7 @@
 """Data: the pixels are the checkpoint's, augmentation is reproducible, and what does not fit is named before any work."""
 
 import random
+from dataclasses import replace
 
 import datasets
 import pytest
@@ -11,7 +12,7 @@ from torch.utils.data import DataLoader
 from transformers import AutoImageProcessor, ViTConfig
 
 from hf_dynvit.data.datasets import ImageDataset, load_image_data, load_validation
-from hf_dynvit.data.rows import DataArguments
+from hf_dynvit.data.rows import DataArguments, ImageArguments, parse_data_files
 from hf_dynvit.data.transforms import EvalTransform, TrainTransform, crop_box, cropping
 
 
@@ -273,3 +274,12 @@ def test_labels_are_matched_to_the_models_classes_by_name(tmp_path):
 def test_a_processor_of_another_size_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"gives images of \(32, 32\) \(height, width\), the model takes \(64, 64\)"):
         load(tmp_path, model=ViTConfig(image_size=64, id2label=dict(enumerate(NAMES))))
+
+
+def test_a_file_without_a_split_stays_what_it_was_where_another_split_is_looked_at(tmp_path):
+    files = [tmp_path / name for name in ("a.parquet", "b.parquet")]
+    for file in files:
+        file.touch()
+    args = ImageArguments(data_files=[f"train={files[0]}", str(files[1])])
+    again = replace(args, validation_split="train")
+    assert parse_data_files(again) == {"train": [str(files[0])], "validation": [str(files[1])]}

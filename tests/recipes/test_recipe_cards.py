@@ -1,53 +1,105 @@
 """Cards of models that calibrate.py leaves and evaluate.py measures: what was done to them, and what is known of them now."""
 
 import json
+import sys
 
 import pytest
+from huggingface_hub import ModelCard
+from made_results import speed
 from recipe_place import dial, evaluate
 
 from hf_dynvit.report.results import Calibration
 from hf_dynvit.report.schema import read
 
 
-def test_a_calibrated_model_has_a_card_and_evaluate_puts_its_numbers_there(place, tmp_path):
-    folder = tmp_path / "all"
-    words = ["--model", place.vit, "--data_files", *place.files, "--gates", "merge", "--images", "12"]
+@pytest.fixture
+def clocked(monkeypatch):
+    """What a clock that is not there says of each batch size."""
+    monkeypatch.setattr(evaluate, "time_batches", lambda mixed, size, *args, **more: speed(size, 1.5, program_ms=20.0))
+    monkeypatch.setattr(evaluate, "kernels_at_hand", lambda dtype: False)
+    monkeypatch.setattr(evaluate, "check_compiler", lambda device: None)
+
+
+def test_a_calibrated_model_has_a_card_and_evaluate_puts_its_numbers_there(place, tmp_path, monkeypatch, clocked):
+    folder, hidden = tmp_path / "all", "/home/alice/clients/acme"
+    monkeypatch.setattr(sys, "orig_argv", ["python", "x.py", "--model", f"{hidden}/vit"])
+    words = [
+        "--model",
+        place.vit,
+        "--data_files",
+        *place.files,
+        "--gates",
+        "merge",
+        "--images",
+        "12",
+        "--crop_pct",
+        "0.9",
+    ]
     _, cost = dial.main([*words, "--budgets", "0.9", "0.85", "--output", str(folder)])
     found = read(folder / "calibration.json")
-    assert isinstance(found, Calibration) and (found.images, found.budgets, found.cost) == (12, [0.9, 0.85], cost)
-    card = (folder / "README.md").read_text()
-    assert (
-        f"| calibrated on | 12 images (train), whose labels were not read |\n| mean cost on them | {cost:.3g}" in card
-    )
-    assert "top-1" not in card and "a local data set" in card and str(tmp_path) not in card
+    assert isinstance(found, Calibration) and (found.images, found.crop_pct) == (12, 0.914)  # 32 of 35 pixels
+    assert (found.budget, found.budgets, found.cost) == (0.9, [0.85, 0.9], cost)
+    card = ModelCard.load(folder / "README.md")
+    assert "| calibration | calibrated on 12 images (train), whose labels were not read |" in card.text
+    assert f"| mean cost on them | {cost:.3f}, at a budget of 0.9 |\n| further budgets | 0.85 |" in card.text
+    assert "Any other from 0.85 to 0.9 can be asked for" in card.text and card.data.eval_results is None
+    assert "top-1" not in card.text and "the middle 0.914 of each" in card.text
+    for part in ("alice", "acme", str(tmp_path), place.folder.name):
+        assert part not in card.content and "vit" in card.text
 
+    card.data.license = "mit"
+    card.save(folder / "README.md")
     words = ["--model", str(folder), "--data_files", f"{place.folder}/validation.parquet", "--card", "true"]
-    words += ["--json", str(tmp_path / "at.json"), "--batch_sizes", "4", "--rounds", "2", "--no-compile"]
+    words += ["--json", str(tmp_path / "at.json"), "--batch_sizes", "4", "--dense", place.vit]
     results = evaluate.main(words)
-    card = (folder / "README.md").read_text()
-    assert f"| this model | {100 * results['accuracy']:.2f} % |" in card and "| calibrated on | 12 images" in card
-    assert f"{results['throughput'][0]['speedup']:.2f}×" in card and "![What is computed of eight" in card
-    assert (folder / "decisions.png").is_file()
+    card = ModelCard.load(folder / "README.md")
+    assert (
+        f"| this model | {100 * results['accuracy']:.2f} % |" in card.text
+        and "| calibration | calibrated" in card.text
+    )
+    assert "1.50×" in card.text and "compiled as a whole" in card.text and "![What is computed of some" in card.text
+    assert f"| dense, {place.vit.rpartition('/')[2]} |" in card.text and card.data.license == "mit"
+    assert (folder / "decisions.png").is_file() and "alice" not in card.content
 
 
-def test_what_a_training_says_stays_on_the_card(place, trained, tmp_path):
-    words = ["--model", str(place.folder / "trained"), "--data_files", *place.files, "--images", "12"]
-    dial.main([*words, "--budget", "0.9", "--output", str(tmp_path / "turned")])
+def test_what_a_training_says_stays_on_the_card_and_an_earlier_calibration_goes(place, trained, tmp_path):
+    words = ["--data_files", *place.files, "--images", "12", "--validation_fraction", "0.5"]
+    words = ["--model", str(place.folder / "trained"), *words]
+    dial.main([*words, "--budgets", "0.9", "0.95", "--output", str(tmp_path / "turned")])
     rows = read(tmp_path / "turned" / "calibration.json").before
     assert (
         rows["steps"] == trained["steps"] and rows["learning_rate"] == trained["settings"]["training"]["learning_rate"]
     )
     card = (tmp_path / "turned" / "README.md").read_text()
-    assert f"| steps | {trained['steps']} |" in card and "| calibrated on |" in card
+    assert f"| steps | {trained['steps']} |" in card and "images (held out of train), whose labels" in card
+    assert "| further budgets | 0.95 |" in card
+    words[1] = str(tmp_path / "turned")
+    dial.main([*words, "--budget", "0.85", "--output", str(tmp_path / "again")])
+    card = (tmp_path / "again" / "README.md").read_text()
+    assert f"| steps | {trained['steps']} |" in card and "further budgets" not in card and "budget of 0.85 |" in card
     older = json.loads((tmp_path / "turned" / "calibration.json").read_text()) | {"schema": 1}
     (tmp_path / "turned" / "calibration.json").write_text(json.dumps(older))
-    dial.main(
-        ["--model", str(tmp_path / "turned"), *words[2:], "--budget", "0.85", "--output", str(tmp_path / "again")]
-    )
-    assert read(tmp_path / "again" / "calibration.json").before == {}
+    dial.main([*words, "--budget", "0.85", "--output", str(tmp_path / "unknown")])
+    assert read(tmp_path / "unknown" / "calibration.json").before == {}
 
 
-def test_no_card_takes_the_place_of_another(place, tmp_path):
+def test_a_rule_was_brought_to_no_budget(place, tmp_path):
+    words = [
+        "--model",
+        place.vit,
+        "--data_files",
+        *place.files,
+        "--gates",
+        "[{gate: tome, merged: 2}]",
+        "--images",
+        "12",
+    ]
+    _, cost = dial.main([*words, "--budget", "0.5", "--output", str(tmp_path / "rule")])
+    card = (tmp_path / "rule" / "README.md").read_text()
+    assert "| calibration | cost measured on 12 images" in card and f"| mean cost on them | {cost:.3f} |" in card
+
+
+def test_no_card_takes_the_place_of_another_or_says_what_is_not_so(place, tmp_path):
     words = [
         "--data_files",
         f"{place.folder}/validation.parquet",
@@ -59,6 +111,13 @@ def test_no_card_takes_the_place_of_another(place, tmp_path):
     with pytest.raises(ValueError, match="beside a model in a folder, and 'you/vit' is none"):
         evaluate.main(["--model", "you/vit", *words])
     (tmp_path / "README.md").write_text("# Mine\n")
-    with pytest.raises(ValueError, match="README.md was not written here: move it away"):
-        evaluate.main(["--model", str(tmp_path), *words])
+    words = ["--model", str(tmp_path), *words]
+    with pytest.raises(ValueError, match="README.md was not written here, .* would be lost: move it away"):
+        evaluate.main(words)
     assert (tmp_path / "README.md").read_text() == "# Mine\n"
+    with pytest.raises(ValueError, match="and --budget 0.5 is for this run"):
+        evaluate.main([*words, "--budget", "0.5"])
+    with pytest.raises(ValueError, match="against all dense models: leave out --no-compile"):
+        evaluate.main([*words, "--no-compile"])
+    with pytest.raises(ValueError, match="csv and json would be the same file"):
+        evaluate.main([*words, "--csv", str(tmp_path / "a.json")])

@@ -53,6 +53,7 @@ def test_evaluate_measures_what_training_reported_and_report_writes_the_tables(p
     each = pandas.read_csv(tmp_path / "images.csv")
     assert each["right"].mean() == pytest.approx(results["accuracy"]) and len(each) == results["images"]
     assert each["cost"].mean() == pytest.approx(results["cost"]) and "looks" not in each
+    assert each["row"].tolist() == list(range(len(each)))
     assert ((each["label"] == each["predicted"]) == each["right"]).all() and each["probability"].between(0, 1).all()
     assert json.loads(out.read_text()) == json.loads(json.dumps(results))
     for name in ("accuracy", "accuracy_top5", "cost", "gmacs"):
@@ -95,6 +96,18 @@ def test_evaluate_measures_what_training_reported_and_report_writes_the_tables(p
     assert str(place.folder) not in text
     again = report.main(["--readme", str(readme), str(out)])
     assert "### Trained" not in again and readme.read_text().count(START) == 1
+
+
+def test_rows_of_the_table_are_those_of_the_split(place, trained, tmp_path):
+    words = ["--model", str(place.folder / "trained"), "--data_files", f"{place.folder}/validation.parquet"]
+    words += ["--json", str(tmp_path / "a.json"), "--csv", str(tmp_path / "a.csv"), "--batch_sizes", "0"]
+    evaluate.main([*words, "--max_samples", "5"])
+    some = pandas.read_csv(tmp_path / "a.csv")
+    evaluate.main(words)
+    every = pandas.read_csv(tmp_path / "a.csv")
+    assert len(some) == 5 and some["row"].tolist() != list(range(5))
+    same = every.set_index("row").loc[some["row"]].reset_index()
+    pandas.testing.assert_frame_equal(same, some, rtol=1e-4)
 
 
 def test_evaluate_refuses_before_it_works(place, trained, tmp_path):

@@ -102,7 +102,7 @@ def test_what_was_found_of_several_labels_is_written_and_shown(tiny_vit, tmp_pat
     again = evaluate(trainer.model.eval(), torch.utils.data.DataLoader(Labelled(), 8))
     assert again.scores.accuracy == pytest.approx(found.accuracy) and again.scores.accuracy_top5 is None
     with pytest.raises(ValueError, match=r"one label, got labels of shape \(32, 3\)"):
-        each_image(again, trainer.model.config.id2label)
+        each_image(again, Labelled(), trainer.model.config.id2label)
 
 
 def test_rewards_are_per_image():
