@@ -145,16 +145,24 @@ def _stands_for(processor, known):
 
 
 def resized_by(preprocessor, size):
-    """The content of preprocessor_config.json for images of another size (height, width).
+    """The content of preprocessor_config.json for images of another size (height, width): of the same part of each image.
 
     Raises:
-        ValueError: a processor that does not resize to a size of its own.
+        ValueError: a processor that neither resizes to a height and a width, nor takes the middle after the shorter side has its size.
     """
     if not preprocessor:
         return preprocessor
-    if preprocessor.get("do_center_crop") or not {"height", "width"} <= set(preprocessor.get("size") or {}):
+    given, crops = preprocessor.get("size") or {}, preprocessor.get("do_center_crop")
+    wanted = dict(zip(("height", "width"), size, strict=True))
+    if not crops and {"height", "width"} <= set(given):
+        return preprocessor | {"size": wanted}
+    factors = {wanted[side] / preprocessor["crop_size"][side] for side in wanted} if crops else set()
+    if not given.get("shortest_edge") or len(factors) != 1:
         raise ValueError(
-            "a model that resizes images can be exported with a processor that resizes to height and width and does not "
-            f"crop, got {preprocessor}"
+            "a model that resizes images can be exported with a processor that resizes to height and width, or to a shortest_edge of "
+            f"which it takes the middle, got {preprocessor}"
         )
-    return preprocessor | {"size": dict(zip(("height", "width"), size, strict=True))}
+    return preprocessor | {
+        "size": {"shortest_edge": round(given["shortest_edge"] * factors.pop())},
+        "crop_size": wanted,
+    }

@@ -12,8 +12,9 @@ from .rivals import counted, mean, percent
 TUNED = (
     "Top-1 in per cent, tuned by the same recipe, from the same checkpoint, on as many images. A column is a budget, a share of the "
     "dense model's computation; each cell says what was spent. ± is the deviation over seeds; differences below a point "
-    "between rows of one seed are noise. –: not run. Bold: the best of those that met the budget to within {dear:.2f}, if "
-    "none has more seeds. [More about the methods](recipes/README.md#all-methods), [all tables and commands](recipes/README.md#results)."
+    "between rows of one seed are noise. –: not run. Bold: the best of the tuned rows that met the budget to within {dear:.2f}; "
+    "none is bold where another row has more seeds. *Untrained*: the checkpoint as given, with what its gates learn in closed form from "
+    "unlabelled images. [More about the methods](recipes/README.md#all-methods), [all tables and commands](recipes/README.md#results)."
     "\n\n{words}"
 )
 LEGEND = {  # a method, or how its name ends -> what it is
@@ -31,9 +32,10 @@ LEGEND = {  # a method, or how its name ends -> what it is
     "evit": "those that [CLS] attends to least are fused",
     "random-merge": "tokens merge that are drawn at random",
 }
+UNTRAINED = ("merge", "merge-resized", "cascade", "tome")  # methods whose rows without training are shown
 CLOCK = (
-    "In PyTorch: how many times as fast as the fastest dense model there is here; in brackets the share of the gain that the cost "
-    "of the timed images promises, and that cost. *Compiled*: the whole model was compiled, which needs as many tokens in every image, "
+    "In PyTorch: how many times as fast as the fastest dense model there is here; in brackets that gain as a share of what the "
+    "cost of the timed images promises (1 / cost), and that cost. *Compiled*: the whole model was compiled, which needs as many tokens in every image, "
     "and that was faster. Cost: its mean, deviation and ends over all images.{frozen}"
 )
 EAGER = " Older rows were timed before a dense model compiled with eager attention was among their rivals{most}."
@@ -44,26 +46,32 @@ FROZEN = (
 
 
 def tuned_rows(boards, order=()):
-    """A row for each method that was tuned, a column for each data set and budget; the dense model first.
+    """A row for each method that was tuned, a column for each data set and budget; the dense model and what is untrained first.
 
     Args:
         boards: `Leaderboard`s. order: names of methods, in which their rows come; others follow.
     """
-    columns, dense, given = {}, {}, {}  # (data set, budget) -> method -> cells; data set -> accuracy
+    # (data set, budget) -> method -> cells, tuned and untrained; data set -> accuracy
+    columns, as_given, dense, given = {}, {}, {}, {}
     for name, board in strongest(boards):
         for budget, column in columns_of(board).items():
             columns[name, budget] = column
+            untrained = {method: cells for (method, kind), cells in board.by_cell().items() if not kind}
+            as_given[name, budget] = {method: cells[budget] for method, cells in untrained.items() if budget in cells}
             given[name] = f"{100 * board.dense.accuracy:.2f}"
         dense[name] = next(iter(board.by_cell().get((DENSE, True), {}).values()), None)
     if not columns:
         return []
     shown = {name: percent(runs) + counted(runs) if runs else ABSENT for name, runs in dense.items()}
     rows = [{"method": "dense, as given"} | {_heading(*key): given[key[0]] for key in columns}]
+    for method in (method for method in UNTRAINED if any(method in column for column in as_given.values())):
+        cells = {_heading(*key): _cell(method, column, {}) for key, column in as_given.items()}
+        rows.append({"method": f"{method}, untrained"} | cells)
     rows += [{"method": "dense, tuned"} | {_heading(*key): shown[key[0]] for key in columns}]
     methods = list(dict.fromkeys(method for column in columns.values() for method in column))
     methods.sort(key=lambda method: order.index(method) if method in order else len(order))
     for method in methods:
-        cells = {_heading(*key): _cell(method, column) for key, column in columns.items()}
+        cells = {_heading(*key): _cell(method, column, column) for key, column in columns.items()}
         rows.append({"method": method} | cells)
     return rows
 
@@ -95,11 +103,12 @@ def _heading(name, budget):
     return f"{name}, {budget:g}"
 
 
-def _cell(method, column):
+def _cell(method, column, rivals):
     if method not in column:
         return ABSENT
     runs = column[method]
-    return f"{top1(runs, column.values())} at {mean(runs, 'cost'):.3f}{counted(runs)}"
+    shown = top1(runs, rivals.values()) if rivals else percent(runs)
+    return f"{shown} at {mean(runs, 'cost'):.3f}{counted(runs)}"
 
 
 def clock_words(evaluations, boards=()):

@@ -10,10 +10,12 @@ from PIL import Image
 from transformers import ConvNextImageProcessorPil, EfficientNetImageProcessorPil, LevitImageProcessorPil
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil as Processor
 
+from hf_dynvit.data import cropping
 from hf_dynvit.deploy import DynViTRuntime, export
 from hf_dynvit.deploy.checks import check_export, check_model
-from hf_dynvit.deploy.export import check_preprocessing
+from hf_dynvit.deploy.export import check_preprocessing, resized_by
 from hf_dynvit.deploy.runtime import eight_bit, pixels
+from hf_dynvit.model.resolution import resized
 
 
 @pytest.mark.parametrize(
@@ -96,6 +98,22 @@ def test_pixels_are_those_of_the_processor(mode, steps):
         image = eight_bit(Image.fromarray(image.squeeze()), mode)
         expected = processor(image, return_tensors="np", input_data_format=None)["pixel_values"][0]
         np.testing.assert_array_equal(pixels(image, check_preprocessing(processor)), expected)
+
+
+def test_a_smaller_size_keeps_the_part_of_images_that_is_seen():
+    vit = Processor(size={"height": 224, "width": 224}, resample=3, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+    smooth = np.random.default_rng(0).integers(0, 255, (9, 12, 3), dtype=np.uint8)
+    photo = Image.fromarray(smooth).resize((640, 480), resample=3)
+    for processor in (vit, cropping(vit, 0.875)):
+        known = check_preprocessing(processor)
+        wanted = resized(torch.from_numpy(pixels(photo, known))[None], 160)[0].numpy()
+        found = pixels(photo, resized_by(known, (160, 160)))
+        assert found.shape == (3, 160, 160) and np.abs(found - wanted).mean() < 0.03
+        whole = pixels(photo, resized_by(check_preprocessing(vit), (160, 160)))
+        assert (np.abs(whole - wanted).mean() < 0.03) == (processor is vit)
+    for wrong in ({"crop_size": {"height": 224, "width": 200}}, {"size": {"height": 249, "width": 249}}):
+        with pytest.raises(ValueError, match="or to a shortest_edge of which it takes the middle, got"):
+            resized_by({**known, **wrong}, (160, 160))
 
 
 def test_a_processor_with_other_steps_is_refused():

@@ -15,7 +15,7 @@ CHECKPOINT = "google/vit-base-patch16-224"
 def test_the_life_of_a_model_runs(tiny_vit, tmp_path, monkeypatch, capsys):
     (code,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
     assert CHECKPOINT in code
-    save_checkpoint(tmp_path / "checkpoint", tiny_vit(num_hidden_layers=4, num_labels=3))
+    save_checkpoint(tmp_path / "checkpoint", tiny_vit(num_hidden_layers=12, num_labels=3))
     write_folders(tmp_path / "photos")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))

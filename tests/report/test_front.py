@@ -38,6 +38,7 @@ def test_methods_tuned_alike_stand_in_a_row_each_and_the_best_within_the_budget_
     rows = tuned_rows([board(*HALF, alone), board(*dense)], ["merge", "cascade"])
     assert [list(row.values()) for row in rows] == [
         ["dense, as given", "60.00"],
+        ["merge, untrained", "10.00 at 0.500"],
         ["dense, tuned", "76.00 ± 1.41 (2 seeds)"],
         ["merge", "**71.00 ± 1.41** at 0.500 (2 seeds)"],
         ["cascade", "80.00 at 0.540"],
@@ -49,7 +50,7 @@ def test_methods_tuned_alike_stand_in_a_row_each_and_the_best_within_the_budget_
 def test_what_was_not_run_is_said_and_fewer_than_three_methods_are_no_column():
     rows = tuned_rows([board(*HALF), board(*HALF[:2], cell("cascade", 0.6), cell("evit", 0.1), dataset="birds")])
     assert list(rows[0]) == ["method", "pets, 150 steps, 0.5", "birds, 150 steps, 0.5"]
-    assert rows[1] == {"method": "dense, tuned", "pets, 150 steps, 0.5": "–", "birds, 150 steps, 0.5": "–"}
+    assert rows[2] == {"method": "dense, tuned", "pets, 150 steps, 0.5": "–", "birds, 150 steps, 0.5": "–"}
     assert rows[-1]["pets, 150 steps, 0.5"] == "–" and rows[-1]["birds, 150 steps, 0.5"] == "10.00 at 0.500"
     assert tuned_rows([board(*HALF[:2])]) == [] == tuned_rows([])
 
@@ -73,8 +74,9 @@ def test_boards_of_two_recipes_stay_apart_and_the_front_has_that_of_the_stronger
     ]
     rows = tuned_rows([weak, strong])
     assert list(rows[0]) == ["method", "pets, 150 steps, 0.5"]
-    assert [row["method"] for row in rows] == ["dense, as given", "dense, tuned", "tome", "merge", "cascade"]
-    assert rows[1]["pets, 150 steps, 0.5"] == "80.00"
+    methods = ["dense, as given", "merge, untrained", "dense, tuned", "tome", "merge", "cascade"]
+    assert [row["method"] for row in rows] == methods
+    assert rows[2]["pets, 150 steps, 0.5"] == "80.00"
     assert [name for _, name in report.pictures([weak, strong])] == [
         "pets_150_steps_learning_rate_0_0002_no_teacher.png",
         "pets_150_steps_learning_rate_0_0001_teacher_base.png",
@@ -84,7 +86,7 @@ def test_boards_of_two_recipes_stay_apart_and_the_front_has_that_of_the_stronger
 def test_a_board_that_compares_nothing_takes_no_place():
     alone = board(cell("dense", 0.9, 1.0), cell("tome", 0.7), rate=2e-4)
     rows = tuned_rows([alone, board(*HALF, cell("dense", 0.75, 1.0))])
-    assert rows[1]["pets, 150 steps, 0.5"] == "75.00" and len(rows) == 5
+    assert rows[2]["pets, 150 steps, 0.5"] == "75.00" and len(rows) == 6
 
 
 def test_boards_of_two_checkpoints_never_share_a_name():
@@ -152,7 +154,7 @@ def test_times_of_a_weaker_board_stand_where_the_strongest_has_none():
     middle = replace(middle, crop_pct=0.903, settings={**middle.settings, "data": data})
     (row,) = clock_rows([], [whole, middle])
     assert (row["data"], row["decides"]) == ("pets, 150 steps, whole images", "merge at 0.5, seed 3")
-    assert tuned_rows([whole, middle])[1]["pets, 150 steps, 0.5"] == "90.00"
+    assert tuned_rows([whole, middle])[2]["pets, 150 steps, 0.5"] == "90.00"
     timed = replace(middle, cells=[*middle.cells, replace(cell("tome", 0.6, seed=4), **facts)])
     (row,) = clock_rows([], [whole, timed])
     assert (row["data"], row["decides"]) == ("pets, 150 steps", "tome at 0.5, seed 4 of those above")
