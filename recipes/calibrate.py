@@ -150,6 +150,7 @@ def main(argv=None):
     args, data_args = parse_settings(sys.argv[1:] if argv is None else argv, CalibrateArguments, ImageArguments)
     data_args.validation_split = data_args.train_split
     (entrant,) = open_models([args.model], data_args, "cpu", DTYPES[args.dtype], False, args.seed)
+    rows, terms = before(args.model)
     model = with_gates(entrant.model, args, None if args.resolution == "auto" else args.resolution)
     if (args.budgets or args.milliseconds) and not model.learned_gates():
         raise ValueError("--budgets and --milliseconds need gates that learn: others keep the cost that they have")
@@ -197,7 +198,6 @@ def main(argv=None):
     if isinstance(found, TimedCalibration):
         found.latencies.save(Path(args.output) / "latency.json")
     cropping(AutoImageProcessor.from_pretrained(args.model), data_args.crop_pct).save_pretrained(args.output)
-    rows, terms = before(args.model)
     held_out = "held out of " if data_args.validation_fraction else ""
     done = Calibration(
         model=args.model,

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 from torch.utils.data import DataLoader, Subset
+from transformers import AutoImageProcessor
 
 from hf_dynvit.data import ImageArguments, crop_of
 from hf_dynvit.deploy.compiled import program_of
@@ -128,6 +129,15 @@ def main(argv=None):
     paths = [args.model] + ([args.dense] if args.dense else [])
     entrants = open_models(paths, data_args, args.device, DTYPES[args.dtype], seed=args.seed)
     entrant, images = entrants[0], entrants[0].images
+    crops = [crop_of(json.loads(one.processor)) for one in entrants]
+    if len(set(crops)) > 1:
+        raise ValueError(
+            f"{args.model} and {args.dense} look at other parts of images, {crops}: give --crop_pct for both"
+        )
+    if args.card and crops[0] != crop_of(json.loads(AutoImageProcessor.from_pretrained(args.model).to_json_string())):
+        raise ValueError(
+            f"a card is of the image processor that is saved with the model, and --crop_pct {data_args.crop_pct} is another"
+        )
     if args.dense:
         other = entrants[1].model.config
         has = [name for name in ("gates", "layer_mask", "resolution", "cascade") if getattr(other, name)]
@@ -166,7 +176,7 @@ def main(argv=None):
         split=("held out of " if held_out else "") + data_args.validation_split,
         split_files=data_args.files_of(data_args.validation_split),
         images=len(images),
-        crop_pct=crop_of(json.loads(entrant.processor)),
+        crop_pct=crops[0],
         **vars(found.scores),
         dense=accuracy(entrants[1], args).scores if args.dense else None,
         dense_model=args.dense,
@@ -220,7 +230,9 @@ def check_compiler(device):
     try:
         torch.compile(torch.nn.Linear(2, 2).to(device))(torch.zeros(1, 2, device=device))
     except Exception as error:  # whatever a missing or broken compiler raises
-        raise RuntimeError(f"nothing can be compiled on {device}; add --no-compile ({error})") from error
+        raise RuntimeError(
+            f"nothing can be compiled on {device}; add --no-compile, or with --card --batch_sizes 0 ({error})"
+        ) from error
 
 
 if __name__ == "__main__":

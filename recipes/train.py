@@ -20,6 +20,7 @@ from transformers.utils import logging
 from hf_dynvit.data import DataArguments, check_held_out, cropping, load_image_data
 from hf_dynvit.measure.files import sign_weights
 from hf_dynvit.report import describe, push, write
+from hf_dynvit.report.cards import LICENCE, before
 from hf_dynvit.report.run_results import collect, given_results
 from hf_dynvit.search import burn_in
 from hf_dynvit.settings import parse_settings
@@ -41,7 +42,9 @@ def main(argv=None):
         DataArguments,
         DynViTTrainingArguments,
         defaults=preset_defaults,
-        set_aside=lambda file, argv: faithful_set_aside(file, argv) | budgets_set_aside(file, argv),
+        set_aside=lambda file, argv: (
+            faithful_set_aside(file, argv) | budgets_set_aside(file, argv) | terms_set_aside(argv)
+        ),
     )
     push_at_end, args.push_to_hub = args.push_to_hub, False  # once, at the end, with the card
     args.resume_from_checkpoint = find_checkpoint(args)
@@ -87,8 +90,12 @@ def main(argv=None):
         kept = model_args.gate_list() == "keep"
         setattr(results, "checkpoint" if kept else "dense", given_results(model_args, args, data))
     if trainer.is_world_process_zero():
-        folder = Path(args.output_dir)
+        folder, start = Path(args.output_dir), model_args.model_name_or_path
         write(folder / "results.json", results)
+        licence = before(start)[1] if start else {}
+        licence = (
+            {"license": model_args.license} if model_args.license else {name: licence.get(name) for name in LICENCE}
+        )
         describe(
             trainer.accelerator.unwrap_model(trainer.model),
             data.validation,
@@ -98,8 +105,8 @@ def main(argv=None):
             plain=plain,
             model_id=args.hub_model_id,
             datasets=[data_args.dataset_name] if data_args.is_on_hub() else None,
-            license=model_args.license,
             dataset_terms=model_args.dataset_terms,
+            **licence,
         )
         if push_at_end:
             push(folder, args.hub_model_id, args.hub_private_repo)
@@ -155,6 +162,15 @@ def budgets_set_aside(file_words, argv):
             "tuning_budgets of the recipe file are left aside: each look of a cascade has a budget of its own"
         )
     return left
+
+
+def terms_set_aside(argv):
+    """What the recipe says of the terms of its data does not count where the command line names other images."""
+    return (
+        {"dataset_terms"}
+        if any(last_value(argv, key) for key in ("data_files", "dataset_name", "data_dir"))
+        else set()
+    )
 
 
 def teaching_keys():

@@ -130,7 +130,9 @@ def load_rows(args, split, labelled=True):
     """One split as a `datasets.Dataset` with image and label, or image alone; raises an error that names what is missing."""
     available = split_names(args)
     if split not in available:
-        hint = "; or hold out a part of train with validation_fraction" if split == args.validation_split else ""
+        named = f"; write {split}=FILE" if args.data_files and split == args.train_split else ""
+        held_out = "; or hold out a part of train with validation_fraction" if split == args.validation_split else ""
+        hint = named or held_out
         raise ValueError(f"there is no split {split!r}, the data has {available}{hint}")
     source = {"path": args.dataset_name, "name": args.dataset_config_name, "data_dir": args.data_dir}
     if args.data_files:  # one split at a time: only the files that are used need to have the columns

@@ -157,7 +157,7 @@ def resized_by(preprocessor, size):
     if not crops and {"height", "width"} <= set(given):
         return preprocessor | {"size": wanted}
     factors = {wanted[side] / preprocessor["crop_size"][side] for side in wanted} if crops else set()
-    if not given.get("shortest_edge") or len(factors) != 1:
+    if not (preprocessor.get("do_resize") and given.get("shortest_edge") and len(factors) == 1):
         raise ValueError(
             "a model that resizes images can be exported with a processor that resizes to height and width, or to a shortest_edge of "
             f"which it takes the middle, got {preprocessor}"

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import yaml
 from huggingface_hub import ModelCard
 from transformers import PreTrainedConfig
 from transformers.utils import logging
@@ -17,7 +18,8 @@ from .schema import read, write
 logger = logging.get_logger(__name__)
 
 CARD, TRAINED, CALIBRATED = "README.md", "results.json", "calibration.json"
-KEPT = ("license", "datasets", "base_model")  # of the head of a card
+LICENCE = ("license", "license_name", "license_link", "base_model")
+KEPT = (*LICENCE, "datasets")  # of the head of a card
 
 
 def describe_calibration(model, found, folder):
@@ -36,9 +38,7 @@ def calibration_rows(found):
     how = "calibrated on" if found.calibrated else "cost measured on"
     return found.before | {
         "calibration": f"{how} {found.images:,} images ({found.split}), whose labels were not read",
-        "mean cost on them": f"{found.cost:.3f}, at a budget of {found.budget}"
-        if found.calibrated
-        else f"{found.cost:.3f}",
+        "mean cost on them": f"{found.cost:.3f}" + f", at a budget of {found.budget:.3g}" * found.calibrated,
         "further budgets": ", ".join(f"{one}" for one in found.budgets if one != found.budget) or None,
         "milliseconds asked for": found.milliseconds,
         "seed of the calibration": found.seed,
@@ -50,13 +50,21 @@ def before(path):
 
     Terms are what results.json or calibration.json say, or else the head of the card. Empty for a model of the Hub.
     """
-    file, record = Path(path) / CARD, _record(path)
-    head = ModelCard.load(file).data.to_dict() if file.is_file() else {}
+    record, head = _record(path), _head(Path(path) / CARD)
     terms = {name: head.get(name) for name in KEPT}
     if record is None:
         return {}, terms
     rows = training_rows(record) if isinstance(record, Training) else calibration_rows(record)
     return rows, terms | {name: value for name, value in record.terms.items() if value is not None}
+
+
+def _head(file):
+    """What stands in the head of a card, as a dict; {} without a card, or with one whose head nobody can read."""
+    try:
+        return ModelCard.load(file, ignore_metadata_errors=True).data.to_dict() if file.is_file() else {}
+    except (ValueError, yaml.YAMLError) as error:
+        logger.warning(f"the head of {file} cannot be read, and is not carried on: {error}")
+        return {}
 
 
 def _record(path):
@@ -79,10 +87,10 @@ def check_card(path):
     if not folder.is_dir():
         raise ValueError(f"a card is written beside a model in a folder, and {path!r} is none")
     file = folder / CARD
-    if file.is_file() and not any((folder / name).is_file() for name in (TRAINED, CALIBRATED)):
+    if file.is_file() and _record(folder) is None:
         raise ValueError(
-            f"{file} was not written here, without {TRAINED} or {CALIBRATED} what it says would be lost: move it away, and a new card "
-            "is written"
+            f"{file} says what would be lost, for there is no {TRAINED} or {CALIBRATED} of this version beside it: move it away, and a "
+            "new card is written"
         )
 
 

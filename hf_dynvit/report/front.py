@@ -13,10 +13,10 @@ TUNED = (
     "Top-1 in per cent, tuned by the same recipe, from the same checkpoint, on as many images. A column is a budget, a share of the "
     "dense model's computation; each cell says what was spent. ± is the deviation over seeds; differences below a point "
     "between rows of one seed are noise. –: not run. Bold: the best of the tuned rows that met the budget to within {dear:.2f}; "
-    "none is bold where another row has more seeds. *Untrained*: the checkpoint as given, with what its gates learn in closed form from "
-    "unlabelled images. [More about the methods](recipes/README.md#all-methods), [all tables and commands](recipes/README.md#results)."
+    "none is bold where another row has more seeds. {untrained}[More about the methods](recipes/README.md#all-methods), [all tables and commands](recipes/README.md#results)."
     "\n\n{words}"
 )
+CLOSED_FORM = "*Untrained*: the checkpoint as given, with what its gates learn in closed form from unlabelled images. "
 LEGEND = {  # a method, or how its name ends -> what it is
     "merge": "tokens merge by likeness and learned importance",
     "adavit-plus": "and heads and sub-layers are skipped",
@@ -81,7 +81,8 @@ def tuned_words(rows):
     names = [row["method"] for row in rows]
     shown = [key for key in LEGEND if key in names or (key[0] == "-" and any(key in name for name in names))]
     words = "\n".join(f"- *{key}*: {LEGEND[key]}" for key in shown)
-    return TUNED.format(words=words, dear=TOO_DEAR)
+    untrained = CLOSED_FORM * any(name.endswith(", untrained") for name in names)
+    return TUNED.format(words=words, dear=TOO_DEAR, untrained=untrained)
 
 
 def strongest(boards):

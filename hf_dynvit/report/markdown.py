@@ -1,6 +1,8 @@
 """Tables in Markdown by pandas, each with the distinct commands that its numbers came from, numbered, below it."""
 
+import re
 import shlex
+from pathlib import Path, PurePosixPath
 
 from pandas import DataFrame, isna
 from tabulate import DataRow, TableFormat
@@ -64,6 +66,16 @@ class Commands:
         return "\n".join(f"{number}. `{line}`" for line, number in self.numbers.items())
 
 
-def command(line, names=2):
-    """The command line with the folders of this machine cut to so many last names."""
-    return shlex.join(["=".join(short(part, names) for part in word.split("=", 1)) for word in shlex.split(line)])
+def command(line):
+    """The command line with the folders of this machine cut to their last names."""
+    return shlex.join(["=".join(short(part) for part in word.split("=", 1)) for word in shlex.split(line)])
+
+
+def without_folders(line):
+    """The command line with the last name alone of each path, for what others will read; ids of the Hub stay as they are."""
+    return shlex.join(["=".join(_last_name(part) for part in word.split("=")) for word in shlex.split(line)])
+
+
+def _last_name(part):
+    is_id = re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", part) and not Path(part).exists()
+    return part if "/" not in part or is_id else PurePosixPath(part).name

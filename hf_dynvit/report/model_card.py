@@ -9,7 +9,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from ..measure.provenance import PACKAGE
 from ..model.gates import GATES
 from ..training.presets import gate_facts
-from .markdown import command
+from .markdown import without_folders
 from .names import decides, seen
 
 
@@ -29,6 +29,8 @@ def write_model_card(
     base_model=None,
     datasets=None,
     license=None,
+    license_name=None,
+    license_link=None,
     dataset_terms=None,
     pictures=None,
     training=None,
@@ -42,10 +44,10 @@ def write_model_card(
             is left out of the card.
         folder: where to write; its name is the model's name unless `model_id` is given.
         model_id: the Hub id, or what else `from_pretrained` is to be called with.
-        base_model: the Hub id of the ViT that the model was made from; None: the id that the configuration
+        base_model: the Hub id of the ViT that the model was made from, or several; None: the id that the configuration
             remembers, if there is one.
         datasets: Hub ids of the training data.
-        license, dataset_terms: as you state them.
+        license, license_name, license_link, dataset_terms: as you state them; the first three as the Hub has them.
         pictures: file in `folder` -> caption.
         training: name -> value, the settings to list.
         plain: the folder holds a native ViT, which needs no code of ours.
@@ -73,6 +75,8 @@ def write_model_card(
         base_model=base_model,
         datasets=datasets,
         license=license,
+        license_name=license_name,
+        license_link=license_link,
         metrics=["accuracy"] if results.get("accuracy") is not None else None,
         eval_results=_eval_results(results),
     )
@@ -90,11 +94,11 @@ def write_model_card(
         dense_model=Path(results["dense_model"]).name if results.get("dense_model") else None,
         throughput=[{"name": row["batch_size"], **row} for row in results.get("throughput") or []],
         usage=_usage_rows(results.get("usage") or {}),
-        command=command(results["command"], names=1) if results.get("command") else None,
+        command=without_folders(results["command"]) if results.get("command") else None,
         training={name: value for name, value in (training or {}).items() if value is not None},
         pictures=pictures,
-        base_model=base_model,
-        license=license,
+        base_models=[base_model] if isinstance(base_model, str) else base_model,
+        license=license_name or license,
         dataset_terms=dataset_terms,
     )
     card.text = re.sub(r"\n{3,}", "\n\n", card.text).rstrip() + "\n"  # what absent sections leave behind

@@ -159,9 +159,9 @@ def cost_spread(runs):
     return f"{cost:.3f} ± {deviation:.3f} ({least:.2f}–{most:.2f})"
 
 
-def short(path, names=2):
-    """An absolute or upward path by its last names, two unless given; everything else as it is."""
+def short(path):
+    """An absolute or upward path by its last two names; everything else as it is."""
     if not path.startswith(("/", "../")):
         return path
     parts = [part for part in PurePosixPath(path).parts if part not in ("/", "..")]
-    return "/".join(parts[-names:])
+    return "/".join(parts[-2:])

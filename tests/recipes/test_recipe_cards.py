@@ -1,12 +1,13 @@
 """Cards of models that calibrate.py leaves and evaluate.py measures: what was done to them, and what is known of them now."""
 
 import json
+import shutil
 import sys
 
 import pytest
 from huggingface_hub import ModelCard
 from made_results import speed
-from recipe_place import dial, evaluate
+from recipe_place import dial, evaluate, train
 
 from hf_dynvit.report.results import Calibration
 from hf_dynvit.report.schema import read
@@ -47,18 +48,32 @@ def test_a_calibrated_model_has_a_card_and_evaluate_puts_its_numbers_there(place
     for part in ("alice", "acme", str(tmp_path), place.folder.name):
         assert part not in card.content and "vit" in card.text
 
-    card.data.license = "mit"
+    card.data.license, card.data.license_name, card.data.base_model = "other", "mine-1.0", ["you/a", "you/b"]
     card.save(folder / "README.md")
+    monkeypatch.setattr(
+        sys, "orig_argv", ["python", "x.py", f"--files=validation={hidden}/v.parquet", "clients/acme/vit"]
+    )
     words = ["--model", str(folder), "--data_files", f"{place.folder}/validation.parquet", "--card", "true"]
     words += ["--json", str(tmp_path / "at.json"), "--batch_sizes", "4", "--dense", place.vit]
-    results = evaluate.main(words)
+    with pytest.raises(ValueError, match=r"look at other parts of images, \[0.914, None\]: give --crop_pct for both"):
+        evaluate.main(words)
+    with pytest.raises(ValueError, match="saved with the model, and --crop_pct 0.8 is another"):
+        evaluate.main([*words, "--crop_pct", "0.8"])
+    results = evaluate.main([*words, "--crop_pct", "0.9"])
     card = ModelCard.load(folder / "README.md")
     assert (
         f"| this model | {100 * results['accuracy']:.2f} % |" in card.text
         and "| calibration | calibrated" in card.text
     )
     assert "1.50×" in card.text and "compiled as a whole" in card.text and "![What is computed of some" in card.text
-    assert f"| dense, {place.vit.rpartition('/')[2]} |" in card.text and card.data.license == "mit"
+    assert f"| dense, {place.vit.rpartition('/')[2]} |" in card.text
+    assert (card.data.license, card.data.license_name, card.data.base_model) == (
+        "other",
+        "mine-1.0",
+        ["you/a", "you/b"],
+    )
+    assert "- This model: mine-1.0.\n- It was made from [you/a]" in card.text and "made from [you/b]" in card.text
+    assert "--files=validation=v.parquet vit" in card.text and "acme" not in card.content
     assert (folder / "decisions.png").is_file() and "alice" not in card.content
 
 
@@ -79,6 +94,13 @@ def test_what_a_training_says_stays_on_the_card_and_an_earlier_calibration_goes(
     assert f"| steps | {trained['steps']} |" in card and "further budgets" not in card and "budget of 0.85 |" in card
     older = json.loads((tmp_path / "turned" / "calibration.json").read_text()) | {"schema": 1}
     (tmp_path / "turned" / "calibration.json").write_text(json.dumps(older))
+    with pytest.raises(
+        ValueError, match="says what would be lost, for there is no results.json or calibration.json of this"
+    ):
+        evaluate.main(
+            [*words[:2], "--data_files", place.files[-1], "--json", str(tmp_path / "a.json"), "--card", "true"]
+        )
+    (tmp_path / "turned" / "README.md").write_text("---\nlicense: [\n---\n")
     dial.main([*words, "--budget", "0.85", "--output", str(tmp_path / "unknown")])
     assert read(tmp_path / "unknown" / "calibration.json").before == {}
 
@@ -112,7 +134,7 @@ def test_no_card_takes_the_place_of_another_or_says_what_is_not_so(place, tmp_pa
         evaluate.main(["--model", "you/vit", *words])
     (tmp_path / "README.md").write_text("# Mine\n")
     words = ["--model", str(tmp_path), *words]
-    with pytest.raises(ValueError, match="README.md was not written here, .* would be lost: move it away"):
+    with pytest.raises(ValueError, match="README.md says what would be lost, .* move it away"):
         evaluate.main(words)
     assert (tmp_path / "README.md").read_text() == "# Mine\n"
     with pytest.raises(ValueError, match="and --budget 0.5 is for this run"):
@@ -121,3 +143,18 @@ def test_no_card_takes_the_place_of_another_or_says_what_is_not_so(place, tmp_pa
         evaluate.main([*words, "--no-compile"])
     with pytest.raises(ValueError, match="csv and json would be the same file"):
         evaluate.main([*words, "--csv", str(tmp_path / "a.json")])
+
+
+def test_a_trained_model_has_the_licence_of_its_start_and_terms_of_its_own_data(place, tmp_path):
+    start = tmp_path / "start"
+    shutil.copytree(place.vit, start)
+    (start / "README.md").write_text("---\nlicense: cc-by-nc-4.0\n---\n")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(place.recipe.read_text() + "dataset_terms: those of the recipe's images\n")
+    words = [str(recipe), "--model_name_or_path", str(start), "--max_steps", "1", "--output_dir"]
+    train.main([*words, str(tmp_path / "same")])
+    card = ModelCard.load(tmp_path / "same" / "README.md")
+    assert card.data.license == "cc-by-nc-4.0" and "- Data: those of the recipe's images" in card.text
+    train.main([*words, str(tmp_path / "own"), "--data_files", *place.files, "--license", "mit"])
+    card = ModelCard.load(tmp_path / "own" / "README.md")
+    assert card.data.license == "mit" and "those of the recipe" not in card.text

@@ -7,7 +7,7 @@ from recipe_place import report
 
 from hf_dynvit.measure.dense import AHEAD, AHEAD_EAGER, OURS
 from hf_dynvit.report import Cell, Leaderboard
-from hf_dynvit.report.front import clock_rows, clock_words, tuned_rows
+from hf_dynvit.report.front import clock_rows, clock_words, tuned_rows, tuned_words
 from hf_dynvit.report.leaderboard import named
 
 
@@ -45,6 +45,7 @@ def test_methods_tuned_alike_stand_in_a_row_each_and_the_best_within_the_budget_
         ["tome", "50.00 at 0.500"],
     ]
     assert list(rows[0]) == ["method", "pets, 150 steps, 0.5"]
+    assert "*Untrained*" in tuned_words(rows) and "*Untrained*" not in tuned_words(rows[2:])
 
 
 def test_what_was_not_run_is_said_and_fewer_than_three_methods_are_no_column():
