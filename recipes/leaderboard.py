@@ -28,7 +28,8 @@ from hf_dynvit.report.leaderboard_tuning import Earlier, brought, tuned
 from hf_dynvit.report.names import place as place_of
 from hf_dynvit.settings import parse_settings
 from hf_dynvit.training.arguments import DynViTTrainingArguments, is_default
-from hf_dynvit.training.methods import METHODS, check_methods, prepare
+from hf_dynvit.training.method_models import prepare
+from hf_dynvit.training.methods import METHODS, check_methods
 from hf_dynvit.training.starting_model import ModelArguments
 from hf_dynvit.training.timed_calibration import OutOfReach
 

@@ -16,7 +16,8 @@ from ..measure.looks import BUDGETS, measure_looks
 from ..measure.trained_models import Entrant, dense_vit, shuffled
 from ..model.modeling_dynvit import DynViTForImageClassification
 from ..model.prepack import can_prepack
-from ..training.methods import METHODS, prepare
+from ..training.method_models import prepare
+from ..training.methods import METHODS
 from ..training.starting_model import load_base, load_model, naming
 from .leaderboard_results import Cell, Leaderboard, SmallerDense
 from .leaderboard_tuning import kept_name

@@ -1,29 +1,17 @@
-"""The methods that are compared: what each puts on a ViT, and how it is brought to a mean cost.
+"""The methods that are compared: what each puts on a ViT, and in which way it is brought to a mean cost.
 
-A method whose gates have thresholds is calibrated; one that keeps fixed numbers has an amount, which is found here. What
-two methods share, the place of their gates and what becomes of the tokens that leave, is the literature's own.
+A method whose gates have thresholds is calibrated; one that keeps fixed numbers has an amount (method_models.py). What two
+methods share, the place of their gates and what becomes of the tokens that leave, is the literature's own.
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
-import torch
-
 from ..model.configuration_dynvit import pair
-from ..model.modeling_dynvit import DynViTForImageClassification
 from ..model.preset_gates import preset_gates
-from .calibration import calibrate, mean_cost
-from .closed_form import fit_gates
-from .fixed import fix_merges
-from .importance import fit_importance
-from .looks import choose_looks, looks_for
-from .resolution import choose_resolution, nearest_of, nearest_size, sizes_for, within
 from .sharing import SHARES
-from .timed_calibration import OutOfReach
 
 
-STEPS = 12  # of bisection
 # What heads and sub-layers save at least where a method has them: with no share it would be another method.
 WORKING = SHARES[1:]
 
@@ -188,72 +176,3 @@ def check_methods(names, tuned):
     if fresh:
         raise ValueError(f"{fresh} are nothing of their own before they are trained: give --tune true, and a recipe")
     return list(dict.fromkeys(names))
-
-
-def prepare(name, vit, budget, batches):
-    """A model that spends a mean cost by a method, before any training of its backbone.
-
-    Args:
-        vit: a `ViTForImageClassification`. batches: list of `pixel_values` (B, channels, height, width), on which amounts
-            and thresholds are found and importance is learned; no labels are used.
-
-    Raises:
-        OutOfReach: a budget beyond the method's amounts.
-    """
-    method = METHODS[name]
-    if method.resizes == "alone":
-        return DynViTForImageClassification.from_vit(vit, resolution=nearest_size(vit.config, budget))
-    amount = None if method.least is None else _amount(name, vit, budget, batches[:1])
-    gates = method.gates(vit.config, amount)
-
-    def build(resolution, budget=budget, looks=None, importance=method.importance, as_many=method.as_many):
-        options = {"gates": gates, "budget": budget, "resolution": resolution, "cascade": looks}
-        model = DynViTForImageClassification.from_vit(vit, **options)
-        if method.fitted:
-            fit_gates(model, batches, budget, WORKING)
-            return model
-        if importance:
-            fit_importance(model, batches)
-        if method.least is None:
-            calibrate(model, batches, budget)
-        if as_many:
-            fix_merges(model, torch.cat(batches))
-        if as_many and looks:
-            calibrate(model, batches, budget)
-        return model
-
-    dense = DynViTForImageClassification.from_vit(vit)
-    if name == DENSE:
-        return dense
-    if method.looks:
-        first = METHODS[method.twin or name]
-        tried = partial(build, importance=first.importance, as_many=first.as_many)
-        choose = (
-            choose_looks(dense, tried, vit.config, budget, batches) if gates else looks_for(vit.config, budget, False)
-        )
-        return build(None, looks=choose)
-    if method.resizes == "never":
-        return build(None)
-    _, trials = choose_resolution(dense, build, sizes_for(vit.config, budget), batches)
-    return nearest_of(within(trials, budget)).model
-
-
-def _amount(name, vit, budget, batches):
-    """The amount at which a method costs nearest to the budget."""
-    method = METHODS[name]
-
-    def cost(amount):
-        gates = method.gates(vit.config, amount)
-        return mean_cost(DynViTForImageClassification.from_vit(vit, gates=gates), batches)
-
-    low, high = method.least, 1.0
-    least, most = cost(low), cost(high)
-    if not least <= budget <= most:
-        raise OutOfReach(f"a budget of {budget} is out of reach of {name}: its costs are {least:.3f} to {most:.3f}")
-    best = min((abs(least - budget), low), (abs(most - budget), high))
-    for _ in range(STEPS):
-        middle = round((low + high) / 2, 4)
-        found = cost(middle)
-        best = min(best, (abs(found - budget), middle))
-        low, high = (middle, high) if found < budget else (low, middle)
-    return best[1]

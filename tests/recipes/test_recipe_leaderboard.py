@@ -14,7 +14,8 @@ from hf_dynvit.report import leaderboard_tuning, read
 from hf_dynvit.report.leaderboard import named
 from hf_dynvit.training.calibration import mean_cost
 from hf_dynvit.training.looks import looks_for
-from hf_dynvit.training.methods import METHODS, check_methods, prepare
+from hf_dynvit.training.method_models import prepare
+from hf_dynvit.training.methods import METHODS, check_methods
 from hf_dynvit.training.resolution import Trial, within
 
 
@@ -79,7 +80,7 @@ def test_a_cascade_and_its_unlearned_twin_have_the_same_looks(tiny_vit, monkeypa
         built.append(build(24, budget))
         return looks_for(config, budget, True)
 
-    monkeypatch.setattr("hf_dynvit.training.methods.choose_looks", choose)
+    monkeypatch.setattr("hf_dynvit.training.method_models.choose_looks", choose)
     names = ("cascade", "cascade-unlearned", "cascade-together", "cascade-fixed")
     models = [prepare(name, tiny_vit(12), 0.7, [images(6)]) for name in names]
     learned = [[gate.score.weight.abs().sum() > 0 for gate in model.learned_gates()] for model in (*built, *models)]
