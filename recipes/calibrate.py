@@ -26,8 +26,8 @@ from hf_dynvit.measure.forwards import DTYPES
 from hf_dynvit.measure.provenance import measured_on
 from hf_dynvit.measure.trained_models import open_models
 from hf_dynvit.model.budgets import check_budget
+from hf_dynvit.report.calibration_results import Calibration
 from hf_dynvit.report.cards import before, describe_calibration
-from hf_dynvit.report.results import Calibration
 from hf_dynvit.settings import parse_settings
 from hf_dynvit.training.bypass import check_bypass, fit_bypass
 from hf_dynvit.training.calibration import calibrate, check_budgets, mean_cost

@@ -26,6 +26,7 @@ from hf_dynvit.report import (
 )
 from hf_dynvit.report import read as read_results
 from hf_dynvit.report.beside import COMPARED, INTRODUCTION, agent_rows, beside_rows
+from hf_dynvit.report.calibration_results import Calibration
 from hf_dynvit.report.claims import claims_section
 from hf_dynvit.report.comparison import comparison_section
 from hf_dynvit.report.deployment_results import DEPLOYED, GAINED, GAINED_MEANING, deployed_items, fastest_deployed
@@ -135,8 +136,14 @@ def markers(name):
 
 
 def read(path):
-    """One JSON file; ValueError if it is damaged, of no known kind, or its speed is against too few dense models."""
-    return read_results(path, published=True)
+    """One JSON file; ValueError if it is damaged, of no known kind or one without rows, or its speed is against too few dense
+    models."""
+    results = read_results(path, published=True)
+    if isinstance(results, Calibration):
+        raise ValueError(
+            f"{path} says what calibrate.py did, and no table shows that: measure the model with evaluate.py"
+        )
+    return results
 
 
 def render_front(results):

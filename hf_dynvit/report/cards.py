@@ -8,10 +8,11 @@ from transformers import PreTrainedConfig
 from transformers.utils import logging
 
 from ..model.configuration_dynvit import DynViTConfig
+from .calibration_results import Calibration, calibration_rows
 from .model_card import write_model_card
 from .pictures import AGENT_PICTURES
 from .publish import LOCAL_DATA, PICTURES, draw_pictures, drawn, training_rows
-from .results import Calibration, Training
+from .results import Training
 from .schema import read, write
 
 
@@ -31,18 +32,6 @@ def describe_calibration(model, found, folder):
     folder = Path(folder)
     write(folder / CALIBRATED, found)
     write_model_card(model, found.to_json(), folder, training=calibration_rows(found), **found.terms)
-
-
-def calibration_rows(found):
-    """Name -> value for the card: what was done before, and this calibration in place of an earlier one."""
-    how = "calibrated on" if found.calibrated else "cost measured on"
-    return found.before | {
-        "calibration": f"{how} {found.images:,} images ({found.split}), whose labels were not read",
-        "mean cost on them": f"{found.cost:.3f}" + f", at a budget of {found.budget:.3g}" * found.calibrated,
-        "further budgets": ", ".join(f"{one}" for one in found.budgets if one != found.budget) or None,
-        "milliseconds asked for": found.milliseconds,
-        "seed of the calibration": found.seed,
-    }
 
 
 def before(path):

@@ -121,31 +121,6 @@ class Training(ModelResults):
 
 
 @dataclass(kw_only=True)
-class Calibration(Results):
-    """calibration.json of recipes/calibrate.py.
-
-    Attributes:
-        model: what was calibrated. images, split, crop_pct: how many, of which split, and what was seen of each.
-        calibrated: whether anything could be brought to a budget; a rule has a cost of its own.
-        cost: mean on the images, at `budget`. budgets: others that the model has thresholds for. milliseconds: what was asked for.
-        before, terms: of the model, as `cards.before`.
-    """
-
-    kind: ClassVar[str] = "calibration"
-    model: str
-    images: int
-    split: str
-    crop_pct: float | None
-    calibrated: bool
-    cost: float
-    budget: float
-    budgets: list
-    milliseconds: float | None
-    before: dict
-    terms: dict
-
-
-@dataclass(kw_only=True)
 class Runtime:
     """The dense model in another runtime: its accuracy, and the share of guesses that it shares; or why it is not there."""
 

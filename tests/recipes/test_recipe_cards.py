@@ -7,9 +7,9 @@ import sys
 import pytest
 from huggingface_hub import ModelCard
 from made_results import speed
-from recipe_place import dial, evaluate, train
+from recipe_place import dial, evaluate, report, train
 
-from hf_dynvit.report.results import Calibration
+from hf_dynvit.report.calibration_results import Calibration
 from hf_dynvit.report.schema import read
 
 
@@ -48,6 +48,8 @@ def test_a_calibrated_model_has_a_card_and_evaluate_puts_its_numbers_there(place
     for part in ("alice", "acme", str(tmp_path), place.folder.name):
         assert part not in card.content and "vit" in card.text
 
+    with pytest.raises(ValueError, match="calibration.json says what calibrate.py did, and no table shows that"):
+        report.main([str(folder / "calibration.json")])
     card.data.license, card.data.license_name, card.data.base_model = "other", "mine-1.0", ["you/a", "you/b"]
     card.save(folder / "README.md")
     monkeypatch.setattr(
