@@ -24,18 +24,8 @@ def clocked(monkeypatch):
 def test_a_calibrated_model_has_a_card_and_evaluate_puts_its_numbers_there(place, tmp_path, monkeypatch, clocked):
     folder, hidden = tmp_path / "all", "/home/alice/clients/acme"
     monkeypatch.setattr(sys, "orig_argv", ["python", "x.py", "--model", f"{hidden}/vit"])
-    words = [
-        "--model",
-        place.vit,
-        "--data_files",
-        *place.files,
-        "--gates",
-        "merge",
-        "--images",
-        "12",
-        "--crop_pct",
-        "0.9",
-    ]
+    words = ["--model", place.vit, "--data_files", *place.files, "--gates", "merge"]
+    words += ["--images", "12", "--crop_pct", "0.9"]
     _, cost = dial.main([*words, "--budgets", "0.9", "0.85", "--output", str(folder)])
     found = read(folder / "calibration.json")
     assert isinstance(found, Calibration) and (found.images, found.crop_pct) == (12, 0.914)  # 32 of 35 pixels
@@ -108,16 +98,8 @@ def test_what_a_training_says_stays_on_the_card_and_an_earlier_calibration_goes(
 
 
 def test_a_rule_was_brought_to_no_budget(place, tmp_path):
-    words = [
-        "--model",
-        place.vit,
-        "--data_files",
-        *place.files,
-        "--gates",
-        "[{gate: tome, merged: 2}]",
-        "--images",
-        "12",
-    ]
+    words = ["--model", place.vit, "--gates", "[{gate: tome, merged: 2}]", "--images", "12"]
+    words += ["--data_files", *place.files]
     _, cost = dial.main([*words, "--budget", "0.5", "--output", str(tmp_path / "rule")])
     card = (tmp_path / "rule" / "README.md").read_text()
     assert "| calibration | cost measured on 12 images" in card and f"| mean cost on them | {cost:.3f} |" in card
