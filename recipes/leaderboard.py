@@ -110,6 +110,8 @@ def main(argv=None):
     if args.looks_together:
         raise ValueError("looks_together is what the method says: take 'cascade-together' in place of the argument")
     folder = Path(args.output_dir)
+    if board.complete and not (folder / "leaderboard.json").is_file():
+        raise ValueError(f"there are no cells to complete in {str(folder)!r}: leave out complete")
     place = Place(board, model_args, data_args, args, program_of)
     earlier = Earlier(board.trained)
     results = place.empty()
@@ -125,8 +127,6 @@ def main(argv=None):
         results.smaller = place.smaller_dense(results.smaller)
         save()
     finished = {(cell.method, cell.budget, cell.tuned, cell.seed) for cell in results.cells}
-    if board.complete and not finished:
-        raise ValueError(f"there are no cells to complete in {str(folder)!r}: leave out complete")
     for one in itertools.product(board.methods, board.budgets, board.seeds) if board.trained else ():
         if (*one[:2], True, one[2]) not in finished:
             earlier.model(*one)  # what is missing is said before any work

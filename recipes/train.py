@@ -20,7 +20,7 @@ from transformers.utils import logging
 from hf_dynvit.data import DataArguments, check_held_out, cropping, load_image_data
 from hf_dynvit.measure.files import sign_weights
 from hf_dynvit.report import describe, push, write
-from hf_dynvit.report.cards import LICENCE, before
+from hf_dynvit.report.cards import licence_of
 from hf_dynvit.report.run_results import collect, given_results
 from hf_dynvit.search import burn_in
 from hf_dynvit.settings import parse_settings
@@ -92,10 +92,7 @@ def main(argv=None):
     if trainer.is_world_process_zero():
         folder, start = Path(args.output_dir), model_args.model_name_or_path
         write(folder / "results.json", results)
-        licence = before(start)[1] if start else {}
-        licence = (
-            {"license": model_args.license} if model_args.license else {name: licence.get(name) for name in LICENCE}
-        )
+        of_start = licence_of(start) if start else {}
         describe(
             trainer.accelerator.unwrap_model(trainer.model),
             data.validation,
@@ -106,7 +103,7 @@ def main(argv=None):
             model_id=args.hub_model_id,
             datasets=[data_args.dataset_name] if data_args.is_on_hub() else None,
             dataset_terms=model_args.dataset_terms,
-            **licence,
+            **({"license": model_args.license} if model_args.license else of_start),
         )
         if push_at_end:
             push(folder, args.hub_model_id, args.hub_private_repo)
@@ -166,11 +163,8 @@ def budgets_set_aside(file_words, argv):
 
 def terms_set_aside(argv):
     """What the recipe says of the terms of its data does not count where the command line names other images."""
-    return (
-        {"dataset_terms"}
-        if any(last_value(argv, key) for key in ("data_files", "dataset_name", "data_dir"))
-        else set()
-    )
+    others = any(last_value(argv, key) for key in ("data_files", "dataset_name", "data_dir"))
+    return {"dataset_terms"} if others else set()
 
 
 def teaching_keys():

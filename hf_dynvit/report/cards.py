@@ -47,6 +47,12 @@ def before(path):
     return rows, terms | {name: value for name, value in record.terms.items() if value is not None}
 
 
+def licence_of(path):
+    """Licence and base model in the head of the card of a model in a folder, as `write_model_card` takes them; None: not said."""
+    head = _head(Path(path) / CARD)
+    return {name: head.get(name) for name in LICENCE}
+
+
 def _head(file):
     """What stands in the head of a card, as a dict; {} without a card, or with one whose head nobody can read."""
     try:

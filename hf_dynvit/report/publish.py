@@ -21,9 +21,8 @@ SETTINGS = ("learning_rate", "weight_decay", "lr_scheduler_type", "optim")
 GATE_SETTINGS = ("objective", "gate_learning_rate")
 RUN = ("epochs", "steps", "images_seen", "batch_size", "processes", "train_seconds")
 LOCAL_DATA = "a local data set"  # the name of a folder is its user's, and says nothing to others
-NOT_PUBLISHED = [
-    *("checkpoint-*", "runs/*", "training_args.bin", "trainer_state.json", "results.json", "calibration.json"),
-]
+NOT_PUBLISHED = ["checkpoint-*", "runs/*", "training_args.bin", "trainer_state.json"]
+NOT_PUBLISHED += ["results.json", "calibration.json"]  # they name folders
 
 
 def describe(model, dataset, results, folder, agent=None, **card):
