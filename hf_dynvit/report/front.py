@@ -36,7 +36,8 @@ UNTRAINED = ("merge", "merge-resized", "cascade", "tome")  # methods whose rows 
 CLOCK = (
     "In PyTorch: how many times as fast as the fastest dense model there is here; in brackets that gain as a share of what the "
     "cost of the timed images promises (1 / cost), and that cost. *Compiled*: the whole model was compiled, which needs as many tokens in every image, "
-    "and that was faster. Cost: its mean, deviation and ends over all images.{frozen}"
+    "and that was faster. Cost: its mean, deviation and ends over all images. Models of other trainings were timed, too "
+    "([all tables](recipes/README.md#results)).{frozen}"
 )
 EAGER = " Older rows were timed before a dense model compiled with eager attention was among their rivals{most}."
 FROZEN = (
@@ -129,7 +130,8 @@ def clock_rows(evaluations, boards=()):
     """A row for each model with gates, sizes or looks that was timed, the cheapest of a data set first.
 
     Args:
-        evaluations: `Evaluation`s. boards: `Leaderboard`s, of which the strongest that were timed are shown, their tuned cells.
+        evaluations: `Evaluation`s, shown of data that no board was timed on: a board compares methods that were tuned alike.
+        boards: `Leaderboard`s, of which the strongest that were timed are shown, their tuned cells.
     """
     found = _timed(evaluations, boards)
     sizes = sorted({speed.batch_size for _, speeds in found for speed in speeds})
@@ -143,13 +145,14 @@ def clock_rows(evaluations, boards=()):
 
 def _timed(evaluations, boards):
     """(row but for its times, `Speed`s) of all that was timed and is not dense, in the order of the rows."""
+    above, timed = {name: board for name, board in strongest(boards)}, _strongest_timed(boards)
+    compared = {board.dataset for _, board in timed}
     found = [
         (one.dataset, one, {"decides": model_name(one), "device": place(one), "commit": one.commit})
         for one in evaluations
-        if one.throughput and not one.is_dense()
+        if one.throughput and not one.is_dense() and one.dataset not in compared
     ]
-    above = {name: board for name, board in strongest(boards)}
-    for name, board in _strongest_timed(boards):
+    for name, board in timed:
         shown = next((short_name for short_name, other in above.items() if other == board), None)
         name, of = shown or name, " of those above" if shown else ""
         for cell in _timed_cells(board):

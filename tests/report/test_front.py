@@ -126,12 +126,15 @@ def test_tuned_cells_that_were_timed_stand_among_them_and_a_newer_rival_is_named
     timed = [replace(cell(name, 0.6, seed=seed), **facts) for name, seed in (("merge", 0), ("dense", 0), ("tome", 1))]
     before = {"eager": 9.0, "sdpa": 8.0, AHEAD: 6.6, OURS: 7.0}
     slow = evaluation([{"gate": "merge"}], 0.7, 0.4, "slow", throughput=[speed(1, 1.2, 0.4, dense_ms=before)])
+    slow = replace(slow, dataset="plants")
     made = board(*timed, *HALF)
-    rows = clock_rows([slow], [made])
-    assert [row["decides"] for row in rows[1:]] == [
+    of_the_board = evaluation([{"gate": "merge"}], 0.7, 0.4, "pets", throughput=[speed(1, 9.0, 0.4)])
+    rows = clock_rows([slow, of_the_board], [made])  # the second is tuned in another way than the board's rows
+    assert rows[-1]["decides"] == clock_rows([slow])[0]["decides"]
+    assert [row["decides"] for row in rows[:-1]] == [
         f"{name} of those above" for name in ("merge at 0.5, seed 0", "tome at 0.5, seed 1")
     ]
-    assert (rows[1]["data"], rows[1]["batch 1"], rows[1]["commit"]) == (
+    assert (rows[0]["data"], rows[0]["batch 1"], rows[0]["commit"]) == (
         "pets, 150 steps",
         "2.00× (1.00 at 0.50)",
         "abc",
