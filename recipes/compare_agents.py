@@ -9,7 +9,6 @@ colon: "random:return_fraction=0.5,n_patch_desired=20"; "none:max_steps=700" is 
 """
 
 import json
-import statistics
 import sys
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -30,7 +29,7 @@ from hf_dynvit.settings import parse_settings
 from hf_dynvit.training.arguments import DynViTTrainingArguments
 from hf_dynvit.training.starting_model import ModelArguments, load_base, load_model, load_teacher
 from hf_dynvit.training.trainer import DynViTTrainer
-from hf_dynvit.training.training_step import TrainingClock, TrainingStep
+from hf_dynvit.training.training_step import TrainingClock, TrainingCost, TrainingStep
 
 
 logger = logging.get_logger("hf_dynvit.recipes")
@@ -151,7 +150,8 @@ def run(model_args, args, data):
     model = load_model(model_args, base_config, data)
     teacher = load_teacher(model_args, args, model.config)
     trainer = DynViTTrainer(model=model, args=args, teacher=teacher, **data.for_trainer())
-    clock = TrainingClock()
+    cost, clock = TrainingCost(trainer), TrainingClock()
+    trainer.add_callback(cost)
     trainer.add_callback(clock)
     trainer.train()
     if not clock.points or clock.points[-1]["step"] != trainer.state.global_step:
@@ -161,14 +161,13 @@ def run(model_args, args, data):
     agent = None if trainer.agent is None else AgentRun.of(trainer.agent.report())
     if trainer.agent is not None:
         drawn(AGENT_PICTURES, draw_agent, trainer.agent, data.validation, made(args.output_dir))
-    costs = [entry["cost"] for entry in trainer.state.log_history if "cost" in entry]
     return {
         "accuracy": final["eval_accuracy"],
         "chosen": on_chosen_patches(final),
         "train_seconds": seconds,
         "agent": agent,
         "kept_share": 1.0 if agent is None else agent.kept / agent.patches,
-        "train_cost": statistics.mean(costs) if costs else None,
+        "train_cost": cost.mean(),
         "step_mib": step_mib(trainer, data.train),
         "curve": curve,
     }

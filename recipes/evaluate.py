@@ -185,8 +185,9 @@ def main(argv=None):
         **measured_on(args.device, args.dtype, args.seed),
     )
     write(args.json, results)
+    top5 = "" if results.accuracy_top5 is None else f", top-5 {100 * results.accuracy_top5:.2f}"
     print(
-        f"top-1 {100 * results.accuracy:.2f}, top-5 {100 * results.accuracy_top5:.2f} at a mean cost of {results.cost:.3f}, on "
+        f"top-1 {100 * results.accuracy:.2f}{top5} at a mean cost of {results.cost:.3f}, on "
         f"{results.images} images: {args.json}"
     )
     if entrant.model.config.cascade is not None:

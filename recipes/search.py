@@ -57,7 +57,7 @@ def main(argv=None):
         )
     space = MaskSpace(config.num_hidden_layers, args.granularity, args.always_keep)
     load = DynViTForImageClassification.from_pretrained if gated else DynViTForImageClassification.from_vit
-    model = load(args.model).eval().to(args.device)
+    model = load(args.model, dtype=torch.float32).eval().to(args.device)  # what --dtype says is autocast's
     check_burn_in(model, args)
     processor = cropping(AutoImageProcessor.from_pretrained(args.model), data_args.crop_pct)
     trained = training_of(args.model)

@@ -114,12 +114,12 @@ def main(argv=None):
 def preset_defaults(words):
     """How the preset that the words name (`--gates NAME`), or that made the gates that are kept, wants them taught."""
     preset = named_preset(words)
-    # Where gates have learned already, or start from a mask, nothing is led from open gates to the budget, or learned anew.
-    there = last_value(words, "gates") == "keep" or last_value(words, "start_mask")
-    return {
-        **preset_arguments(preset),
-        **({"budget_ramp": 0.0, "curriculum": 0.0, "importance_images": 0} if there else {}),
-    }
+    taught, kept = preset_arguments(preset), last_value(words, "gates") == "keep"
+    if kept or last_value(words, "start_mask"):  # nothing is led from open gates to the budget, nor is a mask undone
+        taught |= {"budget_ramp": 0.0, "curriculum": 0.0, "harm_images": 0}
+    if kept:  # nothing is learned anew
+        taught |= {"importance_images": 0, "bypass_images": 0}
+    return taught
 
 
 def named_preset(words):

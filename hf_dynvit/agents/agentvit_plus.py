@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..objectives.options import at_least_one, choice, share
-from ..objectives.policy_gradient import outcome
+from ..objectives.policy_gradient import are_soft, outcome
 from .base import Agent, build_seeded, linear_macs
 from .features import feature_count, input_macs, input_tokens, patch_features, pixel_novelty_macs
 
@@ -127,11 +127,12 @@ class SubsetPolicy(Agent):
 
     def _reward(self, logits, labels):
         """What a prediction is worth, (B,); the difference of two is what the loss falls by with reward "loss"."""
-        if self.options.reward == "loss" and labels.ndim == 2:  # multi-label
+        problem = self.model.config.problem_type
+        if self.options.reward == "loss" and labels.ndim == 2 and not are_soft(labels, problem):  # multi-label
             return -F.binary_cross_entropy_with_logits(logits.detach().float(), labels, reduction="none").mean(1)
         if self.options.reward == "loss":
             return -F.cross_entropy(logits.detach().float(), labels, reduction="none")
-        return outcome(logits, labels, self.options.reward)
+        return outcome(logits, labels, self.options.reward, problem)
 
     def choice_macs(self):
         macs = input_macs(self.model.config, self.patches) + self.patches * linear_macs(self.scorer)

@@ -9,6 +9,9 @@ import numpy as np
 from transformers.hf_argparser import HfArg
 
 
+WHOLE = ("int", "uint", "bool")  # how the types of whole numbers begin
+
+
 @dataclass
 class ImageArguments:
     """Where the images are, which of them to look at, and how: what everything takes that trains nothing."""
@@ -33,7 +36,7 @@ class ImageArguments:
     crop_pct: float | None = HfArg(
         default=None,
         help="evaluate on the middle of images, as timm does: their shorter side becomes the model's / crop_pct, and what is beyond "
-        "the model's size is cut off; default: what the checkpoint's image processor does",
+        "the model's size is cut off; default, and 0, which takes back a recipe's: what the checkpoint's image processor does",
     )
     trust_label_order: bool = HfArg(
         default=False, help="class i of the data is class i of the model, although the names differ"
@@ -50,8 +53,11 @@ class ImageArguments:
         self.data_files = named or None
         if not 0.0 <= self.validation_fraction < 1.0:
             raise ValueError(f"validation_fraction must be in [0, 1), got {self.validation_fraction}")
-        if self.crop_pct is not None and not 0.0 < self.crop_pct <= 1.0:
-            raise ValueError(f"crop_pct must be in (0, 1], got {self.crop_pct}")
+        if self.crop_pct is not None and not 0.0 <= self.crop_pct <= 1.0:
+            raise ValueError(
+                f"crop_pct must be in (0, 1], or 0 for what the image processor does, got {self.crop_pct}"
+            )
+        self.crop_pct = self.crop_pct or None
         if self.max_eval_samples is not None and self.max_eval_samples < 1:
             raise ValueError(f"max_eval_samples must be at least 1, got {self.max_eval_samples}")
         if (self.dataset_name is None) == (self.data_files is None):
@@ -167,8 +173,8 @@ def label_names(rows, label_column):
 def check_label_range(rows, label_column, num_labels):
     """Raise ValueError unless all labels are integers in 0..num_labels - 1."""
     feature = rows.features[label_column]
-    if not isinstance(feature, datasets.ClassLabel) and not str(getattr(feature, "dtype", feature)).startswith("int"):
-        raise ValueError(f"column {label_column!r} must hold class indices, it holds {feature}")
+    if not isinstance(feature, datasets.ClassLabel) and not str(getattr(feature, "dtype", feature)).startswith(WHOLE):
+        raise ValueError(f"column {label_column!r} must hold class indices, whole numbers, it holds {feature}")
     column = rows.select_columns(label_column).with_format("arrow")[:][label_column]
     if column.null_count:
         raise ValueError(f"column {label_column!r} has {column.null_count} rows without a label")

@@ -104,7 +104,10 @@ def cropping(processor, crop_pct):
         return processor
     height, width = output_size(processor)
     if height != width:
-        raise ValueError(f"crop_pct {crop_pct} is for square images, the image processor gives {(height, width)}")
+        raise ValueError(
+            f"crop_pct {crop_pct} is for square images, the image processor gives {(height, width)}: give crop_pct 0, which "
+            "leaves images to it"
+        )
     changed = {"size": {"shortest_edge": math.floor(height / crop_pct)}, "do_resize": True, "do_center_crop": True}
     fields = {**processor.to_dict(), **changed, "crop_size": {"height": height, "width": width}}
     return type(processor).from_dict(fields)

@@ -140,7 +140,10 @@ class DynViTRuntime:
         return np.stack([pixels(eight_bit(image, mode), self.preprocessor) for image in images])
 
     def _labels(self, logits, top_k):
-        if self.config.get("problem_type") == "multi_label_classification":
+        problem = self.config.get("problem_type")
+        if problem == "regression":
+            scores = logits
+        elif problem == "multi_label_classification" or len(logits) == 1:
             scores = 1 / (1 + np.exp(-logits))
         else:
             scores = np.exp(logits - logits.max())

@@ -74,6 +74,20 @@ def check_weights(folder):
                 raise ValueError(f"{file} is damaged: its weights are not those that were saved (sha256 differs)")
 
 
+def check_classifier(source, config):
+    """ValueError for a checkpoint that is a backbone alone: each load of it draws another classifier at random.
+
+    Args:
+        source: what it was given as. config: its configuration, or the fields of it as a dict.
+    """
+    kinds = (config if isinstance(config, dict) else vars(config)).get("architectures") or []
+    if kinds and not any("ForImageClassification" in kind for kind in kinds):
+        raise ValueError(
+            f"{source} is a {' and '.join(kinds)}, which has no classifier of images: train one on it first "
+            "(recipes/train.py with --new_classifier true --gates none)"
+        )
+
+
 def weights_digest(folder):
     """One sha256 of all safetensors files in `folder`; None for a Hub id, or a folder without any."""
     files = sorted(Path(folder).glob("*.safetensors")) if Path(folder).is_dir() else []

@@ -23,6 +23,7 @@ from ..model.layer import Seen, run_layer
 from ..model.prepack import can_prepack, is_prepacked
 from ..model.resolution import resized
 from .latency import LatencyTable, network_of
+from .precision import in_own_precision
 from .provenance import device_name
 from .timing import interleaved_medians
 
@@ -75,7 +76,7 @@ def measure_latencies(model, pixel_values, rounds=ROUNDS, medians=interleaved_me
         pixel_values: (B, channels, height, width), a batch as it will be served.
         rounds: timed rounds. medians: what times calls, as `timing.interleaved_medians`.
     """
-    with served(model):
+    with served(model), in_own_precision(model):
         return _measured(model, pixel_values, rounds, medians)
 
 
@@ -84,7 +85,8 @@ def clocked(model, batches, shift=None, rounds=ROUNDS, medians=interleaved_media
     """Mean milliseconds of an image in forwards of `batches` of `pixel_values`, timed in turns, at a shift of thresholds."""
     run = partial(model, gating="threshold", exploration=Exploration(shift=shift))
     calls = {index: lambda _, batch=batch: run(batch) for index, batch in enumerate(batches)}
-    return 1e3 * sum(medians(calls, rounds).values()) / sum(map(len, batches))
+    with in_own_precision(model):
+        return 1e3 * sum(medians(calls, rounds).values()) / sum(map(len, batches))
 
 
 def _measured(model, pixel_values, rounds, medians):

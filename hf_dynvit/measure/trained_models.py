@@ -13,7 +13,7 @@ from ..model.configuration_dynvit import DynViTConfig
 from ..model.modeling_dynvit import DynViTForImageClassification
 from ..model.prepack import is_prepacked
 from .dense import dense_calls, twin
-from .files import check_weights
+from .files import check_classifier, check_weights
 from .speed import PROGRAM, race
 
 
@@ -46,7 +46,9 @@ def open_models(paths, data_args, device="cpu", dtype=torch.float32, labelled=Tr
         names = list(paths)
     entrants = []
     for name, path in zip(names, paths, strict=True):
-        gated = PreTrainedConfig.get_config_dict(path)[0].get("model_type") == DynViTConfig.model_type
+        fields = PreTrainedConfig.get_config_dict(path)[0]
+        gated = fields.get("model_type") == DynViTConfig.model_type
+        check_classifier(path, fields)
         check_weights(path)
         load = DynViTForImageClassification.from_pretrained if gated else DynViTForImageClassification.from_vit
         model = load(path, dtype=dtype).eval().to(device)

@@ -9,6 +9,10 @@ from .host import host_of
 from .preset_gates import preset_gates
 
 
+# Of the keywords of `from_pretrained` those that say where files come from: the configuration's, too.
+FROM_WHERE = ("revision", "subfolder", "token", "cache_dir", "local_files_only", "force_download", "proxies")
+
+
 def load_vit(source, kind=DynViTConfig, **kwargs):
     """The native classifier at `source` (folder or Hub id), or `source` itself if it is one, of the family of `kind`.
 
@@ -25,7 +29,8 @@ def load_vit(source, kind=DynViTConfig, **kwargs):
         raise ValueError(
             f"source must be a {native.__name__}, or a folder or Hub id of one, got {type(source).__name__}"
         )
-    model_type = PreTrainedConfig.get_config_dict(source)[0].get("model_type")
+    where = {name: kwargs[name] for name in FROM_WHERE if name in kwargs}
+    model_type = PreTrainedConfig.get_config_dict(source, **where)[0].get("model_type")
     if model_type != kind.host:
         hint = "; load it with from_pretrained" if model_type == kind.model_type else ""
         raise ValueError(f"{source} is a {model_type!r} model, not a {kind.host!r}{hint}")

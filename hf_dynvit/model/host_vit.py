@@ -105,12 +105,10 @@ def _is_faster_as_product(patch_embeddings, pixel_values, interpolate):
     if pixel_values.device.type != "cpu" or torch.compiler.is_compiling():
         return False
     size, half = pixel_values.shape[2:], pixel_values.dtype.itemsize == 2 or torch.is_autocast_enabled("cpu")
-    if interpolate:
-        sides = zip(size, patch_embeddings.patch_size, strict=True)
-        expected = all(side and not side % patch for side, patch in sides)
-    else:
-        expected = tuple(size) == tuple(patch_embeddings.image_size)
-    return half and expected and pixel_values.shape[1] == patch_embeddings.num_channels
+    # The convolution leaves out what is beyond the last whole patch.
+    whole = all(side and not side % patch for side, patch in zip(size, patch_embeddings.patch_size, strict=True))
+    expected = interpolate or tuple(size) == tuple(patch_embeddings.image_size)
+    return half and whole and expected and pixel_values.shape[1] == patch_embeddings.num_channels
 
 
 register_host("vit", ViTHost())

@@ -22,13 +22,23 @@ def depth_weights(num_layers):
     return curve.softmax(0)[:-1].float()
 
 
-def outcome(logits, labels, reward):
+def are_soft(labels, problem_type):
+    """Whether labels (B, C) are shares of one label (mixup), not decisions of their own."""
+    return labels.ndim == 2 and problem_type == "single_label_classification"
+
+
+def outcome(logits, labels, reward, problem_type=None):
     """Task reward, (B,): 1 or 0 for `"correct"` and `"blockdrop"`, the label's probability otherwise.
 
     Args:
         labels: (B,) class indices, or (B, C) of 1 and 0 for multi-label problems: the share of labels that are right,
             the mean probability of what they are, and for `"blockdrop"` whether all are right.
+        problem_type: of the model's configuration; of soft labels (`are_soft`) the mean reward over their classes.
     """
+    if are_soft(labels, problem_type):
+        said = logits.detach().float().softmax(-1)
+        said = said if reward == "probability" else F.one_hot(said.argmax(-1), said.shape[-1])
+        return (said * labels).sum(1)
     if labels.ndim == 2:
         said, true = logits.detach().float(), labels > 0.5
         if reward == "probability":

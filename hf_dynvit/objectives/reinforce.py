@@ -79,6 +79,11 @@ class ReinforceObjective(Objective):
         def __post_init__(self):
             if not self.probability_bound > 0.5:
                 raise ValueError(f"probability_bound must be in (0.5, 1], got {self.probability_bound}")
+            if self.returns == "dynavit" and self.discount == 1.0:
+                raise ValueError(
+                    "returns 'dynavit' compare the layers of an image, which have the same return without a discount: give one "
+                    f"below 1, got {self.discount}"
+                )
 
     trains_packed = True
 
@@ -143,7 +148,7 @@ class ReinforceObjective(Objective):
         deciding = [layer for layer, decision in enumerate(decisions) if decision.log_prob is not None]
         if not deciding:
             return 0.0
-        earned = outcome(outputs.logits, inputs["labels"], options.reward)
+        earned = outcome(outputs.logits, inputs["labels"], options.reward, self.trainer.model.config.problem_type)
         spent = self._spent(outputs)  # (K, B)
         price = self.price(outputs.cost, step.budget)
         rewards = terminal_reward(earned, spent.sum(0), price)
@@ -192,7 +197,7 @@ class ReinforceObjective(Objective):
         model.eval()
         outputs = model(**inputs, gating="threshold")
         model.train()
-        earned = outcome(outputs.logits, inputs["labels"], self.options.reward)
+        earned = outcome(outputs.logits, inputs["labels"], self.options.reward, model.config.problem_type)
         return terminal_reward(earned, self._spent(outputs).sum(0), price)
 
     def _measured(self):

@@ -18,6 +18,15 @@ def distillation_loss(logits, teacher_logits, multi_label=False):
     return F.kl_div(student, teacher, reduction="batchmean", log_target=True)
 
 
+def check_classes(config):
+    """ValueError for a regression: predictions are compared as those of classes."""
+    if config.problem_type == "regression" or (config.problem_type is None and config.num_labels == 1):
+        raise ValueError(
+            f"this is a regression (num_labels {config.num_labels}, problem_type {config.problem_type!r}): predictions, rewards and "
+            'metrics are those of classes; for one label that is there or not: problem_type "multi_label_classification"'
+        )
+
+
 class TaskLoss:
     """Honours `label_smoothing_factor`, `compute_loss_func` and `average_tokens_across_devices` of a `Trainer`.
 

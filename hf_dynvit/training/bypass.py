@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 
 from ..model.bypass import bypass_of
 from ..model.decisions import TokenState
+from ..model.encoder import layer_notes
 from ..model.gate import NO_EXPLORATION
 from ..model.layer import Seen, run_layer
 from ..model.resolution import resized
@@ -127,9 +128,10 @@ class _Stream:
         upfront = [gate for gate in gates.values() if gate.upfront]
         if self.entry is None and upfront and any(allowed):
             self.entry = upfront[0].pool(self.x).unsqueeze(1)
-        self.x, _, self.state, _ = self._run(layer, allowed, gates, "threshold")
+        notes = layer_notes(self.model)[layer]
+        self.x, _, self.state, _ = self._run(layer, allowed, gates, "threshold", notes)
 
-    def _run(self, layer, allowed, gates=None, gating="open"):
+    def _run(self, layer, allowed, gates=None, gating="open", notes=()):
         seen = Seen(
             gating=gating,
             packed=True,
@@ -141,6 +143,7 @@ class _Stream:
             entry=self.entry,
             ahead=None,
             compacts=False,
+            notes=notes,
         )
         return run_layer(self.host, self.layers[layer], gates or {}, self.x, seen)
 

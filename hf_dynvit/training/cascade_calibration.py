@@ -57,8 +57,8 @@ def calibrate_cascade(model, batches, look_at, budget):
         cost = torch.cat([model(batch).cost for batch in batches]).mean().item()
     if abs(cost - budget) > WORTH_A_WARNING:
         logger.warning(
-            f"the budget is {budget}, and the nearest mean cost of this cascade is {cost:.3f}: its first look costs {least:.3f}, "
-            f"all looks {most:.3f}"
+            f"the budget is {budget}, and the nearest mean cost of this cascade is {cost:.3f}: its confidences give {least:.3f} to "
+            f"{most:.3f}"
         )
     return looked_up(table, config.budget, 1), cost
 
@@ -77,12 +77,17 @@ def confidences(sure, spent, budget):
     tried = torch.cat([ends[0], between, ends[1]])  # (K,), the least first
     unsure = (sure.unsqueeze(0) < tried.view(-1, 1, 1)).long().cummin(1).values  # (K, L - 1, B)
     costs = (spent[0] + (unsure * spent[1:]).sum(1)).mean(1)  # (K,)
+    alike = (sure == values[-1]).sum() > 1 and costs[-1] - costs[-2] > WORTH_A_WARNING
+    if alike:  # as sure as numbers can say, all of these images: no confidence is between none of them and all
+        tried, costs = tried[:-1], costs[:-1]
     most, table = min(1.0, costs[-1].item()), []
     for wanted in sorted(
         [*torch.linspace(costs[0].item(), most, POINTS).tolist(), min(max(budget, costs[0].item()), most)]
     ):
         nearest = (costs - wanted).abs().argmin()
         cost, confidence = min(1.0, costs[nearest].item()), tried[nearest].item()
+        if costs[nearest] > cost + WORTH_A_WARNING:  # dearer than any budget
+            continue
         if not table or (cost > table[-1][0] + LEAST_STEP and confidence > table[-1][1]):
             table.append([cost, confidence])
     return table

@@ -7,6 +7,7 @@ from transformers.trainer_optimizer import is_optimizer_factory
 from transformers.utils import logging
 
 from ..objectives.gate_kinds import token_gates
+from ..objectives.task_loss import check_classes
 from .arguments import DynViTTrainingArguments
 from .bypass import check_bypass
 from .harm import check_units
@@ -68,11 +69,7 @@ def check_trainer(trainer):
         ValueError: it names the argument and says why.
     """
     args, config = trainer.args, trainer.model.config
-    if config.problem_type == "regression" or (config.problem_type is None and config.num_labels == 1):
-        raise ValueError(
-            f"this is a regression (num_labels {config.num_labels}, problem_type {config.problem_type!r}): rewards and "
-            'metrics are those of classes; for one label that is there or not: problem_type "multi_label_classification"'
-        )
+    check_classes(config)
     if getattr(trainer.model, "_hf_peft_config_loaded", False) and config.gates:
         raise ValueError(
             "a model with adapters (PEFT) is saved without its gates: merge the adapters into the checkpoint, and put gates on that"
@@ -105,6 +102,18 @@ def check_trainer(trainer):
             _warn_of_another_objective(args, config)
 
 
+def warn_of_16_bits(model):
+    """Warn where what learns is of 16 bits: a step of a usual learning rate is less than what rounding takes from a weight."""
+    learning = {
+        str(weight.dtype) for weight in model.parameters() if weight.requires_grad and weight.dtype.itemsize < 4
+    }
+    if learning:
+        logger.warning(
+            f"weights of {', '.join(sorted(learning))} learn, of which most are left as they are by small steps: load the model in "
+            "torch.float32 (from_vit(..., dtype=torch.float32)), and give bf16=True or fp16=True for speed"
+        )
+
+
 def check_cascade(trainer):
     """Refuse what cannot be trained with several looks; nothing without a cascade.
 
@@ -118,6 +127,11 @@ def check_cascade(trainer):
                 "looks_together is for the looks of a cascade, and this model has none: give cascade, or leave it"
             )
         return
+    if args.looks_distillation and not args.prediction_teaches():
+        raise ValueError(
+            f"looks_distillation {args.looks_distillation} teaches predictions, and nothing here learns from them: train_body is "
+            f"false and objective {args.objective!r} decides without gradients"
+        )
     if args.looks_together and args.world_size > 1:
         raise ValueError(
             f"looks_together runs several forwards for a backward, which processes that share gradients do not: give one process, "

@@ -43,7 +43,8 @@ def meet(model, batches, args, look=False):
     calibrates = learned or model.config.cascade is not None
     if calibrates:
         found = calibrate(model, batches, args.budget)
-        model.set_budget(args.budget)
+        if model.config.cascade is None:  # which has the nearest budget in its reach
+            model.set_budget(args.budget)
         return found
     cost = mean_cost(model, batches)
     model.set_budget(min(1.0, cost))
@@ -154,6 +155,11 @@ def with_gates(model, args, resolution):
         return model.set_cascade(looks) if looks else model
     if model.config.gates:
         raise ValueError(f"{args.model} has gates already: --gates is for a plain ViT, got {args.gates!r}")
+    lost = [name for name in ("layer_mask", "resolution", "cascade") if getattr(model.config, name, None) is not None]
+    if lost:
+        raise ValueError(
+            f"{args.model} has {' and '.join(lost)}, which fresh gates would lose: --gates is for a plain ViT"
+        )
     gates = [] if args.gates == "none" else read_gates(args.gates)
     looks = read_looks(args.cascade, model.config, args.budget, bool(gates))
     made = DynViTForImageClassification.from_vit(dense_vit(model), gates=gates, resolution=resolution, cascade=looks)

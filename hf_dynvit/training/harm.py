@@ -13,6 +13,7 @@ from contextlib import contextmanager
 import torch
 from tqdm.auto import tqdm
 
+from ..measure.precision import in_own_precision
 from ..measure.thresholds import biases_of, set_biases
 from ..model.cost import dense_macs, layer_costs
 from ..model.gate_random import RandomGate
@@ -60,7 +61,7 @@ def fit_harm(model, batches, strength=1.0, per_image=True):
     halves, seen = [{place: Moments() for place in gates} for _ in range(2)], 0
     try:
         # In 16 bits the noise of the logits is more than many a head is worth.
-        with torch.no_grad(), torch.autocast(model.device.type, enabled=False), _held(gates):
+        with torch.no_grad(), in_own_precision(model), _held(gates):
             for pixel_values in tqdm(batches, desc="leaving out heads and sub-layers", leave=False):
                 for place, (reads, harm) in _harm(model, gates, pixel_values).items():
                     for half, moments in enumerate(halves):

@@ -1,7 +1,7 @@
 """Importance in closed form: the scores of token gates learn which tokens the prediction depends on, in one pass.
 
-What is learned is the saliency of the model's own prediction (Simonyan et al., 2014): the gradient of the predicted class's
-log-probability with respect to each token that enters a layer. Its norm needs a forward and a backward pass; the gate
+What is learned is the saliency of the model's own prediction (Simonyan et al., 2014): the gradient of the log-probability of
+what is predicted with respect to each token that enters a layer. Its norm needs a forward and a backward pass; the gate
 predicts its logarithm from the normed token by ridge regression, at the price of the one product that its score costs
 anyway. No labels are used, and the backbone stays as it is.
 
@@ -12,6 +12,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ..objectives.gate_kinds import token_gates
+from ..objectives.task_loss import check_classes
 from .least_squares import Moments
 
 
@@ -35,11 +36,12 @@ def fit_importance(model, batches, strength=1.0, ridge=1e-3):
         Layer -> share of the variance of log-saliency within images that the score explains on these images.
 
     Raises:
-        ValueError: no such gates, no images, or a strength or ridge that is negative or not finite.
+        ValueError: no such gates, a regression, no images, or a strength or ridge that is negative or not finite.
     """
     gates = token_gates(model)
     if not gates:
         raise ValueError("fit_importance needs learned gates of tokens (patch, merge), and the model has none")
+    check_classes(model.config)
     for name, value in (("strength", strength), ("ridge", ridge)):
         if not 0 <= value < float("inf"):
             raise ValueError(f"{name} must be finite and at least 0, got {value!r}")
@@ -69,6 +71,13 @@ def fit_importance(model, batches, strength=1.0, ridge=1e-3):
     return explained
 
 
+def _log_probability(logits, config):
+    """Of what is predicted, (B,): of the likeliest class, or, where each label is a decision of its own, of all of them."""
+    if config.problem_type == "multi_label_classification":
+        return torch.nn.functional.logsigmoid(logits.abs()).sum(-1)
+    return logits.log_softmax(-1).amax(-1)
+
+
 def _saliency(model, pixel_values, layers, look=None):
     """Layer -> normed tokens (T, D) and log-saliency (T, 1), centred within each image, of all unprotected tokens."""
     host = model.host
@@ -77,7 +86,7 @@ def _saliency(model, pixel_values, layers, look=None):
         given = pixel_values.clone().requires_grad_()
         outputs = model(given, gating="open", look=look, output_hidden_states=layers)
         entering = [outputs.hidden_states[layer] for layer in layers]
-        predicted = outputs.logits.float().log_softmax(-1).amax(-1).sum()
+        predicted = _log_probability(outputs.logits.float(), model.config).sum()
         gradients = torch.autograd.grad(predicted, entering)
     free = torch.ones(entering[0].shape[1], dtype=torch.bool, device=pixel_values.device)
     free[host.index()] = False

@@ -2,8 +2,7 @@
 
 import re
 
-from ..model.configuration_dynvit import pair
-from .resolution import choose_resolution, nearest_of, nearest_size, sizes_for, within
+from .resolution import choose_resolution, largest_size, nearest_of, nearest_size, sizes_for, within
 
 
 # Of a cascade's budget: with a second look for one image in five the two make the whole.
@@ -51,7 +50,7 @@ def looks_for(config, budget, gated):
         config: of a ViT with square images. budget: mean cost of the cascade.
         gated: whether gates meet the budget of a look; else the size of images alone does.
     """
-    side, split = pair(config.image_size)[0], min(budget, MOST_SPLIT)
+    side, split = largest_size(config), min(budget, MOST_SPLIT)
     first, second = round(FIRST_LOOK * split, 4), round(SECOND_LOOK * split, 4)
     sizes = (nearest_size(config, min(1.0, first / LEFT_IN_FIRST)), None) if gated else ()
     sizes = sizes or (nearest_size(config, first), nearest_size(config, second))
@@ -71,5 +70,5 @@ def choose_looks(dense, build, config, budget, batches):
         _, trials = choose_resolution(
             dense, lambda size, cost=cost: build(size, cost), sizes_for(config, cost), batches
         )
-        look["resolution"] = nearest_of(within(trials, cost)).resolution or pair(config.image_size)[0]
+        look["resolution"] = nearest_of(within(trials, cost)).resolution or largest_size(config)
     return looks

@@ -12,6 +12,7 @@ import torch
 from ..model.configuration_dynvit import pair
 from ..model.cost import dense_macs
 from ..model.resolution import tokens_of
+from ..objectives.task_loss import check_classes, distillation_loss
 
 
 TOO_DEAR = 0.02  # cost above a budget, as mean over other images may bring it
@@ -38,22 +39,28 @@ def sizes_for(config, budget):
         raise ValueError(f"a resolution is chosen for square images and patches, got {config.image_size} and {patch}")
     full = dense_macs(config, tokens_of(config, (side, side)), config.num_labels)
     found = [None]
-    for smaller in range(side - patch, 0, -patch):
+    for smaller in range(largest_size(config) - patch, 0, -patch):
         left = budget * full / dense_macs(config, tokens_of(config, (smaller, smaller)), config.num_labels)
         if LEFT_TO_GATES[0] <= left <= LEFT_TO_GATES[1]:
             found.append(smaller)
     return found
 
 
+def largest_size(config):
+    """The side of square images up to their last whole patch: a ViT does not look at what is beyond."""
+    side, patch = pair(config.image_size)[0], pair(config.patch_size)[0]
+    return side // patch * patch
+
+
 def nearest_size(config, budget):
     """The size of images at which the dense model itself costs nearest to a budget; None: as they come."""
-    side, patch = pair(config.image_size)[0], pair(config.patch_size)[0]
+    patch, whole = pair(config.patch_size)[0], largest_size(config)
 
     def cost(size):
         return dense_macs(config, tokens_of(config, (size, size)), config.num_labels)
 
-    best = min(range(side, 0, -patch), key=lambda size: abs(cost(size) / cost(side) - budget))
-    return None if best == side else best
+    best = min(range(whole, 0, -patch), key=lambda size: abs(cost(size) / cost(whole) - budget))
+    return None if best == whole else best
 
 
 def choose_resolution(dense, build, sizes, batches):
@@ -62,9 +69,13 @@ def choose_resolution(dense, build, sizes, batches):
     Args:
         dense: the model without gates. build: resolution -> a model that meets the budget.
         sizes: resolutions to try. batches: list of `pixel_values` (B, channels, height, width); no labels are used.
+
+    Raises:
+        ValueError: a regression, whose predictions are compared in another way.
     """
+    check_classes(dense.config)
     with torch.no_grad():
-        wanted = [dense(batch).logits.float().log_softmax(-1) for batch in batches]
+        wanted = [dense(batch).logits for batch in batches]
     trials = [trial(size, build(size), wanted, batches) for size in sizes]
     return nearest_of(trials), trials
 
@@ -82,8 +93,8 @@ def nearest_of(trials):
 
 @torch.no_grad()
 def trial(resolution, model, wanted, batches):
-    """The `Trial` of a model in evaluation mode; wanted: for each batch log-probabilities (B, classes) of the dense model."""
+    """The `Trial` of a model in evaluation mode; wanted: for each batch the logits (B, classes) of the dense model."""
     outputs = [model(batch) for batch in batches]
-    found = torch.cat([out.logits.float().log_softmax(-1) for out in outputs])
-    distance = torch.nn.functional.kl_div(found, torch.cat(wanted), log_target=True, reduction="batchmean")
+    several = model.config.problem_type == "multi_label_classification"
+    distance = distillation_loss(torch.cat([out.logits for out in outputs]), torch.cat(wanted), several)
     return Trial(resolution, model, torch.cat([out.cost for out in outputs]).mean().item(), distance.item())

@@ -66,7 +66,7 @@ def _best_division(model, batches, budget, shares, units):
     tokens = [gate for gate in model.learned_gates() if not any(gate is unit for unit in units)]
     start, gates = biases_of(units + tokens), units + tokens
     with torch.no_grad():
-        wanted = [model(batch, gating="open").logits.float().log_softmax(-1) for batch in batches]
+        wanted = [model(batch, gating="open").logits for batch in batches]
     tried = {}
     for share in shares if tokens else (1 - budget,):
         set_biases(gates, start)
@@ -78,6 +78,7 @@ def _best_division(model, batches, budget, shares, units):
         raise ValueError(f"no division of the budget gives finite predictions on these images: {list(tried)}")
     best = sorted(tried, key=lambda one: (not math.isfinite(one.distance), _missed(one, budget), one.distance))
     set_biases(gates, tried[best[0]])
+    model.config.budget = budget
     if _missed(best[0], budget):
         logger.warning(
             f"the budget is {budget}, and the nearest mean cost that any division of it gives is {best[0].cost:.3f}"

@@ -15,7 +15,7 @@ from transformers import (
 )
 from transformers.hf_argparser import HfArg
 
-from ..measure.files import check_weights
+from ..measure.files import check_classifier, check_weights
 from ..model.modeling_dynvit import DynViTForImageClassification
 from ..search.export import start_from_mask
 from .looks import read_looks
@@ -141,6 +141,8 @@ def load_model(model_args, base_config, data):
         vit = ViTForImageClassification(base_config)
         vit.set_attn_implementation(model_args.attn_implementation)
         return DynViTForImageClassification.from_vit(vit)
+    if not model_args.new_classifier:
+        check_classifier(path, base_config)
     if (gates == "keep") != (base_config.model_type == "dynvit"):
         raise ValueError(
             f"{path} is a {base_config.model_type!r} model: gates 'keep' is for models with gates, and the only choice for "
@@ -178,7 +180,9 @@ def load_teacher(model_args, args, config):
     dtype = torch.bfloat16 if args.bf16 else torch.float32  # what autocast would cast it to, over and over
     with naming("teacher", source):
         check_weights(source)
-        if AutoConfig.from_pretrained(source).model_type == "vit":
+        its_config = AutoConfig.from_pretrained(source)
+        check_classifier(source, its_config)
+        if its_config.model_type == "vit":
             # Without gates, and packed: the same model, and faster.
             teacher = DynViTForImageClassification.from_vit(source, dtype=dtype)
         else:

@@ -8,6 +8,7 @@ from transformers.utils import logging
 
 from ..measure.latency import LatencyTable
 from ..measure.layer_times import clocked, measure_latencies, served
+from ..measure.precision import in_own_precision
 from ..measure.timing import interleaved_medians
 from ..model.budgets import shift_gates
 from .shifts import WIDEST, Shifts
@@ -82,7 +83,7 @@ def calibrate_milliseconds(model, batches, milliseconds, batch_size=1, latencies
     if latencies is not None:
         latencies.check(model)
     timed = [batch for batch in images.split(batch_size) if len(batch) == batch_size]
-    with served(model):
+    with served(model), in_own_precision(model):  # shifts are found for what the clock measures
         latencies, correction = latencies or measure_latencies(model, images[:batch_size], medians=medians), 1.0
         for last in (False, True):
             shifts = Shifts(model, batches, partial(latencies.milliseconds, model))

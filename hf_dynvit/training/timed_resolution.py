@@ -10,7 +10,7 @@ import torch
 
 from ..measure.layer_times import clocked
 from ..model.configuration_dynvit import pair
-from .resolution import choose_resolution
+from .resolution import choose_resolution, largest_size
 from .timed_calibration import WRONG, OutOfReach
 
 
@@ -49,7 +49,7 @@ def choose_in_time(dense, gated, plain, batches, milliseconds, batch_size):
             f"a size is chosen for square images and patches, by {batch_size} images at least: got "
             f"{dense.config.image_size}, {dense.config.patch_size} and {len(images)} images"
         )
-    sizes = [None, *range(side - patch, round(LEAST_SIDE * side) - 1, -patch)]
+    sizes = [None, *range(largest_size(dense.config) - patch, round(LEAST_SIDE * side) - 1, -patch)]
     models, missed = {}, []
     for size in sizes:
         place = Place(size, True)

@@ -6,15 +6,16 @@ from transformers.utils import logging
 
 from ..agents import PatchAgent
 from ..measure.usage import UsageMeter
-from ..objectives.task_loss import TaskLoss, distillation_loss
+from ..objectives.task_loss import TaskLoss
 from .calibration import WORTH_A_WARNING, calibrate, check_budgets
 from .checkpoints import CheckpointTrainer, ObjectiveState
-from .checks import check_arguments, check_cascade, check_trainer, compares, learns
+from .checks import check_arguments, check_cascade, check_trainer, compares, learns, warn_of_16_bits
 from .metrics import compute_metrics as default_metrics
 from .parameter_groups import learning, parameter_groups
 from .preparation import finish, pixels, prepare
 from .processes import draw_apart, prepare_processes, refuse_sharding
 from .schedule import GateSchedule, PackedTuning
+from .training_loss import TrainingLoss
 
 
 logger = logging.get_logger("hf_dynvit.training.trainer")
@@ -68,7 +69,7 @@ class DynViTTrainer(CheckpointTrainer):
         check_trainer(self)
         draw_apart(self.args)
         self.teacher = None if teacher is None else teacher.to(self.args.device).eval()
-        self.task_loss = TaskLoss(self)
+        self.task_loss, self.training_loss = TaskLoss(self), TrainingLoss(self)
         self.train_usage, self.eval_usage = UsageMeter(), UsageMeter()
         self._train_costs, self.step_costs = [], []
         self.schedule, self.tuning = GateSchedule(self), PackedTuning(self)
@@ -91,54 +92,12 @@ class DynViTTrainer(CheckpointTrainer):
             outputs.loss = self.task_loss(outputs, labels, num_items_in_batch)
             self.eval_usage.update(outputs.decisions or ())
             return (outputs.loss, outputs) if return_outputs else outputs.loss
-        losses, costs, target = [], [], self._target(inputs)
-        for look in self.schedule.looks():
-            loss, outputs = self._look_loss(model, inputs, target, look, num_items_in_batch)
-            losses.append(loss)
-            costs.append(outputs.cost.detach().mean())
-        loss = sum(losses) / len(losses)
-        self._check_loss(loss)
+        loss, outputs, costs = self.training_loss(model, inputs, num_items_in_batch)
         if self.agent is not None:
             self.agent.observe(inputs, outputs)
-        self.step_costs.append(torch.stack(costs))
-        self._train_costs.append(self.step_costs[-1].mean())
+        self.step_costs.append(costs)
+        self._train_costs.append(costs.mean())
         return (loss, outputs) if return_outputs else loss
-
-    def _target(self, inputs):
-        """The teacher's logits (B, C), if there is a teacher and anything learns from it."""
-        if self.teacher is None or not self.args.distillation_weight or not self.args.prediction_teaches():
-            return None
-        with torch.no_grad():
-            return self.teacher(inputs["pixel_values"]).logits
-
-    def _look_loss(self, model, inputs, target, look, num_items_in_batch):
-        """(loss, outputs) of a training forward: of a look of a cascade, or, None, of a model without."""
-        step = self.schedule.step(look)
-        options = {"gating": "threshold" if self.schedule.frozen() else self.objective.gating}
-        options |= {"exploration": self.objective.exploration(step)} | ({} if look is None else {"look": look})
-        if self.agent is not None:
-            options |= {"patches": self.agent.choose(inputs["pixel_values"]), "merge_patches": self.agent.agent.merges}
-        outputs = model(**self.task_loss.inputs(inputs), **options)
-        labels, share = inputs.get("labels"), self.task_loss.share()
-        outputs.loss = self.task_loss(outputs, labels, num_items_in_batch)
-        loss = outputs.loss if self.args.prediction_teaches() else 0.0
-        if target is not None:
-            distance = distillation_loss(outputs.logits, target, self.task_loss.is_multi_label(labels))
-            loss = loss + share * self.args.distillation_weight * distance
-        self.train_usage.update(outputs.decisions)
-        return loss + share * self.objective.loss(model, inputs, outputs, step), outputs
-
-    def _check_loss(self, loss):
-        if not torch.is_tensor(loss) or not loss.requires_grad:
-            raise ValueError(
-                "nothing learns: the body is not trained and no gate decided in training "
-                f"(frozen {self.schedule.frozen()}, objective {self.args.objective!r})"
-            )
-        if not torch.isfinite(loss):
-            raise FloatingPointError(
-                f"the loss is {loss.item()} at step {self.state.global_step}: training stops; the checkpoints in "
-                f"{self.args.output_dir} are kept. Lower learning_rate or gate_learning_rate, or train in float32."
-            )
 
     # ------------------------------------------------------------------------------------------ training
 
@@ -172,6 +131,7 @@ class DynViTTrainer(CheckpointTrainer):
     def train(self, resume_from_checkpoint=None, *args, **kwargs):
         resume_from_checkpoint = self.checkpoint_to_resume(resume_from_checkpoint)
         check_cascade(self)
+        warn_of_16_bits(self.model)
         first = self.args.images_first() if self.model.config.gates else {}
         if first and self.calibration_dataset is None:
             names = " and ".join(first)

@@ -131,6 +131,25 @@ def agent_rows(steps, ms, peaks, dense_ms, dense_peak):
     return rows
 
 
+class TrainingCost(TrainerCallback):
+    """What the steps of a whole training cost, logged or not.
+
+    Args:
+        trainer: the `DynViTTrainer`.
+    """
+
+    def __init__(self, trainer):
+        self.trainer, self.total, self.steps = trainer, 0.0, 0
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.total = self.total + torch.stack(self.trainer.step_costs).mean()
+        self.steps += 1
+
+    def mean(self):
+        """Mean cost of a step, relative to a dense one; None before the first."""
+        return float(self.total / self.steps) if self.steps else None
+
+
 class TrainingClock(TrainerCallback):
     """Add it last: it counts what other callbacks do at the end of a step.
 

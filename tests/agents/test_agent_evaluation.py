@@ -11,7 +11,7 @@ from transformers import TrainerCallback
 from hf_dynvit import DynViTTrainingArguments
 from hf_dynvit.agents.shelf import AGENTS
 from hf_dynvit.model.cost import dense_macs
-from hf_dynvit.training.training_step import TrainingClock
+from hf_dynvit.training.training_step import TrainingClock, TrainingCost
 
 
 @pytest.mark.parametrize("agent", ["agentvit-plus", "random", "center"])
@@ -119,3 +119,18 @@ def test_the_clock_of_training_stands_still_during_both_evaluations(tiny_vit, tm
     trainer.train()
     assert slow.now > 1000.0 and clock.seconds == 8.0
     assert [(point["step"], point["seconds"]) for point in clock.points] == [(3, 3.0), (6, 6.0), (8, 8.0)]
+
+
+@pytest.mark.parametrize("logging_steps", [1, 3])
+def test_the_cost_of_a_training_is_that_of_all_its_steps_logged_or_not(tiny_vit, tmp_path, logging_steps):
+    options = {"max_steps": 8, "logging_steps": logging_steps, "agent_options": {"return_fraction": 0.5}}
+    trainer = agent_trainer(tiny_vit, tmp_path, "random", **options)
+    cost, seen = TrainingCost(trainer), []
+    assert cost.mean() is None
+    trainer.add_callback(cost)
+    trainer.model.register_forward_hook(
+        lambda model, _, out: seen.append(out.cost.mean().item() if model.training else None)
+    )
+    trainer.train()
+    seen = [one for one in seen if one is not None]
+    assert len(set(seen)) > 1 and cost.mean() == pytest.approx(sum(seen) / len(seen))

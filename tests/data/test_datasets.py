@@ -63,11 +63,16 @@ def test_crop_pct_takes_the_middle_of_the_shorter_side(fields):
 
 
 def test_crop_pct_is_refused_where_it_means_nothing(tmp_path):
-    for wrong in (0.0, 1.2):
-        with pytest.raises(ValueError, match=f"crop_pct must be in \\(0, 1\\], got {wrong}"):
+    for wrong in (-0.1, 1.2):
+        with pytest.raises(
+            ValueError, match=f"crop_pct must be in \\(0, 1\\], or 0 for what the image processor does, got {wrong}"
+        ):
             load(tmp_path, crop_pct=wrong)
     with pytest.raises(ValueError, match=r"crop_pct 0.9 is for square images, the image processor gives \(32, 48\)"):
         cropping(processor(size={"height": 32, "width": 48}), 0.9)
+    assert (
+        DataArguments(data_files=["train=a.parquet"], crop_pct=0.0).crop_pct is None
+    )  # takes back what a recipe says
 
 
 class Draw:
@@ -237,7 +242,7 @@ def test_labels_that_the_model_does_not_have_are_refused(tmp_path):
     named = unlabelled | {"label": datasets.Value("string")}
     strings = datasets.Dataset.from_dict({"image": images, "label": NAMES}, features=datasets.Features(named))
     strings.to_parquet(tmp_path / "validation.parquet")
-    with pytest.raises(ValueError, match="must hold class indices"):
+    with pytest.raises(ValueError, match="must hold class indices, whole numbers, it holds"):
         load_validation(DataArguments(data_files=[f"{tmp_path}/validation.parquet"]), processor(), config())
 
 
@@ -283,3 +288,14 @@ def test_a_file_without_a_split_stays_what_it_was_where_another_split_is_looked_
     args = ImageArguments(data_files=[f"train={files[0]}", str(files[1])])
     again = replace(args, validation_split="train")
     assert parse_data_files(again) == {"train": [str(files[0])], "validation": [str(files[1])]}
+
+
+@pytest.mark.parametrize("kind", ["uint8", "bool", "int16"])
+def test_whole_numbers_of_any_type_are_labels(tmp_path, kind):
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value(kind)})
+    images = [row["image"] for row in rows(3)]
+    datasets.Dataset.from_dict({"image": images, "label": [0, 1, 1]}, features=features).to_parquet(
+        tmp_path / "validation.parquet"
+    )
+    found = load_validation(DataArguments(data_files=[f"{tmp_path}/validation.parquet"]), processor(), config())
+    assert [int(found[index]["labels"]) for index in range(3)] == [0, 1, 1]

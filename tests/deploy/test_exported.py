@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import build_tiny_vit
 from exported_models import check_agreement, needs, varied
+from image_files import processor as processor_of
 from image_files import save_checkpoint
 from models import gated, images
 from PIL import Image
@@ -174,3 +175,22 @@ def test_batches_of_any_size_run_together(tmp_path, runtime):
     found = DynViTRuntime.from_pretrained(folder, threads=2, streams=2)(pixel_values)
     np.testing.assert_allclose(found.logits, wanted.logits, atol=1e-5)
     np.testing.assert_allclose(found.cost, wanted.cost, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "problem_type, classes", [(None, 1), ("regression", 1), (None, 2), ("multi_label_classification", 2)]
+)
+def test_scores_are_those_of_a_pipeline_whatever_the_labels_mean(problem_type, classes):
+    model = build_tiny_vit(num_labels=classes, problem_type=problem_type).eval()
+    processor, photo = processor_of(size={"height": 32, "width": 32}), Image.new("RGB", (32, 32), (200, 10, 90))
+    expected = pipeline("image-classification", model=model, image_processor=processor)(photo)
+    runtime = object.__new__(DynViTRuntime)
+    runtime.config = {
+        "problem_type": problem_type,
+        "id2label": {str(k): name for k, name in model.config.id2label.items()},
+    }
+    with torch.no_grad():
+        logits = model(processor(photo, return_tensors="pt").pixel_values).logits[0].numpy()
+    found = runtime._labels(logits, 5)
+    assert [one["label"] for one in found] == [one["label"] for one in expected]
+    np.testing.assert_allclose([one["score"] for one in found], [one["score"] for one in expected], atol=1e-5)

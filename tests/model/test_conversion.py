@@ -8,7 +8,7 @@ from models import GATE_SETS, gated, images
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
-from transformers import BertConfig, ViTModel
+from transformers import BertConfig, PreTrainedConfig, ViTModel
 
 from hf_dynvit import DynViTConfig, DynViTForImageClassification, DynViTModel
 
@@ -47,6 +47,22 @@ def test_native_keys_load_with_only_gate_weights_missing(tiny_vit, tmp_path, ori
     with torch.no_grad():  # gates that were missing are fresh, not uninitialised memory
         decisions = model(images(2)).decisions
     assert all(keep.all() for decision in decisions for keep in decision.keeps().values())
+
+
+def test_the_configuration_comes_from_where_the_weights_come_from(tiny_vit, tmp_path, monkeypatch):
+    tiny_vit().save_pretrained(tmp_path / "inner")
+    assert from_vit(tmp_path, subfolder="inner").config.gates
+    asked = []
+
+    def watch(source, **where):
+        asked.append(where)
+        raise OSError("nothing is there")
+
+    monkeypatch.setattr(PreTrainedConfig, "get_config_dict", watch)
+    where = {"revision": "v1", "token": "mine", "cache_dir": str(tmp_path)}
+    with pytest.raises(OSError, match="nothing is there"):
+        from_vit("me/private", **where, num_labels=7)
+    assert asked == [where]
 
 
 @pytest.mark.parametrize("original_format", [True, False])

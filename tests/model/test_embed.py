@@ -31,6 +31,14 @@ def test_training_under_autocast_has_the_gradients_of_the_convolution(tiny_vit, 
         torch.testing.assert_close(ours, theirs, atol=0.02 * theirs.abs().max().item(), rtol=0.02)
 
 
+@pytest.mark.parametrize("interpolate", [False, True])
+def test_what_is_beyond_the_last_whole_patch_is_left_out(tiny_vit, interpolate):
+    vit, pixels = tiny_vit(image_size=36).bfloat16(), torch.randn(2, 3, 36, 36)
+    with torch.no_grad():
+        expected = vit.vit.embeddings(pixels.bfloat16(), interpolate_pos_encoding=interpolate)
+        assert torch.equal(embed(vit, pixels, interpolate), expected)
+
+
 def test_another_image_size_is_refused_unless_positions_are_interpolated(tiny_vit):
     vit = tiny_vit().bfloat16()
     with torch.no_grad():

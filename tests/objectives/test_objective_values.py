@@ -38,6 +38,8 @@ def test_usage_of_heads_is_an_absolute_distance():
 def test_usage_of_tokens_is_a_squared_distance():
     decisions = [LayerDecisions(attention_tokens=bits([1, 1, 1, 1, 0]))]  # 4 of 5
     assert usage_loss(decisions, token_target=0.5).item() == pytest.approx(0.09)
+    of_mlp = [LayerDecisions(mlp_tokens=one.attention_tokens) for one in decisions]
+    assert usage_loss(of_mlp, token_target=0.5).item() == pytest.approx(0.09)
 
 
 def test_heads_of_skipped_blocks_are_not_counted():

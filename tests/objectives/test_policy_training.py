@@ -69,7 +69,8 @@ def test_without_train_body_the_backbone_stays_bit_identical(tiny_vit, tmp_path,
 @pytest.mark.parametrize("cost_weights", ["uniform", "depth", "latency"])
 @pytest.mark.parametrize("returns", ["to-go", "dynavit"])
 def test_every_weighting_and_return_trains(tiny_vit, tmp_path, cost_weights, returns):
-    trainer = policy_trainer(tiny_vit, tmp_path, cost_weights=cost_weights, returns=returns, max_steps=3)
+    options = {"cost_weights": cost_weights, "returns": returns, "discount": 0.9, "max_steps": 3}
+    trainer = policy_trainer(tiny_vit, tmp_path, **options)
     before = weights(trainer.model.gates)
     trainer.train()
     after = weights(trainer.model.gates)

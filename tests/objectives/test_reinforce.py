@@ -18,6 +18,7 @@ from hf_dynvit.objectives.policy_gradient import (
     policy_loss,
     terminal_reward,
 )
+from hf_dynvit.objectives.shelf import build_objective
 from hf_dynvit.training.arguments import DynViTTrainingArguments
 from hf_dynvit.training.presets import PRESET_ARGUMENTS, preset_arguments
 
@@ -65,6 +66,16 @@ def test_outcomes():
     logits, labels = torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 0])
     assert outcome(logits, labels, "correct").tolist() == [1.0, 0.0]
     assert_close(outcome(logits, labels, "probability"), logits.softmax(-1)[:, 0])
+    soft = torch.tensor([[0.75, 0.25], [0.5, 0.5]])  # of one class for each image
+    kind = "single_label_classification"
+    assert outcome(logits, soft, "correct", kind).tolist() == [0.75, 0.5]
+    assert_close(outcome(logits, soft, "probability", kind), (logits.softmax(-1) * soft).sum(1))
+
+
+def test_returns_of_the_public_code_without_a_discount_are_rounding_errors_and_refused():
+    with pytest.raises(ValueError, match="give one below 1, got 1.0"):
+        build_objective("reinforce", {"returns": "dynavit"})
+    assert build_objective("reinforce", {"returns": "dynavit", "discount": 0.9}).options.discount == 0.9
 
 
 @pytest.mark.parametrize("returns", ["to-go", "terminal"])

@@ -7,6 +7,7 @@ import pandas
 import pytest
 import torch
 from recipe_place import dial, evaluate
+from transformers import AutoImageProcessor, ViTModel
 
 from hf_dynvit import DynViTForImageClassification
 from hf_dynvit.measure import LatencyTable
@@ -166,3 +167,35 @@ def test_a_budget_that_nothing_can_meet_is_refused_or_said(place, tmp_path, caps
     _, cost = dial.main([*plain, *words, str(tmp_path / "plain")])
     model = DynViTForImageClassification.from_pretrained(tmp_path / "plain")
     assert model.config.resolution == 24 and model.config.budget == pytest.approx(cost)
+
+
+@pytest.mark.parametrize("changed", [{"layer_mask": [[True, True], [True, False]]}, {"resolution": 16}])
+def test_fresh_gates_do_not_take_away_what_a_model_has(place, tmp_path, changed):
+    model = DynViTForImageClassification.from_vit(place.vit)
+    for name, value in changed.items():
+        setattr(model.config, name, value)
+    model.save_pretrained(tmp_path / "masked")
+    AutoImageProcessor.from_pretrained(place.vit).save_pretrained(tmp_path / "masked")
+    words = ["--model", str(tmp_path / "masked"), "--data_files", *place.files, "--output", str(tmp_path / "out")]
+    with pytest.raises(ValueError, match=f"has {next(iter(changed))}, which fresh gates would lose"):
+        dial.main([*words, "--gates", "merge", "--budget", "0.9"])
+
+
+def test_a_backbone_without_a_classifier_is_refused(place, tmp_path):
+    ViTModel.from_pretrained(place.vit).save_pretrained(tmp_path / "bare")
+    AutoImageProcessor.from_pretrained(place.vit).save_pretrained(tmp_path / "bare")
+    words = ["--data_files", *place.files, "--model", str(tmp_path / "bare")]
+    for call in (
+        lambda: dial.main([*words, "--output", str(tmp_path / "out"), "--gates", "merge", "--budget", "0.9"]),
+        lambda: evaluate.main([*words, "--json", str(tmp_path / "out.json")]),
+    ):
+        with pytest.raises(ValueError, match="bare is a ViTModel, which has no classifier of images"):
+            call()
+
+
+def test_the_nearest_budget_of_a_cascade_is_kept(place, tmp_path, capsys):
+    output, looks = tmp_path / "out", ["--cascade", "16@0.25", "32@0.9"]
+    words = ["--model", place.vit, "--data_files", *place.files, "--output", str(output), *looks, "--gates", "merge"]
+    _, cost = dial.main([*words, "--budget", "0.25", "--images", "24"])
+    budget = DynViTForImageClassification.from_pretrained(output).config.budget
+    assert budget == pytest.approx(cost, abs=0.05) and budget >= 0.22

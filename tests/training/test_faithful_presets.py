@@ -33,6 +33,23 @@ def parsed(path, *words):
     return args
 
 
+def test_what_is_kept_is_not_learned_anew_nor_a_mask_undone(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "named_preset", lambda words: "adavit-plus")
+    path, fits = (
+        RECIPES / "merge_photos_cpu.yaml",
+        ("bypass_images", "importance_images", "harm_images", "budget_ramp"),
+    )
+
+    def counts(*words):
+        args = parsed(path, "--output_dir", str(tmp_path), *words)
+        return [getattr(args, name) for name in fits]
+
+    assert counts("--gates", "adavit-plus") == [256, 256, 256, counts("--gates", "adavit-plus")[-1]]
+    assert counts("--gates", "keep") == [0, 0, 0, 0.0]
+    # Fresh gates of tokens and bypasses learn under a mask as well.
+    assert counts("--gates", "adavit-plus", "--start_mask", "mask.json") == [256, 256, 0, 0.0]
+
+
 def taught(args):
     named = {name: getattr(args, name) for name in train.teaching_keys() if hasattr(args, name)}
     return named | {"objective_options": args.make_objective().options}

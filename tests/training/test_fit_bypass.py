@@ -9,6 +9,7 @@ from trainers import assert_same, build_trainer, weights
 from hf_dynvit import DynViTForImageClassification, fit_bypass
 from hf_dynvit.model.bypass import BYPASSES, bypass_of
 from hf_dynvit.training import preparation
+from hf_dynvit.training.bypass import _Stream
 from hf_dynvit.training.calibration import calibration_images
 from hf_dynvit.training.parameter_groups import learning
 
@@ -209,3 +210,21 @@ def test_what_cannot_be_fitted_leaves_the_mode_of_the_model(tiny_vit, monkeypatc
     )
     with pytest.raises(ValueError, match="fitted to one look at an image, this is a cascade"):
         fit_bypass(cascade, images(8))
+
+
+@pytest.mark.parametrize("score", ["cls_attention", "cls_attention_value"])
+def test_the_stream_has_what_gates_read_of_the_attention_before_them(tiny_vit, score):
+    gates = [
+        {"gate": "token", "score": score, "keep": 0.5, "layers": [1]},
+        {"gate": "block", "bypass": "linear", "layers": [2]},
+    ]
+    model, pixels = gated(tiny_vit(3), gates).eval(), images(4)
+    along = _Stream(model, pixels)
+    with torch.no_grad():
+        for layer in range(2):
+            along.branches(layer, 0)
+            along.advance(layer, True)
+        found = run(model, "masked", pixels)
+    kept = found.decisions[1].attention_tokens
+    assert kept.sum() < kept.numel()
+    assert torch.equal(along.state.alive > 0.5, kept > 0.5)

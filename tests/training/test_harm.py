@@ -175,8 +175,11 @@ def test_all_kinds_are_brought_to_a_budget_in_one_call(tiny_vit):
     assert {one.share for one in tried} == set(SHARES) and tried[0].cost == pytest.approx(0.8, abs=0.05)
     with torch.no_grad():
         again = torch.cat([model(one).cost for one in images]).mean().item()
-    assert again == pytest.approx(tried[0].cost, abs=1e-6)
+    assert again == pytest.approx(tried[0].cost, abs=1e-6) and model.config.budget == 0.8
     assert fit_gates(gated(tiny_vit, MERGE), images, 0.8) == []
+    units = gated(tiny_vit, HEADS, SUBLAYERS)
+    fit_gates(units, images, 0.8)
+    assert units.config.budget == 0.8
 
 
 def test_what_a_unit_saves_is_its_own_and_the_size_of_batches_changes_nothing(tiny_vit):

@@ -42,6 +42,20 @@ def test_the_target_is_the_gradient_of_the_prediction_at_each_token(tiny_vit):
     torch.testing.assert_close(tokens, vit.vit.layers[1].layernorm_before(entering[0])[:, 1:].flatten(0, 1))
 
 
+@pytest.mark.parametrize("labels", [1, 3])
+def test_of_several_labels_the_predictions_of_all_of_them_count(tiny_vit, labels):
+    model = gated(tiny_vit(num_labels=labels, problem_type="multi_label_classification"))
+    pixels, entering = batches()[0], []
+    hook = model.vit.layers[1].register_forward_pre_hook(lambda module, args: entering.append(args[0]))
+    said = model(pixels, gating="open").logits.sigmoid()
+    hook.remove()
+    (gradient,) = torch.autograd.grad(torch.maximum(said, 1 - said).log().sum(), entering)
+    log = gradient[:, 1:].norm(dim=-1).log()
+    (_, target) = _saliency(model, pixels, [1])[1]
+    torch.testing.assert_close(target, (log - log.mean(1, keepdim=True)).reshape(-1, 1), rtol=1e-3, atol=1e-3)
+    assert target.std() > 0.01
+
+
 def test_moments_find_a_linear_map_and_say_what_they_explain():
     moments, weight, features, noise = Moments(), torch.randn(6, 1), torch.randn(4000, 6), torch.randn(4000, 1)
     for part, more in zip(features.chunk(4), noise.chunk(4), strict=True):

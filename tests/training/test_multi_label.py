@@ -20,6 +20,7 @@ from hf_dynvit.report.model_card import write_model_card
 from hf_dynvit.report.run_results import collect, evaluate
 from hf_dynvit.report.tables import TRAINED
 from hf_dynvit.training.metrics import compute_metrics, multi_label_metrics
+from hf_dynvit.training.resolution import trial
 from hf_dynvit.training.starting_model import ModelArguments
 
 
@@ -185,3 +186,14 @@ def test_soft_labels_of_one_class_each_are_no_problem_of_several(tiny_vit, tmp_p
         assert trainer.task_loss.is_multi_label(soft) == several
     trainer.model.config.problem_type = None
     assert trainer.task_loss.is_multi_label(soft) and not trainer.task_loss.is_multi_label(torch.tensor([1]))
+
+
+def test_a_size_of_images_is_compared_label_by_label(tiny_vit):
+    model = DynViTForImageClassification.from_vit(
+        tiny_vit(num_labels=1, problem_type="multi_label_classification")
+    ).eval()
+    pixels = images(4)
+    with torch.no_grad():
+        said = model(pixels).logits
+    same, other = (trial(None, model, [wanted], [pixels]).distance for wanted in (said, -said))
+    assert same == 0 and other == pytest.approx(distillation_loss(said, -said, True).item()) and other > 1e-4

@@ -12,6 +12,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from hf_dynvit import DynViTForImageClassification, DynViTTrainer, DynViTTrainingArguments
 from hf_dynvit.model.gate import LearnedGate
+from hf_dynvit.training import checks
 
 
 # Each does here what it does in the Trainer. What that means for gates, where it says more than that:
@@ -368,7 +369,7 @@ def test_batches_that_are_not_joined_give_the_same_metrics(tiny_vit, tmp_path):
         build_trainer(tiny_vit, tmp_path, eval_do_concat_batches=concat, per_device_eval_batch_size=12).evaluate()
         for concat in (True, False)
     )
-    for name in ("eval_accuracy", "eval_accuracy_top5", "eval_cost"):
+    for name in ("eval_accuracy", "eval_cost"):
         assert apart[name] == pytest.approx(joined[name])
 
 
@@ -398,3 +399,18 @@ def test_adapters_that_would_be_saved_without_the_gates_are_refused(tiny_vit, tm
     model._hf_peft_config_loaded = True  # as `add_adapter` leaves it
     with pytest.raises(ValueError, match="merge the adapters into the checkpoint, and put gates on that"):
         DynViTTrainer(model, DynViTTrainingArguments(str(tmp_path), use_cpu=True, report_to="none"))
+
+
+def test_weights_of_16_bits_that_learn_are_said(tiny_vit, tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(checks.logger, "warning", said.append)
+    trainer = build_trainer(tiny_vit, tmp_path, max_steps=1)
+    trainer.train()
+    assert not any("learn" in one for one in said)
+    checks.warn_of_16_bits(trainer.model.half())
+    assert "weights of torch.float16 learn" in said[-1] and "dtype=torch.float32" in said[-1]
+    for weight in trainer.model.parameters():
+        weight.requires_grad_(False)
+    said.clear()
+    checks.warn_of_16_bits(trainer.model)
+    assert not said

@@ -1,0 +1,52 @@
+"""What is measured in float32 is not measured in 16 bits because a training was."""
+
+from types import MethodType
+
+import pytest
+import torch
+from models import gated, images
+
+from hf_dynvit import fit_harm
+from hf_dynvit.measure import clocked, measure_latencies
+from hf_dynvit.measure.precision import in_own_precision
+
+
+def trained_in_bf16(vit, gates):
+    """A model as accelerate leaves it: its forward goes on under autocast."""
+    model = gated(vit, gates).eval()
+    inner = type(model).forward
+    model.forward = MethodType(torch.autocast("cpu", torch.bfloat16)(inner), model)
+    return model
+
+
+def widths(model, call):
+    """The dtypes that MLPs give meanwhile."""
+    seen = set()
+    hooks = [layer.mlp.fc1.register_forward_hook(lambda *args: seen.add(args[-1].dtype)) for layer in model.vit.layers]
+    call()
+    for hook in hooks:
+        hook.remove()
+    return seen
+
+
+@pytest.mark.parametrize("name", ["latencies", "clock", "harm"])
+def test_forwards_are_in_the_precision_of_the_weights(tiny_vit, name):
+    gates = [{"gate": "sublayer", "layers": [1]}]
+    model, pixels = trained_in_bf16(tiny_vit(), gates), images(4)
+    calls = {
+        "latencies": lambda: measure_latencies(model, pixels, rounds=1),
+        "clock": lambda: clocked(model, [pixels], rounds=1),
+        "harm": lambda: fit_harm(model, [pixels]),
+    }
+    assert widths(model, lambda: model(pixels)) == {torch.bfloat16}
+    assert widths(model, calls[name]) == {torch.float32}
+    assert widths(model, lambda: model(pixels)) == {torch.bfloat16}  # left as it was
+
+
+def test_an_error_leaves_the_forward_as_it_was(tiny_vit):
+    model = trained_in_bf16(tiny_vit(), None)
+    wrapped = model.forward
+    with pytest.raises(RuntimeError), in_own_precision(model):
+        assert "forward" not in vars(model)
+        raise RuntimeError
+    assert model.forward is wrapped
