@@ -48,12 +48,13 @@ def test_methods_tuned_alike_stand_in_a_row_each_and_the_best_within_the_budget_
     assert "*Untrained*" in tuned_words(rows) and "*Untrained*" not in tuned_words(rows[2:])
 
 
-def test_what_was_not_run_is_said_and_fewer_than_three_methods_are_no_column():
+def test_what_was_not_run_is_said_and_one_method_alone_is_no_column():
     rows = tuned_rows([board(*HALF), board(*HALF[:2], cell("cascade", 0.6), cell("evit", 0.1), dataset="birds")])
     assert list(rows[0]) == ["method", "pets, 150 steps, 0.5", "birds, 150 steps, 0.5"]
     assert rows[2] == {"method": "dense, tuned", "pets, 150 steps, 0.5": "–", "birds, 150 steps, 0.5": "–"}
     assert rows[-1]["pets, 150 steps, 0.5"] == "–" and rows[-1]["birds, 150 steps, 0.5"] == "10.00 at 0.500"
-    assert tuned_rows([board(*HALF[:2])]) == [] == tuned_rows([])
+    assert tuned_rows([board(*HALF[1:3])]) == [] == tuned_rows([])
+    assert tuned_rows([board(*HALF[:2])])
 
 
 def test_boards_of_other_numbers_of_steps_stay_apart_and_untrained_ones_go_with_the_first():
