@@ -28,6 +28,15 @@ def test_a_search_writes_front_picture_and_models(place, skipping, tmp_path):
     assert again["method"] == "nsga2" and again["masks_scored"] == 15  # all of them from scores.json
 
 
+def test_a_checkpoint_of_16_bits_is_scored_in_the_precision_that_is_named(place, tmp_path):
+    model = tmp_path / "half"
+    shutil.copytree(place.vit, model)
+    ViTForImageClassification.from_pretrained(place.vit, dtype=torch.bfloat16).save_pretrained(model)
+    assert find(place, tmp_path / "out", model)["dtype"] == "float32"
+    kinds = {weight.dtype for weight in load_file(tmp_path / "out" / "picked" / "model.safetensors").values()}
+    assert kinds == {torch.float32}
+
+
 def test_the_joint_search_scores_the_reward_of_the_policy(place, skipping, tmp_path):
     results = find(place, tmp_path, skipping[1], "--objectives", "reward+layers", "--price", "0.3")
     for point in results["front"]:
