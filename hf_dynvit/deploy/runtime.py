@@ -146,8 +146,7 @@ class DynViTRuntime:
         elif problem == "multi_label_classification" or len(logits) == 1:
             scores = 1 / (1 + np.exp(-logits))
         else:
-            scores = np.exp(logits - logits.max())
-            scores /= scores.sum()
+            scores = np.exp(_log_softmax(logits[None]))[0]
         best = np.argsort(-scores, kind="stable")[:top_k].tolist()
         return [{"label": self.config["id2label"][str(index)], "score": float(scores[index])} for index in best]
 
@@ -210,12 +209,9 @@ def _onnx(file, threads, streams, images=None):
     if threads is None and streams == 1:
         options.intra_op_num_threads = 0
     options.log_severity_level = 3
-    options.add_session_config_entry(
-        "session.x64quantprecision", "1"
-    )  # no sums of int8 that overflow, on an older CPU
-    options.add_session_config_entry(
-        "session.force_spinning_stop", "1"
-    )  # between images its threads would block others
+    # No sums of int8 that overflow, on an older CPU; no threads that block others between images.
+    for entry in ("session.x64quantprecision", "session.force_spinning_stop"):
+        options.add_session_config_entry(entry, "1")
     if images is not None:
         options.add_free_dimension_override_by_name("images", images)
     session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
