@@ -108,10 +108,7 @@ def main(argv=None):
         DynViTTrainingArguments,
     )
     if args.looks_together:
-        raise ValueError(
-            "looks_together and looks_distillation are what the method says: take 'cascade-together' or 'cascade-taught' in place of "
-            "the arguments"
-        )
+        raise ValueError("looks_together is what the method says: take 'cascade-together' in place of the argument")
     folder = Path(args.output_dir)
     if board.complete and not (folder / "leaderboard.json").is_file():
         raise ValueError(f"there are no cells to complete in {str(folder)!r}: leave out complete")

@@ -24,7 +24,6 @@ LEGEND = {  # a method, or how its name ends -> what it is
     "tome": "merging by likeness alone, as often in every image",
     "cascade": "a cheap look, and another one only where it leaves the model unsure",
     "-together": "both looks learn in each step, which takes longer",
-    "-taught": "and the first one learns from the last",
     "-fixed": "merging as often in every image, or in each look",
     "-unlearned": "without learned importance",
     "resized": "smaller images alone",

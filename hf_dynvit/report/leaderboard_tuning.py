@@ -108,7 +108,6 @@ def taught(place, start, method, budget, seed):
         calibrate_first=thresholds,
         **_fitted_before(METHODS[method], start, place.board.images),
         looks_together=METHODS[method].together,
-        looks_distillation=METHODS[method].taught,
         save_strategy="no",
     )
     return args, own if fixed else budget

@@ -107,11 +107,6 @@ class DynViTTrainingArguments(TrainingArguments):
         help="every step trains all looks of a cascade on its images, not one look in turn, at the price of all of their "
         "time and memory",
     )
-    looks_distillation: float = HfArg(
-        default=0.0,
-        help="with looks_together: weight of the loss of the earlier looks of a cascade against what its last look predicts in the "
-        "same step",
-    )
     tuning_gain: float = HfArg(
         default=0.5, help="how fast thresholds follow the budget in packed tuning; 0: not at all"
     )
@@ -151,14 +146,9 @@ class DynViTTrainingArguments(TrainingArguments):
                 f"tuning_budgets must be in (0, 1] and tuning_gain at least 0, got {self.tuning_budgets} "
                 f"and {self.tuning_gain}"
             )
-        for name in ("bypass_images", "importance_images", "harm_images", "looks_distillation"):
-            if not getattr(self, name) >= 0:
+        for name in ("bypass_images", "importance_images", "harm_images"):
+            if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
-        if self.looks_distillation and not self.looks_together:
-            raise ValueError(
-                f"looks_distillation {self.looks_distillation} needs what the last look predicts of the same images: give "
-                "looks_together, or leave it"
-            )
         if self.harm_images == 1 or (self.harm_images and not self.calibrate_first):
             raise ValueError(
                 "harm_images must be at least 2, what is learned on one half is tried on the other, and given with calibrate_first, "

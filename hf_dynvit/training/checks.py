@@ -127,11 +127,6 @@ def check_cascade(trainer):
                 "looks_together is for the looks of a cascade, and this model has none: give cascade, or leave it"
             )
         return
-    if args.looks_distillation and not args.prediction_teaches():
-        raise ValueError(
-            f"looks_distillation {args.looks_distillation} teaches predictions, and nothing here learns from them: train_body is "
-            f"false and objective {args.objective!r} decides without gradients"
-        )
     if args.looks_together and args.world_size > 1:
         raise ValueError(
             f"looks_together runs several forwards for a backward, which processes that share gradients do not: give one process, "

@@ -28,7 +28,6 @@ class Method(NamedTuple):
         looks: whether it is a cascade of two looks, of gates if there are any and of sizes.
         twin: the method whose looks it takes, for both to see the same images; None: its own.
         together: whether all looks learn in each step (`looks_together`), not in turn.
-        taught: weight of what the earlier of them then learn from the last one (`looks_distillation`).
         as_many: whether its merges are fixed then: as many in every image, of a cascade in every one that takes the look, as
             there were on average (`fix_merges`).
         fitted: whether gates of heads and sub-layers are among them, which are fitted in closed form (`fit_gates`).
@@ -42,7 +41,6 @@ class Method(NamedTuple):
     looks: bool = False
     twin: str | None = None
     together: bool = False
-    taught: float = 0.0
     as_many: bool = False
     fitted: bool = False
 
@@ -131,7 +129,6 @@ METHODS = {
     "resized": Method(_nothing, resizes="alone"),
     "cascade": Method(_twin, importance=True, looks=True),
     "cascade-together": Method(_twin, importance=True, looks=True, twin="cascade", together=True),
-    "cascade-taught": Method(_twin, importance=True, looks=True, twin="cascade", together=True, taught=1.0),
     "cascade-fixed": Method(_twin, importance=True, looks=True, twin="cascade", as_many=True),
     "cascade-unlearned": Method(_twin, looks=True, twin="cascade"),
     "cascade-resized": Method(_nothing, looks=True),

@@ -17,19 +17,14 @@ class TrainingLoss:
         Raises:
             ValueError: nothing learns. FloatingPointError: the loss is not finite.
         """
-        losses, costs, target, last = [], [], self._target(inputs), None
-        for look in reversed(self.trainer.schedule.looks()):  # the last one first: the others learn from it
+        losses, costs, target = [], [], self._target(inputs)
+        for look in self.trainer.schedule.looks():
             loss, outputs = self._of_look(model, inputs, target, look, num_items_in_batch)
-            if last is None:
-                last = outputs
-            elif self.args.looks_distillation:
-                weight = self.trainer.task_loss.share() * self.args.looks_distillation
-                loss = loss + weight * distillation_loss(outputs.logits, last.logits.detach())
             losses.append(loss)
-            costs.insert(0, outputs.cost.detach().mean())
+            costs.append(outputs.cost.detach().mean())
         loss = sum(losses) / len(losses)
         self._check(loss)
-        return loss, last, torch.stack(costs)
+        return loss, outputs, torch.stack(costs)
 
     def _target(self, inputs):
         """The teacher's logits (B, C), if there is a teacher and anything learns from it."""

@@ -51,7 +51,7 @@ def test_the_dense_model_can_be_tuned_beside_them(place):
     assert untrained["cost"] == tuned["cost"] == 1.0 and untrained["gates"] is None is tuned["resolution"]
 
 
-@pytest.mark.parametrize("method", ["cascade", "cascade-together", "cascade-taught"])
+@pytest.mark.parametrize("method", ["cascade", "cascade-together"])
 def test_a_cascade_is_tuned_look_by_look(place, monkeypatch, method):
     monkeypatch.setattr("hf_dynvit.training.looks.MOST_SPLIT", 0.6)  # less is out of reach of this small model
     words = ["--methods", method, "--budgets", "0.7", "--tune", "true", "--seeds", "1"]
@@ -62,15 +62,14 @@ def test_a_cascade_is_tuned_look_by_look(place, monkeypatch, method):
     monkeypatch.setattr(
         leaderboard_tuning, "DynViTTrainer", lambda **given: trained.append(given["args"]) or build(**given)
     )
-    cells, together = run_board(place, method, *words)["cells"], method != "cascade"
-    weight = float(method == "cascade-taught")
-    assert [(args.looks_together, args.looks_distillation) for args in trained] == [(together, weight)]
+    cells, together = run_board(place, method, *words)["cells"], method == "cascade-together"
+    assert [args.looks_together for args in trained] == [together]
     assert [cell["tuned"] for cell in cells] == ([True] if together else [False, True])  # untrained they are the same
     for cell in cells:
         assert [look["budget"] for look in cell["cascade"]] == pytest.approx([0.4, 1.0])
         assert cell["cost"] == pytest.approx(0.7, abs=0.2) and cell["resolution"] is None
     assert "at 0.4," in (place.folder / method / "leaderboard.md").read_text()
-    with pytest.raises(ValueError, match="what the method says: take 'cascade-together' or 'cascade-taught'"):
+    with pytest.raises(ValueError, match="looks_together is what the method says: take 'cascade-together'"):
         run_board(place, method, *words, "--looks_together", "true")
 
 
