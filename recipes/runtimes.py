@@ -23,7 +23,7 @@ from hf_dynvit.deploy import FORMATS
 from hf_dynvit.deploy.side_by_side import score_ways, time_ways
 from hf_dynvit.deploy.ways import PRECISIONS, Graphs, check_ways, states
 from hf_dynvit.measure import measured_on
-from hf_dynvit.measure.files import check_weights
+from hf_dynvit.measure.files import check_classifier, check_weights
 from hf_dynvit.measure.forwards import SIZES, random_vit
 from hf_dynvit.report import Runtimes, decides, write
 from hf_dynvit.report.markdown import numbered, rows
@@ -120,7 +120,9 @@ def main(argv=None):
 def trained(path):
     """The `Entrant` of a folder or Hub id."""
     check_weights(path)
-    gated = PreTrainedConfig.get_config_dict(path)[0].get("model_type") == DynViTConfig.model_type
+    fields = PreTrainedConfig.get_config_dict(path)[0]
+    check_classifier(path, fields)
+    gated = fields.get("model_type") == DynViTConfig.model_type
     load = DynViTForImageClassification.from_pretrained if gated else DynViTForImageClassification.from_vit
     model = load(path, dtype=torch.float32).eval()
     if not model.config.gates and not model.config.cascade:

@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoImageProcessor
 
 from hf_dynvit import DynViTForImageClassification
 from hf_dynvit.data import ImageArguments, cropping, load_validation
-from hf_dynvit.measure.files import check_weights
+from hf_dynvit.measure.files import check_classifier, check_weights
 from hf_dynvit.measure.forwards import DTYPES
 from hf_dynvit.measure.provenance import measured_on
 from hf_dynvit.model.bypass import bypass_of
@@ -57,6 +57,7 @@ def main(argv=None):
         )
     space = MaskSpace(config.num_hidden_layers, args.granularity, args.always_keep)
     load = DynViTForImageClassification.from_pretrained if gated else DynViTForImageClassification.from_vit
+    check_classifier(args.model, config)
     model = load(args.model, dtype=torch.float32).eval().to(args.device)  # what --dtype says is autocast's
     check_burn_in(model, args)
     processor = cropping(AutoImageProcessor.from_pretrained(args.model), data_args.crop_pct)

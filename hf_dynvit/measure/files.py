@@ -12,6 +12,8 @@ from pathlib import Path
 
 KEY = "sha256"
 READ_AT_ONCE = 1 << 24  # bytes
+HEADS = ("classifier", "head")  # modules of which classifiers are
+BARE = ("Model", "ForMaskedImageModeling", "ForPreTraining")  # how architectures without one end
 
 
 def read_json(path):
@@ -78,14 +80,25 @@ def check_classifier(source, config):
     """ValueError for a checkpoint that is a backbone alone: each load of it draws another classifier at random.
 
     Args:
-        source: what it was given as. config: its configuration, or the fields of it as a dict.
+        source: folder, whose weights say it, or Hub id, of which the names of its architectures do.
+        config: its configuration, or the fields of it as a dict.
     """
     kinds = (config if isinstance(config, dict) else vars(config)).get("architectures") or []
-    if kinds and not any("ForImageClassification" in kind for kind in kinds):
+    files = sorted(Path(source).glob("*.safetensors")) if Path(source).is_dir() else []
+    bare = bool(kinds) and all(kind.endswith(BARE) for kind in kinds)
+    if files:
+        names = [name for file in files for name in _tensors(file)]
+        bare = not any(part in name.split(".") for name in names for part in HEADS)
+    if bare:
         raise ValueError(
-            f"{source} is a {' and '.join(kinds)}, which has no classifier of images: train one on it first "
-            "(recipes/train.py with --new_classifier true --gates none)"
+            f"{source} ({', '.join(kinds) or 'of no architecture'}) has no classifier: train one on it first (recipes/train.py with "
+            "--new_classifier true)"
         )
+
+
+def _tensors(file):
+    with open(file, "rb") as source:
+        return _header(source, file).keys() - {"__metadata__"}
 
 
 def weights_digest(folder):

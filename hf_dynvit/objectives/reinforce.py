@@ -195,9 +195,10 @@ class ReinforceObjective(Objective):
     def _greedy_rewards(self, model, inputs, price):
         """Rewards of the thresholded policy on the same images, the self-critical baseline, (B,)."""
         model.eval()
-        outputs = model(**inputs, gating="threshold")
+        outputs = model(**self.trainer.task_loss.inputs(inputs), gating="threshold")
         model.train()
-        earned = outcome(outputs.logits, inputs["labels"], self.options.reward, model.config.problem_type)
+        problem = self.trainer.model.config.problem_type
+        earned = outcome(outputs.logits, inputs["labels"], self.options.reward, problem)
         return terminal_reward(earned, self._spent(outputs).sum(0), price)
 
     def _measured(self):

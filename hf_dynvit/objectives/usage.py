@@ -25,7 +25,8 @@ def usage_loss(decisions, token_target=0.5, head_target=0.5, sublayer_target=0.5
         A scalar; 0 for kinds that no gate decides.
     """
     total = 0.0
-    tokens = [d.mlp_tokens if d.attention_tokens is None else d.attention_tokens for d in decisions]
+    tokens = [d.attention_tokens for d in decisions]
+    tokens += [d.mlp_tokens for d in decisions if d.mlp_tokens is not d.attention_tokens]  # of a block both are one
     tokens = [keep for keep in tokens if keep is not None]
     if tokens:
         total = total + (torch.stack(tokens).float().mean() - token_target) ** 2

@@ -77,7 +77,7 @@ def confidences(sure, spent, budget):
     tried = torch.cat([ends[0], between, ends[1]])  # (K,), the least first
     unsure = (sure.unsqueeze(0) < tried.view(-1, 1, 1)).long().cummin(1).values  # (K, L - 1, B)
     costs = (spent[0] + (unsure * spent[1:]).sum(1)).mean(1)  # (K,)
-    alike = (sure == values[-1]).sum() > 1 and costs[-1] - costs[-2] > WORTH_A_WARNING
+    alike = (sure == values[-1]).any(0).sum() > 1 and costs[-1] - costs[-2] > WORTH_A_WARNING
     if alike:  # as sure as numbers can say, all of these images: no confidence is between none of them and all
         tried, costs = tried[:-1], costs[:-1]
     most, table = min(1.0, costs[-1].item()), []
@@ -86,7 +86,7 @@ def confidences(sure, spent, budget):
     ):
         nearest = (costs - wanted).abs().argmin()
         cost, confidence = min(1.0, costs[nearest].item()), tried[nearest].item()
-        if costs[nearest] > cost + WORTH_A_WARNING:  # dearer than any budget
+        if table and costs[nearest] > cost + WORTH_A_WARNING:  # dearer than any budget
             continue
         if not table or (cost > table[-1][0] + LEAST_STEP and confidence > table[-1][1]):
             table.append([cost, confidence])

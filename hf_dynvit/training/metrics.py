@@ -65,7 +65,7 @@ def multi_label_metrics(logits, labels):
 
 
 def compute_metrics(prediction):
-    """`EvalPrediction` with predictions (logits (B, C), cost (B,)) -> accuracy, accuracy_top5 (of more than 5 classes), cost.
+    """`EvalPrediction` with predictions (logits (B, C), cost (B,)) -> accuracy, accuracy_top5, cost.
 
     Beside the mean cost its spread over the images: `cost_std`, `cost_min`, `cost_max`.
     Labels are (B,), or (B, C) for multi-label problems, which `multi_label_metrics` measures. With
@@ -80,10 +80,11 @@ def compute_metrics(prediction):
     if labels.ndim == 2:
         return multi_label_metrics(logits, labels) | spent
     top = TopKAccuracy(keep_in_memory=True)
-    found = {"accuracy": next(iter(top.compute(predictions=logits, references=labels, k=1).values()))}
-    if logits.shape[1] > 5:  # of fewer classes any prediction has the label among the first five
-        found["accuracy_top5"] = next(iter(top.compute(predictions=logits, references=labels, k=5).values()))
-    return found | spent
+    return {
+        "accuracy": next(iter(top.compute(predictions=logits, references=labels, k=1).values())),
+        "accuracy_top5": next(iter(top.compute(predictions=logits, references=labels, k=5).values())),
+        **spent,
+    }
 
 
 def cost_spread(cost):

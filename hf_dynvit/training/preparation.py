@@ -25,8 +25,16 @@ def prepare(trainer):
     if args.harm_images:
         _share(trainer)
     if args.calibrate_first:
-        trainer.calibrate()
-        model.config.budget_confidences = None  # of a cascade: not true for long
+        for_now(trainer)
+
+
+def for_now(trainer):
+    """Calibrate in the course of a training: what a cascade's confidences can reach then is not what they reach at its end."""
+    config = trainer.accelerator.unwrap_model(trainer.model).config
+    budget = config.budget
+    trainer.calibrate()
+    if config.cascade is not None:
+        config.budget_confidences, config.budget = None, budget
 
 
 def finish(trainer):

@@ -7,7 +7,7 @@ from ..model.cascade import look_shifts, set_look_shifts
 from ..objectives.base import Step
 from .calibration import TOLERANCE, steady_range
 from .checkpoints import ResumedCallback
-from .preparation import shifts_to
+from .preparation import for_now, shifts_to
 from .shifts import WIDEST
 
 
@@ -113,8 +113,7 @@ class PackedTuning(ResumedCallback):
         if not gates or not self.trainer.schedule.frozen():
             return
         if not self.shifts:  # not when a later step is resumed
-            self.trainer.calibrate()
-            model.config.budget_confidences = None  # not true for long
+            for_now(self.trainer)
             self.shifts = look_shifts(model.config) if cascade else shifts_to(self.trainer, self._budgets())
         if self.reach is None:
             looks = range(len(model.config.cascade)) if cascade else [None]

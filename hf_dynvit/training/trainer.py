@@ -131,7 +131,6 @@ class DynViTTrainer(CheckpointTrainer):
     def train(self, resume_from_checkpoint=None, *args, **kwargs):
         resume_from_checkpoint = self.checkpoint_to_resume(resume_from_checkpoint)
         check_cascade(self)
-        warn_of_16_bits(self.model)
         first = self.args.images_first() if self.model.config.gates else {}
         if first and self.calibration_dataset is None:
             names = " and ".join(first)
@@ -146,6 +145,7 @@ class DynViTTrainer(CheckpointTrainer):
             model.layout = "packed"
         try:
             with learning(model, self.args.train_body):
+                warn_of_16_bits(model)
                 if not resume_from_checkpoint:
                     prepare(self)
                 result = super().train(resume_from_checkpoint, *args, **kwargs)

@@ -1,9 +1,8 @@
 """What is measured in float32 is not measured in 16 bits because a training was."""
 
-from types import MethodType
-
 import pytest
 import torch
+from accelerate import Accelerator
 from models import gated, images
 
 from hf_dynvit import fit_harm
@@ -14,9 +13,7 @@ from hf_dynvit.measure.precision import in_own_precision
 def trained_in_bf16(vit, gates):
     """A model as accelerate leaves it: its forward goes on under autocast."""
     model = gated(vit, gates).eval()
-    inner = type(model).forward
-    model.forward = MethodType(torch.autocast("cpu", torch.bfloat16)(inner), model)
-    return model
+    return Accelerator(mixed_precision="bf16", cpu=True).prepare_model(model, evaluation_mode=True)
 
 
 def widths(model, call):
@@ -43,10 +40,18 @@ def test_forwards_are_in_the_precision_of_the_weights(tiny_vit, name):
     assert widths(model, lambda: model(pixels)) == {torch.bfloat16}  # left as it was
 
 
+def test_a_forward_of_ones_own_is_what_is_timed(tiny_vit):
+    model, asked = gated(tiny_vit(), None).eval(), []
+    inner = model.forward
+    model.forward = lambda *args, **options: asked.append(len(args[0])) or inner(*args, **options)
+    clocked(model, [images(4)], rounds=1)
+    assert asked and set(asked) == {4}
+
+
 def test_an_error_leaves_the_forward_as_it_was(tiny_vit):
     model = trained_in_bf16(tiny_vit(), None)
     wrapped = model.forward
     with pytest.raises(RuntimeError), in_own_precision(model):
-        assert "forward" not in vars(model)
+        assert model.forward is not wrapped
         raise RuntimeError
     assert model.forward is wrapped

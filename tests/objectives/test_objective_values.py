@@ -40,6 +40,10 @@ def test_usage_of_tokens_is_a_squared_distance():
     assert usage_loss(decisions, token_target=0.5).item() == pytest.approx(0.09)
     of_mlp = [LayerDecisions(mlp_tokens=one.attention_tokens) for one in decisions]
     assert usage_loss(of_mlp, token_target=0.5).item() == pytest.approx(0.09)
+    of_block = [LayerDecisions(one.attention_tokens, one.attention_tokens) for one in decisions]
+    assert usage_loss(of_block, token_target=0.5).item() == pytest.approx(0.09)
+    mixed = [one._replace(mlp_tokens=torch.zeros_like(one.attention_tokens)) for one in decisions]
+    assert usage_loss(mixed, token_target=0.4).item() == pytest.approx(0.0, abs=1e-12)  # of 0.8 and of 0
 
 
 def test_heads_of_skipped_blocks_are_not_counted():

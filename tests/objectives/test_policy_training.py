@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from models import images
+from torch.testing import assert_close
 from trainers import assert_same, build_trainer, weights
 
 from hf_dynvit.model.gate import draw
@@ -128,3 +130,28 @@ def test_a_value_baseline_needs_value_networks(tiny_vit, tmp_path):
         policy_trainer(tiny_vit, tmp_path, gates=[{"gate": "block"}])
     with pytest.raises(ValueError, match="needs gates that learn"):
         policy_trainer(tiny_vit, tmp_path, gates=None, train_body=False)
+
+
+class Wrapped(torch.nn.Module):
+    """A model as DistributedDataParallel hands it out: it has no configuration."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.module = model
+
+    def forward(self, *args, **options):
+        return self.module(*args, **options)
+
+
+def test_the_greedy_baseline_knows_wrapped_models_and_soft_labels(tiny_vit, tmp_path):
+    trainer = policy_trainer(tiny_vit, tmp_path, baseline="self-critical")
+    trainer.model.config.problem_type = "single_label_classification"
+    trainer.task_loss.replaces = True
+    model, inputs = (
+        Wrapped(trainer.model).train(),
+        {"pixel_values": images(2), "labels": torch.tensor([[0.7, 0.3, 0.0]] * 2)},
+    )
+    rewards = trainer.objective._greedy_rewards(model, inputs, 0.0)
+    with torch.no_grad():
+        best = trainer.model.eval()(inputs["pixel_values"], gating="threshold").logits.argmax(1)
+    assert_close(rewards, inputs["labels"].gather(1, best[:, None]).squeeze(1))

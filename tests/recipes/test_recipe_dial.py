@@ -11,6 +11,7 @@ from transformers import AutoImageProcessor, ViTModel
 
 from hf_dynvit import DynViTForImageClassification
 from hf_dynvit.measure import LatencyTable
+from hf_dynvit.measure.files import check_classifier
 from hf_dynvit.training import calibration, timed_resolution
 from hf_dynvit.training.timed_calibration import OutOfReach, TimedCalibration
 
@@ -189,7 +190,7 @@ def test_a_backbone_without_a_classifier_is_refused(place, tmp_path):
         lambda: dial.main([*words, "--output", str(tmp_path / "out"), "--gates", "merge", "--budget", "0.9"]),
         lambda: evaluate.main([*words, "--json", str(tmp_path / "out.json")]),
     ):
-        with pytest.raises(ValueError, match="bare is a ViTModel, which has no classifier of images"):
+        with pytest.raises(ValueError, match=r"bare \(ViTModel\) has no classifier"):
             call()
 
 
@@ -199,3 +200,14 @@ def test_the_nearest_budget_of_a_cascade_is_kept(place, tmp_path, capsys):
     _, cost = dial.main([*words, "--budget", "0.25", "--images", "24"])
     budget = DynViTForImageClassification.from_pretrained(output).config.budget
     assert budget == pytest.approx(cost, abs=0.05) and budget >= 0.22
+
+
+@pytest.mark.parametrize("names", [["PetNet"], None])
+def test_a_classifier_is_known_by_its_weights_whatever_its_class_is_called(place, tmp_path, names):
+    check_classifier(place.vit, {"architectures": names})
+    ViTModel.from_pretrained(place.vit).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="has no classifier"):
+        check_classifier(tmp_path, {"architectures": names})
+    with pytest.raises(ValueError, match="has no classifier"):
+        check_classifier("me/on-the-hub", {"architectures": ["ViTModel"]})
+    check_classifier("me/on-the-hub", {"architectures": names})

@@ -15,6 +15,7 @@ from hf_dynvit.training.calibration import check_budgets
 from hf_dynvit.training.cascade_calibration import POINTS, confidences
 from hf_dynvit.training.checks import check_cascade
 from hf_dynvit.training.looks import read_looks
+from hf_dynvit.training.preparation import prepare
 
 
 MERGE = [{"gate": "merge", "distance": 4.0, "layers": [1]}]
@@ -286,3 +287,22 @@ def test_a_training_with_looks_resumes_to_the_bit(tiny_vit, tmp_path, freeze, to
     assert_same(weights(whole), weights(resumed))
     assert whole.config.cascade == resumed.config.cascade
     assert whole.config.budget_confidences == resumed.config.budget_confidences
+
+
+def test_one_image_that_is_surest_after_two_looks_is_one_image():
+    torch.manual_seed(0)
+    sure, spent = torch.rand(2, 24).double() * 0.9, torch.tensor([[0.2], [0.3], [0.45]]).double().expand(3, 24)
+    sure[:, 3] = 0.95
+    table = confidences(sure, spent, 0.5)
+    assert table[-1][0] == pytest.approx(0.95)  # all looks of all images
+    sure[0, 4:8] = 0.95  # now five of them
+    assert confidences(sure, spent, 0.5)[-1][0] < 0.93
+
+
+def test_a_budget_that_confidences_do_not_reach_in_the_course_of_a_training_stays_the_budget(tiny_vit, tmp_path):
+    trainer = build_trainer(tiny_vit, tmp_path, MERGE, 0.8, calibrate_first=True)
+    trainer.model.set_cascade(LOOKS)
+    with torch.no_grad():
+        trainer.model.classifier.weight *= 1e4  # as sure as numbers can say, of all images
+    prepare(trainer)
+    assert trainer.model.config.budget == 0.8 and trainer.model.config.budget_confidences is None
