@@ -1,9 +1,11 @@
 """What is measured in float32 is not measured in 16 bits because a training was."""
 
+from types import MethodType
+
 import pytest
 import torch
-from accelerate import Accelerator
 from models import gated, images
+from trainers import build_trainer
 
 from hf_dynvit import fit_harm
 from hf_dynvit.measure import clocked, measure_latencies
@@ -13,7 +15,9 @@ from hf_dynvit.measure.precision import in_own_precision
 def trained_in_bf16(vit, gates):
     """A model as accelerate leaves it: its forward goes on under autocast."""
     model = gated(vit, gates).eval()
-    return Accelerator(mixed_precision="bf16", cpu=True).prepare_model(model, evaluation_mode=True)
+    model._original_forward = model.forward
+    model.forward = MethodType(torch.autocast("cpu", torch.bfloat16)(type(model).forward), model)
+    return model
 
 
 def widths(model, call):
@@ -38,6 +42,14 @@ def test_forwards_are_in_the_precision_of_the_weights(tiny_vit, name):
     assert widths(model, lambda: model(pixels)) == {torch.bfloat16}
     assert widths(model, calls[name]) == {torch.float32}
     assert widths(model, lambda: model(pixels)) == {torch.bfloat16}  # left as it was
+
+
+def test_so_it_is_after_a_training_in_bf16(tiny_vit, tmp_path):
+    trainer = build_trainer(tiny_vit, tmp_path, bf16=True, max_steps=1)
+    trainer.train()
+    model, pixels = trainer.model.eval(), images(4)
+    assert widths(model, lambda: model(pixels)) == {torch.bfloat16}
+    assert widths(model, lambda: clocked(model, [pixels], rounds=1)) == {torch.float32}
 
 
 def test_a_forward_of_ones_own_is_what_is_timed(tiny_vit):
