@@ -1,4 +1,4 @@
-"""Files that are whole or refused: JSON and text, written at once or not at all, and weights with a digest of their own.
+"""Files that are whole or refused: JSON and text, written at once or not at all, weights with a digest and a classifier.
 
 The digest stands in the metadata of model.safetensors, so that it goes wherever the file goes, and a later
 `save_pretrained`, which writes another file, takes the old digest away with the old weights.
