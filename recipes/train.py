@@ -8,6 +8,7 @@ import dataclasses
 import os
 import sys
 import time
+from itertools import zip_longest
 from pathlib import Path
 
 
@@ -177,7 +178,7 @@ def teaching_keys():
 
 def last_value(words, key):
     """What the command line's words give for a key, the last time it stands there; "" if it does not."""
-    pairs = zip(words, [*words[1:], ""], strict=True)
+    pairs = zip_longest(words, words[1:], fillvalue="")  # the last word has none after it
     given = [
         after if word == f"--{key}" else word.partition("=")[2]
         for word, after in pairs

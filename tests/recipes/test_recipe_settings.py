@@ -42,6 +42,13 @@ def test_a_list_of_the_file_is_emptied_by_its_key_alone(place, tmp_path):
     assert parse_settings([*words, "--tuning_budgets", "--bf16", "false"], *types)[2].tuning_budgets == []
 
 
+@pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*_cpu.yaml")), ids=lambda recipe: recipe.stem)
+def test_a_recipe_needs_no_word_beside_its_file(recipe, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)  # without data: the first thing that a run asks for
+    with pytest.raises((OSError, ValueError), match=r"there is no file 'data/|'(data|outputs)/\w+' cannot be loaded"):
+        train.main([str(recipe)])
+
+
 @pytest.mark.parametrize("recipe", [evaluate, dial, search, deploy, runtimes])
 @pytest.mark.parametrize("key", ["min_crop_area", "horizontal_flip", "max_train_samples"])
 def test_what_is_for_training_alone_is_refused_elsewhere(recipe, key):
