@@ -3,6 +3,7 @@
 from ..measure.dense import AHEAD, AHEAD_EAGER
 from ..measure.dense import FROZEN as OLD
 from .leaderboard import TOO_DEAR, columns_of, joined, name_of, named, top1, tuned_cells
+from .leaderboard_looks import one_model
 from .leaderboard_results import DENSE
 from .markdown import ABSENT
 from .names import cost_spread, model_name, place, short
@@ -32,6 +33,11 @@ LEGEND = {  # a method, or how its name ends -> what it is
     "evit": "those that [CLS] attends to least are fused",
     "random-merge": "tokens merge that are drawn at random",
 }
+ONE_MODEL = "{}, one model"
+ONE_MODEL_MEANS = (
+    "\n- *one model*: a cascade tuned for one of these budgets, where it is that of the row above, and turned to the others "
+    "without training"
+)
 UNTRAINED = ("merge", "merge-resized", "cascade", "tome")  # methods whose rows without training are shown
 CLOCK = (
     "In PyTorch: how many times as fast as the fastest dense model there is here; in brackets that gain as a share of what the "
@@ -55,8 +61,12 @@ def tuned_rows(boards, order=()):
     # (data set, budget) -> method -> cells, tuned and untrained; data set -> accuracy
     columns, as_given, dense, given = {}, {}, {}, {}
     for name, board in strongest(boards):
-        for budget, column in columns_of(board).items():
-            columns[name, budget] = column
+        own = columns_of(board)
+        turned = {ONE_MODEL.format(method): cells for method, cells in one_model(board, own).items()}
+        for budget, column in own.items():
+            columns[name, budget] = column | {
+                method: cells[budget] for method, cells in turned.items() if budget in cells
+            }
             untrained = {method: cells for (method, kind), cells in board.by_cell().items() if not kind}
             as_given[name, budget] = {method: cells[budget] for method, cells in untrained.items() if budget in cells}
             given[name] = f"{100 * board.dense.accuracy:.2f}"
@@ -70,6 +80,7 @@ def tuned_rows(boards, order=()):
         rows.append({"method": f"{method}, untrained"} | cells)
     rows += [{"method": "dense, tuned"} | {_heading(*key): shown[key[0]] for key in columns}]
     methods = list(dict.fromkeys(method for column in columns.values() for method in column))
+    order = [name for method in order for name in (method, ONE_MODEL.format(method))]
     methods.sort(key=lambda method: order.index(method) if method in order else len(order))
     for method in methods:
         cells = {_heading(*key): _cell(method, column, column) for key, column in columns.items()}
@@ -82,6 +93,7 @@ def tuned_words(rows):
     names = [row["method"] for row in rows]
     shown = [key for key in LEGEND if key in names or (key[0] == "-" and any(key in name for name in names))]
     words = "\n".join(f"- *{key}*: {LEGEND[key]}" for key in shown)
+    words += ONE_MODEL_MEANS * any(name.endswith(ONE_MODEL.format("")) for name in names)
     untrained = CLOSED_FORM * any(name.endswith(", untrained") for name in names)
     return TUNED.format(words=words, dear=TOO_DEAR, untrained=untrained)
 

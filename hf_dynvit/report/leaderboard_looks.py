@@ -24,6 +24,26 @@ def look_rows(board):
     return [_row(row, reached) for row in rows]
 
 
+def one_model(board, budgets):
+    """Method -> budget -> what each look of `Looks.at` says of cascades that were tuned for one budget and turned to the others.
+
+    Of a method's models those that reach the most of the budgets, with the most seeds; none that reaches one alone.
+    """
+    found = {}
+    for (method, tuned), cells in board.by_cell().items():
+        turned = [_turned(runs, budgets) for runs in cells.values() if tuned]
+        best = max(turned, key=lambda reached: sum(map(len, reached.values())), default={})
+        if len(best) > 1:
+            found[method] = best
+    return found
+
+
+def _turned(runs, budgets):
+    """Budget -> the looks of all seeds, where each of them reaches it."""
+    reached = [{one.budget: one for one in cell.looks.at} if cell.looks else {} for cell in runs]
+    return {budget: [one[budget] for one in reached] for budget in budgets if all(budget in one for one in reached)}
+
+
 def _row(row, budgets):
     found = row.pop("reached")
     cells = {budget: [one[budget] for one in found if budget in one] for budget in budgets}

@@ -6,6 +6,7 @@ from made_results import MEASURED, evaluation, given, speed
 from recipe_place import report
 
 from hf_dynvit.measure.dense import AHEAD, AHEAD_EAGER, OURS
+from hf_dynvit.measure.looks import AtBudget, Looks
 from hf_dynvit.report import Cell, Leaderboard
 from hf_dynvit.report.front import clock_rows, clock_words, tuned_rows, tuned_words
 from hf_dynvit.report.leaderboard import named
@@ -46,6 +47,36 @@ def test_methods_tuned_alike_stand_in_a_row_each_and_the_best_within_the_budget_
     ]
     assert list(rows[0]) == ["method", "pets, 150 steps, 0.5"]
     assert "*Untrained*" in tuned_words(rows) and "*Untrained*" not in tuned_words(rows[2:])
+
+
+def turned(cell, **positions):
+    """A cascade's cell that was looked at: at_0_3=accuracy is one of its budgets."""
+    at = [
+        AtBudget(budget=budget, accuracy=found, cost=budget - 0.01, at_random=0.5, cost_at_random=budget - 0.01)
+        for budget, found in ((float(name[3:].replace("_", ".")), found) for name, found in positions.items())
+    ]
+    return replace(cell, looks=Looks(accuracy=[0.5, 0.7], cost=[0.3, 0.9], shares=[0.5, 0.5], at_random=0.6, at=at))
+
+
+def test_one_cascade_stands_at_every_budget_that_all_of_its_seeds_reach():
+    tome = cell("tome", 0.5), cell("tome", 0.79, 0.4)
+    pair = [
+        turned(cell("cascade", 0.8 + seed / 50, 0.4, 0.39, seed), at_0_5=0.84 + seed / 50, at_0_4=0.8 + seed / 50)
+        for seed in (0, 1)
+    ]
+    few = turned(cell("cascade", 0.9, 0.5), at_0_5=0.9, at_0_4=0.6), turned(cell("evit", 0.4), at_0_5=0.4, at_0_8=0.9)
+    rows = tuned_rows([board(*tome, *few, *pair)], ["tome", "cascade"])
+    half, less = ("pets, 150 steps, 0.5", "pets, 150 steps, 0.4")
+    shown = {row["method"]: (row[half], row[less]) for row in rows}
+    assert shown["cascade, one model"] == (
+        "85.00 ± 1.41 at 0.490 (2 seeds)",  # not bold: one seed of another model is better
+        "**81.00 ± 1.41** at 0.390 (2 seeds)",
+    )
+    assert shown["cascade"] == ("90.00 at 0.500", "**81.00 ± 1.41** at 0.390 (2 seeds)")
+    assert [row["method"] for row in rows][-4:] == ["tome", "cascade", "cascade, one model", "evit"]
+    assert "*one model*" in tuned_words(rows) and "*one model*" not in tuned_words(tuned_rows([board(*HALF)]))
+    one_seed = [replace(pair[0], looks=None), pair[1]]
+    assert "cascade, one model" not in [row["method"] for row in tuned_rows([board(*tome, *few[1:], *one_seed)])]
 
 
 def test_what_was_not_run_is_said_and_one_method_alone_is_no_column():
