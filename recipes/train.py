@@ -5,15 +5,10 @@ validation split, and writes model, card, pictures and results.json to output_di
 """
 
 import dataclasses
-import os
 import sys
 import time
 from itertools import zip_longest
 from pathlib import Path
-
-
-# Packed training meets a new number of rows in every step, and 16-bit products on CPU compile a kernel for each.
-os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "8192")
 
 from transformers import AutoConfig, TrainingArguments, set_seed
 from transformers.utils import logging

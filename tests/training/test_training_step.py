@@ -1,5 +1,9 @@
 """Claims about a step outside of a training: it is the trainer's, and its kinds are what they are called."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from agent_models import LEARNING, agent_trainer, flat
@@ -62,3 +66,11 @@ def test_fewer_patches_hold_less_memory(tiny_vit, tmp_path):
         for agent in ("none", "random")
     ]
     assert 0 < peaks[1] < 0.7 * peaks[0]
+
+
+@pytest.mark.parametrize(("given", "kept"), [({}, "8192"), ({"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "16"}, "16")])
+def test_kernels_of_16_bits_are_kept_for_more_lengths_than_by_default(given, kept):
+    bare = {name: value for name, value in os.environ.items() if name != "ONEDNN_PRIMITIVE_CACHE_CAPACITY"}
+    code = "import os, hf_dynvit.training; print(os.environ['ONEDNN_PRIMITIVE_CACHE_CAPACITY'])"
+    shown = subprocess.run([sys.executable, "-c", code], env=bare | given, capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == kept
