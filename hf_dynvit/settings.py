@@ -35,9 +35,10 @@ def parse_settings(argv, *dataclass_types, defaults=None, set_aside=None):
     """
     commit_of_code()  # before hours of work in which the tree may change
     argv = _without_plugins(list(argv))
-    words = []
+    words, keys = [], _keys(dataclass_types)
+    argv = [_underscored(word, keys) for word in argv]
     if argv and not argv[0].startswith("-"):
-        file, keys = argv.pop(0), _keys(dataclass_types)
+        file = argv.pop(0)
         words = yaml_words(file, keys)
         if set_aside is not None:
             words = yaml_words(file, keys, set_aside(words, argv))
@@ -55,7 +56,7 @@ def parse_settings(argv, *dataclass_types, defaults=None, set_aside=None):
         key = unknown[0].partition("=")[0]
         if not key.startswith("--"):
             raise ValueError(f"{key!r} belongs to no key: write --key {key}, and the YAML file first")
-        raise ValueError(_unknown(key.removeprefix("--"), "the command line", _keys(dataclass_types)))
+        raise ValueError(_unknown(key.removeprefix("--"), "the command line", keys))
     given = vars(namespace)
     return [kind(**{key: given[key] for key in _keys([kind]) if key in given}) for kind in dataclass_types]
 
@@ -74,6 +75,13 @@ def _without_plugins(argv):
             raise FileNotFoundError(f"plugin must be a file of Python, there is no {file!r}")
         runpy.run_path(file, run_name=Path(file).stem)
     return left
+
+
+def _underscored(word, known):
+    """A key that is spelled --with-hyphens as all others are; other words as they are."""
+    key, equals, value = word.partition("=")
+    spelled = key.removeprefix("--").replace("-", "_")
+    return f"--{spelled}{equals}{value}" if key.startswith("--") and spelled in known else word
 
 
 class _Parser(HfArgumentParser):

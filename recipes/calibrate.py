@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Subset
 from transformers import AutoImageProcessor
 
 from hf_dynvit.data import ImageArguments, crop_of, cropping
+from hf_dynvit.measure.files import check_new_folder
 from hf_dynvit.measure.forwards import DTYPES
 from hf_dynvit.measure.provenance import measured_on
 from hf_dynvit.measure.trained_models import open_models
@@ -136,9 +137,7 @@ class CalibrateArguments:
             raise ValueError("resolution auto is for one --budget, or --milliseconds, without bypass_images")
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype must be one of {list(DTYPES)}, got {self.dtype!r}")
-        folder = Path(self.output)
-        if folder.is_file() or (folder.exists() and any(folder.iterdir())):
-            raise ValueError(f"output {self.output!r} is not empty: give a new folder")
+        check_new_folder(self.output)
 
     def wanted(self):
         """The mean costs to meet."""

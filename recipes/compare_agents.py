@@ -21,8 +21,8 @@ from hf_dynvit.data import DataArguments, crop_of, cropping, load_image_data
 from hf_dynvit.measure import measured_on
 from hf_dynvit.report import Comparison, Run, read
 from hf_dynvit.report.comparison import FOUND, check_same, publish, save
-from hf_dynvit.report.pictures import AGENT_PICTURES, draw_agent
-from hf_dynvit.report.publish import drawn
+from hf_dynvit.report.pictures import draw_agent
+from hf_dynvit.report.plots import drawn
 from hf_dynvit.report.results import AgentRun
 from hf_dynvit.report.schema import fill
 from hf_dynvit.settings import parse_settings
@@ -160,7 +160,7 @@ def run(model_args, args, data):
     final = trainer.evaluate(data.validation)
     agent = None if trainer.agent is None else AgentRun.of(trainer.agent.report())
     if trainer.agent is not None:
-        drawn(AGENT_PICTURES, draw_agent, trainer.agent, data.validation, made(args.output_dir))
+        drawn(draw_agent, trainer.agent, data.validation, made(args.output_dir))
     return {
         "accuracy": final["eval_accuracy"],
         "chosen": on_chosen_patches(final),

@@ -30,7 +30,8 @@ from hf_dynvit.report import Evaluation, Runtime, write
 from hf_dynvit.report.cards import check_card, describe_evaluation
 from hf_dynvit.report.each_image import each_image
 from hf_dynvit.report.pictures import draw_extremes
-from hf_dynvit.report.publish import EXTREMES, drawn
+from hf_dynvit.report.plots import drawn
+from hf_dynvit.report.publish import EXTREMES
 from hf_dynvit.report.run_results import evaluate, model_facts
 from hf_dynvit.settings import parse_settings
 
@@ -202,7 +203,7 @@ def main(argv=None):
         costs = per_image(entrant, args.per_image, args.seed, args.eval_batch_size)
         results.per_image = costs.summary()
         write(args.json, results)
-        drawn(EXTREMES, draw_extremes, entrant, costs, Path(args.json).with_name(*EXTREMES))
+        drawn(draw_extremes, entrant, costs, Path(args.json).with_name(*EXTREMES))
     program = program_of(entrant.model) if args.compile and args.batch_sizes else None
     for batch_size in args.batch_sizes:
         torch.compiler.reset()

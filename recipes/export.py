@@ -21,7 +21,7 @@ from hf_dynvit.deploy.agreement import agreement
 from hf_dynvit.deploy.export import check_preprocessing
 from hf_dynvit.deploy.timing import timings, to_serve
 from hf_dynvit.measure import measured_on
-from hf_dynvit.measure.files import check_weights
+from hf_dynvit.measure.files import check_new_folder, check_weights
 from hf_dynvit.measure.provenance import device_name
 from hf_dynvit.model.kernels import kernels_loaded
 from hf_dynvit.model.prepack import can_prepack
@@ -90,6 +90,7 @@ class ExportArguments:
             raise ValueError("kernels are for what is timed, and need seconds, got 0")
         if self.images < 0 or self.check_images < 0:
             raise ValueError(f"images and check_images must be 0 or more, got {self.images} and {self.check_images}")
+        check_new_folder(self.output)
 
 
 @dataclass
@@ -97,6 +98,7 @@ class OptionalImageArguments(ImageArguments):
     """`ImageArguments`, which may name no images where none are needed."""
 
     def __post_init__(self):
+        self.check_crop()
         if self.data_files or self.dataset_name:
             super().__post_init__()
 

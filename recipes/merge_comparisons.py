@@ -40,8 +40,9 @@ def main(argv=None):
     folder.mkdir(parents=True, exist_ok=True)
     if not boards:
         return publish(merged, folder)
+    content = write(folder / "leaderboard.json", merged)
     leaderboard.publish([merged], folder)
-    return write(folder / "leaderboard.json", merged)
+    return content
 
 
 def merge_boards(parts):

@@ -36,6 +36,7 @@ from hf_dynvit.training.presets import gate_facts
 
 
 PACKAGES = ("onnxruntime", "openvino", "nncf")
+FILE = "runtimes.json"
 AT_ONCE = 32  # images of a forward in calibration
 
 
@@ -86,9 +87,9 @@ class RuntimesArguments:
                 f"images must be 1 or more, check_images 0 or more, got {self.images}, {self.check_images}"
             )
         names = [Path(name).name for name in (*self.models, *self.sizes)]
-        taken = [name for name in names if names.count(name) > 1 or (Path(self.output_dir) / name).exists()]
-        if taken:
-            raise ValueError(f"{self.output_dir} would hold {taken} twice: give other names, or another folder")
+        twice = [name for name in names if names.count(name) > 1 or (Path(self.output_dir) / name / FILE).exists()]
+        if twice:
+            raise ValueError(f"{self.output_dir} would hold {twice} twice: give other names, or another folder")
 
 
 class Entrant(NamedTuple):
@@ -110,9 +111,9 @@ def main(argv=None):
         raise ValueError('fixed merges of onnx come with int8 that is calibrated: leave out "int8 dynamic"')
     for entrant, formats in zip(entrants, fixed, strict=True):
         place = Path(args.output_dir) / Path(entrant.name).name
-        place.mkdir(parents=True)
+        place.mkdir(parents=True, exist_ok=True)
         found.append(measured(entrant, formats, pairs, args, data_args))
-        write(place / "runtimes.json", found[-1])
+        write(place / FILE, found[-1])
         print("\n\n".join(numbered(rows(EVERYWHERE, runtime_items(found[-1:])))))
     return found
 

@@ -27,7 +27,7 @@ from hf_dynvit.search import MaskScores, MaskSpace, pick, search
 from hf_dynvit.search.arguments import NOT_OF_SCORES, SearchArguments, images_from, reward_of, split_of, training_of
 from hf_dynvit.search.latencies import LATENCY_FILE, latencies_of, needs_latencies
 from hf_dynvit.search.masks import fingerprint, model_fingerprint
-from hf_dynvit.search.pareto import chosen_method
+from hf_dynvit.search.pareto import all_scored, chosen_method
 from hf_dynvit.settings import parse_settings
 
 
@@ -87,9 +87,10 @@ def main(argv=None):
     points = search(scores, args.objectives, method, args.population, args.generations, args.seed, start)
     seconds = time.perf_counter() - started
     fresh = make_scores(model, space, report, args, reward, latencies)
-    for point in points:
+    bounded = args.min_accuracy is not None or args.max_cost is not None
+    picked = pick(all_scored(scores) if bounded else points, args.objectives, args.min_accuracy, args.max_cost)
+    for point in [*points, picked]:
         point["reported"] = fresh([bit == "1" for bit in point["bits"]])
-    picked = pick(points, args.objectives, args.min_accuracy, args.max_cost)
     unmasked = fresh([True] * len(space))
     results = Search(
         model=args.model,

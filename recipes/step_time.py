@@ -9,6 +9,7 @@ import copy
 import sys
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
 import torch
 from transformers import ViTForImageClassification
@@ -55,6 +56,8 @@ class StepArguments:
             raise ValueError(f"cost must be in (0, 1], got {self.cost}")
         if self.gates == "none" and not self.agents:
             raise ValueError("give gates or agents whose training steps to time, got gates 'none' and no agents")
+        if self.json is not None and not Path(self.json).absolute().parent.is_dir():
+            raise FileNotFoundError(f"there is no folder for {self.json!r}")
 
 
 def main(argv=None):

@@ -183,8 +183,9 @@ def last_value(words, key):
 
 
 def find_checkpoint(args):
-    """The checkpoint to resume from, None to start; refuses an output_dir that already holds a run."""
+    """The checkpoint to resume from, None to start; refuses an output_dir that already holds a run, or what is not of one."""
     folder, resume = Path(args.output_dir), args.resume_from_checkpoint
+    check_folder(folder)
     wanted = str(resume).lower()
     if wanted not in ("none", "false", "true"):
         if not Path(resume).is_dir():
@@ -200,6 +201,19 @@ def find_checkpoint(args):
     if held:
         raise ValueError(f"output_dir {str(folder)!r} {held}; or give another output_dir")
     return None
+
+
+def check_folder(folder):
+    """Refuse an output_dir that is a file, or whose files the model, its code and its card would replace."""
+    if folder.is_file():
+        raise ValueError(f"output_dir {str(folder)!r} is a file: give a folder")
+    of_a_run = checkpoints(folder) or any((folder / name).exists() for name in ("results.json", "model.safetensors"))
+    others = [] if of_a_run else sorted(file.name for file in [*folder.glob("*.py"), *folder.glob("README.md")])
+    if others:
+        raise ValueError(
+            f"output_dir {str(folder)!r} holds {', '.join(others)}, and is the folder of no run: its code and card would take their "
+            "place; give another output_dir"
+        )
 
 
 def what_it_holds(folder, checkpoint, passed_over):

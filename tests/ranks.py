@@ -56,6 +56,7 @@ def main(folder, options):
     found = {
         "decisions": random_gates,
         "batches": batches,
+        "logged": [{name: entry[name] for name in entry if name == "cost" or "usage" in name} for entry in logged],
         "prices": [entry.get("price") for entry in logged],
         "weights": [value.double().sum().item() for value in model.state_dict().values()],
         "cost": trainer.evaluate()["eval_cost"],

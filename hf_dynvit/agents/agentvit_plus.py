@@ -1,7 +1,7 @@
 """`agentvit-plus`, ours: a policy that gives each image exactly K patches, and learns which ones helped it.
 
 It differs from the published agent in every part: it chooses per image, from tokens that the ViT has anyway; the
-number of patches is exact and follows a schedule that ends with all of them; patches that look like an earlier one go
+number of patches is exact and follows a schedule that rises to all of them; patches that look like an earlier one go
 first, and what goes merges into what stays; credit goes to the patches that were kept. Every `learn_every` batches a
 second choice is drawn and run without gradient; the difference of the two rewards says which choice was better for that
 image, so that hard images do not look like bad choices.

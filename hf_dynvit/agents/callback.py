@@ -35,6 +35,10 @@ class PatchAgent(TrainerCallback):
 
     def __init__(self, trainer):
         self.trainer, self.name, self.evaluates = trainer, trainer.args.agent, False
+        self._begin()
+
+    def _begin(self):
+        trainer = self.trainer
         self.agent = build_agent(trainer.accelerator.unwrap_model(trainer.model), trainer.args)
         self.kept = torch.zeros(self.agent.patches, dtype=torch.float64, device=trainer.args.device)
         self.images = self.batches = self.batch_in_epoch = self.epoch = 0  # `COUNTERS`
@@ -136,6 +140,8 @@ class PatchAgent(TrainerCallback):
         self.seconds += seconds_of_work(self.trainer.args.device) - started
 
     def on_train_begin(self, args, state, control, train_dataloader=None, **kwargs):
+        if self.batches and not state.global_step:  # trained before, and not gone on with
+            self._begin()
         if hasattr(train_dataloader, "__len__"):
             self.agent.begin(state.max_steps * args.gradient_accumulation_steps, len(train_dataloader))
 

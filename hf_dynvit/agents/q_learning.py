@@ -9,6 +9,9 @@ from typing import NamedTuple
 import torch
 
 
+LEAST_LOSS = torch.finfo(torch.float32).tiny  # a confident prediction has a loss of 0
+
+
 def epsilon_at(batch, start=1.0, end=0.01, decay=20000):
     """Probability of a random choice at batch number `batch`, counted from 0 over the whole training."""
     return end + (start - end) * math.exp(-batch / decay)
@@ -43,8 +46,8 @@ def patch_reward(dropped, patches, desired):
 
 
 def agentvit_reward(first_loss, loss, dropped, patches, desired, loss_weight=1.0, time_weight=20.0):
-    """AgentViT's reward of a batch: first loss / this loss, without bound, plus the weighted patch reward."""
-    return loss_weight * first_loss / loss + time_weight * patch_reward(dropped, patches, desired)
+    """AgentViT's reward of a batch: first loss / this loss, without bound but for a loss of 0, plus the weighted patch reward."""
+    return loss_weight * first_loss / max(loss, LEAST_LOSS) + time_weight * patch_reward(dropped, patches, desired)
 
 
 def above_mean(scores):

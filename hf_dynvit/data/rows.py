@@ -53,11 +53,7 @@ class ImageArguments:
         self.data_files = named or None
         if not 0.0 <= self.validation_fraction < 1.0:
             raise ValueError(f"validation_fraction must be in [0, 1), got {self.validation_fraction}")
-        if self.crop_pct is not None and not 0.0 <= self.crop_pct <= 1.0:
-            raise ValueError(
-                f"crop_pct must be in (0, 1], or 0 for what the image processor does, got {self.crop_pct}"
-            )
-        self.crop_pct = self.crop_pct or None
+        self.check_crop()
         if self.max_eval_samples is not None and self.max_eval_samples < 1:
             raise ValueError(f"max_eval_samples must be at least 1, got {self.max_eval_samples}")
         if (self.dataset_name is None) == (self.data_files is None):
@@ -69,6 +65,14 @@ class ImageArguments:
             raise ValueError("match_labels goes by the names and trust_label_order by the indices: give one of them")
         if self.dataset_name == "imagefolder" and not Path(self.data_dir or "").is_dir():
             raise FileNotFoundError(f"imagefolder needs data_dir, a folder that exists; got {self.data_dir!r}")
+
+    def check_crop(self):
+        """Refuse a crop_pct that is none; 0 becomes None."""
+        if self.crop_pct is not None and not 0.0 <= self.crop_pct <= 1.0:
+            raise ValueError(
+                f"crop_pct must be in (0, 1], or 0 for what the image processor does, got {self.crop_pct}"
+            )
+        self.crop_pct = self.crop_pct or None
 
     def is_on_hub(self):
         return self.dataset_name not in (None, "imagefolder")

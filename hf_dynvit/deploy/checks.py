@@ -65,9 +65,11 @@ def check_packages(format, quantize=None):
 def check_model(model):
     """Refuse a model whose gates or host have no exported form, as `check_export`."""
     if not isinstance(model, DynViTForImageClassification) or model.num_labels < 1:
-        raise TypeError(
-            f"only a DynViTForImageClassification with classes can be exported, got {type(model).__name__}"
+        kind, own = type(model), DynViTForImageClassification
+        hint = ", of the code that came with it: load it with that of hf_dynvit" * (
+            kind is not own and kind.__name__ == own.__name__
         )
+        raise TypeError(f"only a {own.__name__} with classes can be exported, got {kind.__name__}{hint}")
     if not model.host.protects_first():
         raise ValueError(f"only hosts whose protected tokens come first can be exported, got {model.host.protected}")
     drops = any(gate.drop for gates in model.gates for gate in gates.values())

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..measure.files import check_new_folder
 from ..model.budgets import shift_gates
 from ..model.cascade import in_look, view
 from ..model.configuration_dynvit import pair
@@ -61,8 +62,7 @@ def export(
     preprocessor, folder = check_preprocessing(processor), Path(folder)
     size = pair(model.config.resolution or model.config.image_size)
     preprocessor = resized_by(preprocessor, size) if model.config.resolution else preprocessor
-    if folder.exists() and any(folder.iterdir()):
-        raise ValueError(f"{str(folder)!r} is not empty: give a new folder")
+    check_new_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
     shape = (model.config.num_channels, *size)
     looks = [single_look(model, look) for look in range(len(model.config.cascade or [0]))]

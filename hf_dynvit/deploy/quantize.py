@@ -3,6 +3,10 @@
 import os
 
 import numpy as np
+from transformers.utils import logging
+
+
+logger = logging.get_logger(__name__)
 
 
 def quantize_openvino(graph, model, calibration):
@@ -86,5 +90,10 @@ def _shapes(model):
     """Shapes of the weights of linear layers in blocks, either way round, as far as no gate has one of the same shape."""
     gates = {tuple(weight.shape) for weight in model.gates.parameters()}
     blocks = [module for layer in model.host.layers(model.base_model) for module in layer.modules()]
-    shapes = {tuple(module.weight.shape) for module in blocks if hasattr(module, "in_features")} - gates
+    shapes = {tuple(module.weight.shape) for module in blocks if hasattr(module, "in_features")}
+    if shared := sorted(shapes & gates):
+        logger.warning(
+            f"weights of the shapes {shared} stay in float32, those of blocks too: gates have some of the same"
+        )
+    shapes -= gates
     return shapes | {shape[::-1] for shape in shapes}

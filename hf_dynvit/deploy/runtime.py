@@ -136,6 +136,10 @@ class DynViTRuntime:
 
     def preprocess(self, images):
         """PIL images -> pixel_values (B, channels, height, width), equal to those of transformers' processor."""
+        if not self.preprocessor:
+            raise ValueError(
+                "this folder was exported without an image processor: give pixel_values to the model itself"
+            )
         mode = "RGB" if self.config["deploy"]["shape"][0] == 3 else "L"
         return np.stack([pixels(eight_bit(image, mode), self.preprocessor) for image in images])
 

@@ -41,6 +41,13 @@ def write_text(path, text):
     os.replace(partial, path)
 
 
+def check_new_folder(folder):
+    """Refuse a folder to write that is a file, or holds anything: ValueError."""
+    folder = Path(folder)
+    if folder.is_file() or (folder.exists() and any(folder.iterdir())):
+        raise ValueError(f"output {str(folder)!r} is not empty: give a new folder")
+
+
 def sign_weights(folder):
     """Write the digest of each safetensors file in `folder` into its metadata."""
     for file in sorted(Path(folder).glob("*.safetensors")):

@@ -60,7 +60,7 @@ def open_models(paths, data_args, device="cpu", dtype=torch.float32, labelled=Tr
 
 def dense_vit(model):
     """The transformers ViT with the weights of `model`, shared, and without its gates."""
-    known = set(ViTConfig().to_dict()) - {"model_type", "architectures"}
+    known = set(ViTConfig().to_dict()) - {"model_type", "architectures"} | {"head_dim"}  # read where it is given
     fields = {name: value for name, value in model.config.to_dict().items() if name in known}
     with torch.device("meta"):
         vit = ViTForImageClassification(ViTConfig(**fields))

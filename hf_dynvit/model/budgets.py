@@ -121,7 +121,7 @@ def interpolated(places, values, at):
 def shift_gates(gates, amount):
     """Add one number to the logits of all the gates."""
     for gate in gates:
-        gate.score.bias += amount
+        gate.score.bias.add_(amount)  # in place: a wrapper of the module need not let it be set
 
 
 class Dial:

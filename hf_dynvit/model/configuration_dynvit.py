@@ -23,6 +23,7 @@ MOST = {
     "num_channels": 4096,
     "num_labels": 10_000_000,
 }
+MOST_WEIGHTS = 10**12  # of all layers
 MOST_PIXELS, MOST_PATCHES = 65_536, 1_048_576
 MOST_GATES = 4  # on a layer: one for each of its decisions
 
@@ -80,7 +81,7 @@ class DynViTConfig(ViTConfig):
     budget_confidences: list | None = None
 
     def __post_init__(self, **kwargs):
-        self._check_sizes(kwargs.get("num_labels"))
+        self._check_sizes(kwargs.get("num_labels"), kwargs.get("head_dim"))
         super().__post_init__(**kwargs)
         self.auto_map = {**AUTO_MAP, **(getattr(self, "auto_map", None) or {})}
         check_budget(self.budget)
@@ -115,11 +116,17 @@ class DynViTConfig(ViTConfig):
         """The table of budgets that the model has, of shifts or of confidences; None without one."""
         return self.budget_shifts if self.cascade is None else self.budget_confidences
 
-    def _check_sizes(self, num_labels):
+    def _check_sizes(self, num_labels, head_dim):
         for name, most in MOST.items():
             size, least = (num_labels or 0, 0) if name == "num_labels" else (getattr(self, name), 1)
             if not least <= size <= most:
                 raise ValueError(f"{name} must be in {least}..{most}, got {size}")
+        if head_dim is not None and not (isinstance(head_dim, int) and 1 <= head_dim <= MOST["hidden_size"]):
+            raise ValueError(f"head_dim must be in 1..{MOST['hidden_size']}, got {head_dim!r}")
+        inside = self.hidden_size if head_dim is None else head_dim * self.num_attention_heads
+        weights = self.num_hidden_layers * self.hidden_size * (4 * inside + 2 * self.intermediate_size)
+        if weights > MOST_WEIGHTS:
+            raise ValueError(f"layers must have at most {MOST_WEIGHTS:,} weights, these sizes give them {weights:,}")
         sides = []
         for name in ("image_size", "patch_size"):
             size = getattr(self, name)

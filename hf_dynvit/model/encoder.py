@@ -59,7 +59,7 @@ def encode(
         interpolate_pos_encoding: accept another image size than the configured one.
         output_attentions: needs eager attention, and runs the masked layout.
         output_hidden_states: collect the token stream before and after each layer; a list of indices collects those
-            alone (None stands for the others).
+            alone (None stands for the others). Tokens that drop then stay in the stream; the cost is that of a forward without.
         patches: int64 indices of the patches to run on, counted from 0 without [CLS], each at most once: (K,) for all
             images or (B, K) for each. The others are gone before the first layer, the token stream has N = 1 + K tokens,
             and the cost stays relative to the dense model on all patches.
@@ -197,6 +197,8 @@ def can_compact(model, wants_hidden):
 
 def _snapshot(x, index, num_layers, wanted):
     """The token stream as it is now, if hidden state `index` is wanted: all are (`True`), or the list has it."""
+    if wanted and wanted is not True and (beyond := [i for i in wanted if not -num_layers - 1 <= i <= num_layers]):
+        raise IndexError(f"hidden states are 0..{num_layers}, or counted from the last one, got {beyond}")
     if not wanted or (wanted is not True and index not in {i % (num_layers + 1) for i in wanted}):
         return None
     return x

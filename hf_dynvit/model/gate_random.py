@@ -9,6 +9,11 @@ from .gate_patch import PatchGate
 from .options import check_choice, check_options
 
 
+def draws_at_random(model):
+    """Whether the decisions of a model are other ones in each forward; by name, for code that came with a model counts, too."""
+    return any(type(module).__name__ in ("RandomGate", "RandomScorer") for module in model.modules())
+
+
 class RandomGate(Gate):
     """The baseline every learned gate must beat: units kept at random, at a fixed rate, in training and evaluation.
 

@@ -53,9 +53,15 @@ class DynViTPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, *args, **kwargs):
-        """As in transformers, and a ValueError for gates with weights that are not finite: they would decide blindly."""
+        """As in transformers, and a ValueError for gates with weights that are not finite: they would decide blindly.
+
+        Fields of the configuration that are given as keywords are checked as those of a file are.
+        """
         loaded = super().from_pretrained(*args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
+        type(model.config)(
+            **model.config.to_dict()
+        )  # keywords are set on a configuration that was checked without them
         gates = [(name, weight) for name, weight in model.gates.named_parameters() if not weight.is_meta]
         broken = [f"gates.{name}" for name, weight in gates if not weight.isfinite().all()]
         if broken:
@@ -99,10 +105,12 @@ class DynViTModel(Dial, DynViTPreTrainedModel):
 
     @property
     def layout(self):
-        """`"packed"` or `"masked"`; unless set, packed in evaluation and masked in training and under a compiler."""
+        """`"packed"` or `"masked"`; unless set, packed in evaluation and masked in training, under a compiler and in a trace, which
+        would make one image's decisions those of all."""
         if self._layout is not None:
             return self._layout
-        return "masked" if self.training or torch.compiler.is_compiling() else "packed"
+        fixed = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        return "masked" if self.training or fixed else "packed"
 
     @layout.setter
     def layout(self, value):

@@ -1,27 +1,30 @@
 """What values the options of gates may have; others are refused by name."""
 
-import math
-
-
 WIDEST = 65_536  # of a value network
+GREATEST = 3e38  # of float32
+MOST_TOKENS = 1_048_576
 
 
 def _number(value):
-    return isinstance(value, (int, float)) and type(value) is not bool and math.isfinite(value)
+    return isinstance(value, (int, float)) and type(value) is not bool and -GREATEST <= value <= GREATEST
+
+
+def _count(least):
+    return f"an integer in {least}..{MOST_TOKENS}", lambda value: type(value) is int and least <= value <= MOST_TOKENS
 
 
 ALLOWED = {
-    "init_bias": ("a finite number", _number),
-    "tau": ("positive and finite", lambda value: _number(value) and value > 0),
+    "init_bias": ("a finite number of float32", _number),
+    "tau": ("positive and finite in float32", lambda value: _number(value) and value > 0),
     "threshold": ("in (0, 1)", lambda value: _number(value) and 0 < value < 1),
     "novelty": ("a finite number of at least 0", lambda value: _number(value) and value >= 0),
     "distance": ("a number above 0", lambda value: _number(value) and value > 0),
-    "merged": ("an integer of at least 0", lambda value: type(value) is int and value >= 0),
+    "merged": _count(0),
     "keep": ("in (0, 1]", lambda value: _number(value) and 0 < value <= 1),
     "mass": ("in (0, 1]", lambda value: _number(value) and 0 < value <= 1),
-    "top": ("an integer of at least 1", lambda value: type(value) is int and value >= 1),
-    "samples": ("an integer of at least 1", lambda value: type(value) is int and value >= 1),
-    "margin": ("a finite number", _number),
+    "top": _count(1),
+    "samples": _count(1),
+    "margin": ("a finite number of float32", _number),
     "scale": ("a number above 0", lambda value: _number(value) and value > 0),
     "rate": ("in [0, 1]", lambda value: _number(value) and 0 <= value <= 1),
     "value_width": (f"an integer in 0..{WIDEST}", lambda value: type(value) is int and 0 <= value <= WIDEST),

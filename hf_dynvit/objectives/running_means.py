@@ -24,15 +24,17 @@ class RunningMoments:
         self.seen = torch.zeros(layers, device=device)
 
     def normalised(self, returns, deciding):
-        """Advantages (L, 1): returns (L, 1) less the means so far, over their deviation; the first over its own size.
+        """Advantages (L, 1): returns (L, 1) less the means so far, over their deviation, in which they count.
 
-        The means hold no draw of this image, so that the policy gradient stays unbiased. The first image of a layer that
+        The means hold no draw of this image, so that the policy gradient keeps its direction; its size does not, or returns that
+        were alike so far would leave nearly nothing to divide by. The first image of a layer that
         joins later (curriculum) only sets its mean.
         """
         known = (self.seen[deciding, None] > 0) | (self.images == 0)
         centred = (returns - self.mean[deciding, None]) * known
         own = centred.square().mean()
-        return centred / torch.where(self.images > 0, self.square, own).sqrt().clamp(min=1e-6)
+        share = 1 / (self.images + 1).clamp(max=WINDOW)  # as `update` will; so none is beyond sqrt(L * WINDOW)
+        return centred / (self.square + share * (own - self.square)).sqrt().clamp(min=1e-6)
 
     def distance(self, budget):
         """The running mean cost's distance from a budget, a scalar; 0 before the first image."""

@@ -11,7 +11,8 @@ from ..model.configuration_dynvit import DynViTConfig
 from .calibration_results import Calibration, calibration_rows
 from .model_card import write_model_card
 from .pictures import AGENT_PICTURES
-from .publish import LOCAL_DATA, PICTURES, draw_pictures, drawn, training_rows
+from .plots import drawn
+from .publish import LOCAL_DATA, PICTURES, draw_pictures, training_rows
 from .results import Training
 from .schema import read, write
 
@@ -101,7 +102,7 @@ def describe_evaluation(entrant, found, folder, on_hub=False):
     rows, terms = before(folder)
     pictures = {name: caption for name, caption in AGENT_PICTURES.items() if (folder / name).is_file()}
     if model.config.gates:
-        shown = drawn(PICTURES, draw_pictures, model, entrant.images, found.usage, folder)
+        shown = PICTURES if drawn(draw_pictures, model, entrant.images, found.usage, folder) else {}
         pictures |= {name: caption for name, caption in shown.items() if found.usage or name != "usage.png"}
     plain = PreTrainedConfig.get_config_dict(folder)[0].get("model_type") != DynViTConfig.model_type
     content = found.to_json() | ({} if on_hub else {"dataset": LOCAL_DATA})

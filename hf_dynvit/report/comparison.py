@@ -11,7 +11,7 @@ from ..training.arguments import is_default
 from .comparison_results import Comparison
 from .markdown import ABSENT, Commands, rows, table
 from .names import place, random_masks, reported_on
-from .plots import curves_plot
+from .plots import curves_plot, drawn
 from .schema import write
 
 
@@ -222,8 +222,5 @@ def publish(results, folder):
     """Write compare.json, compare.md and compare.png; the last needs matplotlib. Returns the content of the first."""
     content = save(results, folder)
     (Path(folder) / "compare.md").write_text("\n\n".join(comparison_section([results])) + "\n")
-    try:
-        curves_plot(mean_curves(results.runs), Path(folder) / "compare.png")
-    except ImportError as error:
-        logger.warning(f"no picture: {error}")
+    drawn(curves_plot, mean_curves(results.runs), Path(folder) / "compare.png")
     return content

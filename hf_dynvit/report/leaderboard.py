@@ -9,11 +9,13 @@ from .leaderboard_plot import plot, smaller_time
 from .leaderboard_results import DENSE
 from .markdown import ABSENT, Commands, table
 from .names import looks_text, processor, reported_on, short
+from .plots import drawn
 from .rivals import counted, mean, percent
 from .tables import compiled
 from .tuning import differs, length, recipe
 
 
+AND = " and "  # between the devices of a board's parts
 TOO_DEAR = 0.02  # cost above the budget: the best of those that met it
 TIMED = "throughput timed_commit timed_command timed_on".split()
 FEWEST = 2  # methods tuned at a budget: one alone compares nothing
@@ -70,9 +72,8 @@ def _with(before, board):
             known = replace(known, looks=one.looks, **of)
         cells[_which(one)] = known
     both = replace(before or board, cells=list(cells.values()), smaller=board.smaller or (before and before.smaller))
-    if before and processor(board) not in processor(before):
-        both = replace(both, device=f"{processor(before)} and {processor(board)}", instructions=None)
-    return both
+    devices = dict.fromkeys(AND.join(processor(part) for part in (before, board) if part).split(AND))
+    return replace(both, device=AND.join(devices), instructions=None) if len(devices) > 1 else both
 
 
 def rank(board):
@@ -217,4 +218,4 @@ def publish(boards, folder):
     """Write leaderboard.md and leaderboard.png of the first of joined boards into a folder."""
     (board, *_) = joined(boards)
     write_text(Path(folder) / "leaderboard.md", "\n\n".join(sections([board])) + "\n")
-    plot(board, Path(folder) / "leaderboard.png")
+    drawn(plot, board, Path(folder) / "leaderboard.png")

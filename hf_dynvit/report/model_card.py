@@ -19,6 +19,7 @@ METRICS = (
     ("accuracy_top5", "accuracy", "Top-5 accuracy"),
     ("cost", "cost", "Mean cost (MACs / MACs of the dense model)"),
 )
+ALL_RIGHT = {"accuracy": "Share of images of which all labels are right"}  # where each label is a decision of its own
 
 
 def write_model_card(
@@ -78,7 +79,7 @@ def write_model_card(
         license_name=license_name,
         license_link=license_link,
         metrics=["accuracy"] if results.get("accuracy") is not None else None,
-        eval_results=_eval_results(results),
+        eval_results=_eval_results(results, config),
     )
     card = ModelCard.from_template(
         data,
@@ -89,6 +90,7 @@ def write_model_card(
         plain=plain,
         gates=[_gate(entry, config.num_hidden_layers) for entry in config.gates or []],
         decides=decides(gate_facts(model)) + seen(config),
+        thresholds=any(getattr(gate, "merged", None) is None for gate in model.learned_gates()),
         results=results,
         dense=results.get("dense"),
         dense_model=Path(results["dense_model"]).name if results.get("dense_model") else None,
@@ -127,8 +129,9 @@ def check_results(results):
                 raise ValueError(f"{where}{name} must be positive and finite, got {given[name]}")
 
 
-def _eval_results(results):
+def _eval_results(results, config):
     """The measured metrics as the Hub lists them; None without a data set."""
+    names = ALL_RIGHT if config.problem_type == "multi_label_classification" else {}
     found = [
         EvalResult(
             task_type="image-classification",
@@ -137,7 +140,7 @@ def _eval_results(results):
             dataset_name=results["dataset"],
             dataset_split=results.get("split"),
             metric_type=kind,
-            metric_name=name,
+            metric_name=names.get(key, name),
             metric_value=results[key],
         )
         for key, kind, name in METRICS

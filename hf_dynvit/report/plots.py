@@ -1,8 +1,12 @@
 """Plots of numbers: usage per layer, speed, fronts of a search, curves of agents, kept patches."""
 
+from transformers.utils import logging
+
 from ..measure.usage import UsageMeter
 from ..search.pareto import OBJECTIVES
 
+
+logger = logging.get_logger(__name__)
 
 INK, MUTED, TRACK, PAGE = "#1f1f1d", "#8a8983", "#e3e2dd", "#ffffff"
 ATTENTION, MLP, HEADS = "#2a6fd6", "#e07b39", "#3b9b6d"
@@ -25,6 +29,16 @@ def new_figure(width, height, **options):
     except ImportError as error:
         raise ImportError("pictures need matplotlib: pip install hf_dynvit[demo]") from error
     return Figure(figsize=(width, height), **options)
+
+
+def drawn(draw, *args):
+    """Whether `draw` has drawn; no, and a warning, without matplotlib: what was measured is kept without its picture."""
+    try:
+        draw(*args)
+    except ImportError as error:
+        logger.warning(f"no picture: {error}")
+        return False
+    return True
 
 
 def plot_usage(usage, path):

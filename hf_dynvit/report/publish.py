@@ -7,7 +7,7 @@ from transformers.utils import logging
 
 from .model_card import write_model_card
 from .pictures import AGENT_PICTURES, draw_agent, first_images, show_decisions
-from .plots import plot_usage
+from .plots import drawn, plot_usage
 
 
 logger = logging.get_logger(__name__)
@@ -38,10 +38,10 @@ def describe(model, dataset, results, folder, agent=None, **card):
     """
     pictures = {}
     if model.config.gates:
-        found = drawn(PICTURES, draw_pictures, model, dataset, results.usage, folder)
+        found = PICTURES if drawn(draw_pictures, model, dataset, results.usage, folder) else {}
         pictures |= {name: caption for name, caption in found.items() if results.usage or name != "usage.png"}
-    if agent is not None:
-        pictures |= drawn(AGENT_PICTURES, draw_agent, agent, dataset, folder)
+    if agent is not None and drawn(draw_agent, agent, dataset, folder):
+        pictures |= AGENT_PICTURES
     content = results.to_json() | ({} if card.get("datasets") else {"dataset": LOCAL_DATA})
     write_model_card(model, content, folder, pictures=pictures, training=training_rows(results), **card)
 
@@ -57,16 +57,6 @@ def training_rows(results):
         rows |= {"agent": results.agent.name, "its options": options or None}
         rows["patches in training"] = f"{results.agent.kept:.1f} of {results.agent.patches}"
     return rows
-
-
-def drawn(captions, draw, *args):
-    """Captions of the pictures that `draw` has drawn; none, and a warning, without matplotlib."""
-    try:
-        draw(*args)
-    except ImportError as error:
-        logger.warning(f"no pictures: {error}")
-        return {}
-    return captions
 
 
 def draw_pictures(model, dataset, usage, folder):

@@ -3,7 +3,7 @@
 from pandas import DataFrame
 
 from ..search.export import burn_in, hold_open
-from .plots import front_plot
+from .plots import drawn, front_plot
 from .schema import write
 
 
@@ -13,7 +13,7 @@ def write_front(search, folder):
     chosen = DataFrame(search.front).drop(columns=["layer_mask", "reported"])
     reported = DataFrame([point["reported"] for point in search.front]).add_prefix("reported_")
     chosen.join(reported).to_csv(folder / "front.csv", index=False)
-    front_plot(search, folder / "front.png")
+    drawn(front_plot, search, folder / "front.png")
     return content
 
 

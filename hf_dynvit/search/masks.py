@@ -10,6 +10,7 @@ import torch
 
 from ..measure.files import write_json
 from ..model.cost import layer_shares
+from ..model.gate_random import draws_at_random
 from ..objectives.policy_gradient import depth_weights, outcome, terminal_reward
 
 
@@ -116,7 +117,7 @@ class MaskScores:
         dtype: of products, None: the model's. gating: "threshold": the policy acts; "open": all that the mask allows runs.
 
     Raises:
-        ValueError: no images, or a file that is damaged or of another identity.
+        ValueError: no images, gates that draw at random, or a file that is damaged or of another identity.
     """
 
     def __init__(
@@ -133,6 +134,11 @@ class MaskScores:
     ):
         if not batches:
             raise ValueError("there are no images to score masks on")
+        if gating == "threshold" and draws_at_random(model):
+            raise ValueError(
+                f"beside gates that draw at random no two masks meet the same decisions: got gates {model.config.gates}; a search "
+                "with --policy process leaves them out"
+            )
         self.model, self.space, self.batches, self.reward = model.eval(), space, batches, reward or Reward()
         self.dtype, self.gating = dtype, gating
         self.file, self.identity = None if file is None else Path(file), json.loads(json.dumps(identity))

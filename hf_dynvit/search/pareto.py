@@ -135,18 +135,28 @@ def front(scores, masks, objectives="error+cost"):
         if first < best:
             best = first
             kept.append(bits)
-    return [{"bits": bit_string(bits), "layer_mask": scores.space.layer_mask(bits), **scores(bits)} for bits in kept]
+    return [_point(scores, bits) for bits in kept]
+
+
+def all_scored(scores):
+    """As `front`, all masks that were scored: a bound is on accuracy or cost, whichever two objectives the front has."""
+    return [_point(scores, [bit == "1" for bit in bits]) for bits in scores.cache]
+
+
+def _point(scores, bits):
+    return {"bits": bit_string(bits), "layer_mask": scores.space.layer_mask(bits), **scores(bits)}
 
 
 def pick(points, objectives="error+cost", min_accuracy=None, max_cost=None):
     """One point of a front: by a bound that is given, or the knee, farthest from the line between the ends.
 
     Args:
+        points: as `front` gives them; with a bound all that were scored (`all_scored`) may hold a better one.
         min_accuracy: take the cheapest point (least second objective) of at least this accuracy.
         max_cost: take the most accurate point whose cost is at most this, of several the cheapest.
 
     Raises:
-        ValueError: both bounds, or no point of the front within the one given.
+        ValueError: both bounds, or no point within the one given.
     """
     if min_accuracy is not None and max_cost is not None:
         raise ValueError(f"give min_accuracy or max_cost, not both: got {min_accuracy} and {max_cost}")
@@ -155,14 +165,14 @@ def pick(points, objectives="error+cost", min_accuracy=None, max_cost=None):
         cheap = [point for point in points if point["cost"] <= max_cost]
         if not cheap:
             least = min(point["cost"] for point in points)
-            raise ValueError(f"no mask has a cost of at most {max_cost}; the cheapest of the front has {least:.4f}")
+            raise ValueError(f"no mask has a cost of at most {max_cost}; the cheapest has {least:.4f}")
         return max(cheap, key=lambda point: (point["accuracy"], -point["cost"]))
     if min_accuracy is not None:
         good = [point for point in points if point["accuracy"] >= min_accuracy]
         if not good:
             best = max(point["accuracy"] for point in points)
-            raise ValueError(f"no mask has an accuracy of {min_accuracy}; the best of the front has {best:.4f}")
-        return min(good, key=lambda point: point[name_y])
+            raise ValueError(f"no mask has an accuracy of {min_accuracy}; the best has {best:.4f}")
+        return min(good, key=lambda point: (point[name_y], -point["accuracy"]))
     xs, ys = _unit([sign_x * point[name_x] for point in points]), _unit([sign_y * point[name_y] for point in points])
     return min(zip(xs, ys, points, strict=True), key=lambda entry: entry[0] + entry[1])[2]
 

@@ -12,7 +12,7 @@ from ..model.budgets import MOST_BUDGETS, check_budget, shift_gates, shift_of
 from ..model.cascade import check_rising
 from ..model.configuration_dynvit import pair
 from ..model.encoder import encode
-from ..model.gate_random import RandomGate
+from ..model.gate_random import draws_at_random
 from .cascade_calibration import WORTH_A_WARNING, calibrate_cascade
 from .shifts import Shifts
 from .timed_calibration import calibrate_milliseconds
@@ -191,7 +191,7 @@ def check_budgets(model, budgets):
     Raises:
         ValueError: a budget out of reach; it names the reach.
     """
-    learned, looks = bool(model.learned_gates()) and not _draws(model), model.config.cascade
+    learned, looks = bool(model.learned_gates()) and not draws_at_random(model), model.config.cascade
     if looks is None:
         return _check_within(model, budgets) if learned else 1.0
     costs = [look["budget"] if learned else cost_range(model, index)[1] for index, look in enumerate(looks)]
@@ -236,8 +236,4 @@ def cost_range(model, look=None):
 
 def steady_range(model, look=None):
     """`cost_range`, without limits where gates draw at random, which would be drawn from for it."""
-    return (-float("inf"), float("inf")) if _draws(model) else cost_range(model, look)
-
-
-def _draws(model):
-    return any(isinstance(module, RandomGate) for module in model.modules())
+    return (-float("inf"), float("inf")) if draws_at_random(model) else cost_range(model, look)

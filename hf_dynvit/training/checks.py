@@ -188,6 +188,11 @@ def _check_gates(args, optimizer_cls_and_kwargs):
         raise ValueError(
             f"optim {args.optim.value!r} groups the parameters itself, and gates have a group of their own: take another"
         )
+    if str(args.optim.value).startswith("schedule_free_"):
+        raise ValueError(
+            f"optim {args.optim.value!r} evaluates other weights than it trains, and what is calibrated for the one is not right for "
+            "the other: take another beside gates that learn"
+        )
     if optimizer_cls_and_kwargs is not None and is_optimizer_factory(optimizer_cls_and_kwargs[0]):
         raise ValueError(
             "optimizer_cls_and_kwargs with a factory groups the parameters itself, and gates have a group of their own: "

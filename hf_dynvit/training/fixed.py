@@ -67,7 +67,7 @@ def _set(model, merged):
     """Give the merge gates of each layer their number; returns those they had."""
     before = []
     for gates, count in zip(model.gates, merged, strict=True):
-        merging = [gate for gate in gates.values() if type(gate) is MergeGate]
+        merging = [gate for gate in gates.values() if type(gate).__name__ == MergeGate.__name__]
         before.append(merging[0].merged if merging else None)
         for gate in merging:
             gate.merged = count

@@ -16,8 +16,7 @@ from tqdm.auto import tqdm
 from ..measure.precision import in_own_precision
 from ..measure.thresholds import biases_of, set_biases
 from ..model.cost import dense_macs, layer_costs
-from ..model.gate_random import RandomGate
-from ..model.scorers import RandomScorer
+from ..model.gate_random import draws_at_random
 from ..objectives.gate_kinds import unit_gates
 from .least_squares import Moments
 
@@ -86,7 +85,7 @@ def check_units(model):
             "what skipping costs is fitted for learned gates of heads and sub-layers, in a model of one look without a mask of "
             f"layers: got gates {config.gates}, cascade {config.cascade}, layer_mask {config.layer_mask}"
         )
-    if any(isinstance(module, (RandomGate, RandomScorer)) for module in model.modules()):
+    if draws_at_random(model):
         raise ValueError(f"beside gates that draw at random nothing can be compared: got gates {config.gates}")
     if config.num_labels < 2 or config.problem_type in ("multi_label_classification", "regression"):
         raise ValueError(

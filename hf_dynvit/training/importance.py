@@ -11,6 +11,7 @@ Letters: B images, N tokens, D channels.
 import torch
 from tqdm.auto import tqdm
 
+from ..measure.precision import in_own_precision
 from ..objectives.gate_kinds import token_gates
 from ..objectives.task_loss import check_classes
 from .least_squares import Moments
@@ -84,7 +85,8 @@ def _saliency(model, pixel_values, layers, look=None):
     with torch.enable_grad():
         # Where the backbone is frozen, the pixels carry the graph.
         given = pixel_values.clone().requires_grad_()
-        outputs = model(given, gating="open", look=look, output_hidden_states=layers)
+        with in_own_precision(model):  # small gradients vanish in 16 bits
+            outputs = model(given, gating="open", look=look, output_hidden_states=layers)
         entering = [outputs.hidden_states[layer] for layer in layers]
         predicted = _log_probability(outputs.logits.float(), model.config).sum()
         gradients = torch.autograd.grad(predicted, entering)

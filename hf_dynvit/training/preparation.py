@@ -86,7 +86,9 @@ def pixels(trainer, most):
     """Batches of `pixel_values` of `most` images of `calibration_dataset`, and meanwhile the layout of evaluation."""
     model = trainer.accelerator.unwrap_model(trainer.model)
     chosen = calibration_images(trainer.calibration_dataset, most, trainer.args.seed)
-    loader = DataLoader(chosen, trainer.args.per_device_eval_batch_size, collate_fn=trainer.data_collator)
+    # Without what `remove_unused_columns` takes out of the Trainer's own batches.
+    collator = trainer._get_collator_with_removed_columns(trainer.data_collator, "calibration")
+    loader = DataLoader(chosen, trainer.args.per_device_eval_batch_size, collate_fn=collator)
     layout, model.layout = model._layout, None
     try:
         with trainer.compute_loss_context_manager(), draw_alike(trainer.args):

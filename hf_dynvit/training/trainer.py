@@ -153,8 +153,8 @@ class DynViTTrainer(CheckpointTrainer):
             self.tuning.come_back()
             model.layout = layout
             self.objective.release()
-        if learns(model) and self.args.load_best_model_at_end and self.state.best_model_checkpoint is None:
-            logger.warning("load_best_model_at_end: no evaluation found the cost at the budget; the last weights stay")
+        if learns(model) and compares(self.args) and self.state.best_model_checkpoint is None:
+            logger.warning(f"{compares(self.args)}: no evaluation found the cost at the budget; the last weights stay")
         finish(self)
         return result
 
@@ -190,15 +190,23 @@ class DynViTTrainer(CheckpointTrainer):
     def log(self, logs, start_time=None):
         """Adds the mean cost and usage of training, and the usage per layer of evaluation."""
         if "loss" in logs and self._train_costs:
-            logs["cost"] = round(torch.stack(self._train_costs).mean().item(), 4)
-            logs |= {f"usage/{kind}": round(share, 4) for kind, share in self.train_usage.means().items()}
+            used = {"cost": torch.stack(self._train_costs).mean().item()}
+            used |= {f"usage/{kind}": share for kind, share in self.train_usage.means().items()}
+            logs |= self._over_processes(used)
             logs |= self.objective.logs()
             logs |= {} if self.agent is None else self.agent.logs()
             self._train_costs = []
             self.train_usage.reset()
         if "eval_loss" in logs:
-            logs |= self.eval_usage.flat("eval_")
+            logs |= self._over_processes(self.eval_usage.flat("eval_"))
         super().log(logs, start_time)
+
+    def _over_processes(self, values):
+        """Name -> mean of what the processes, each with as many images, have counted."""
+        if self.args.world_size > 1 and values:
+            means = torch.tensor([*values.values()], device=self.args.device)
+            values = dict(zip(values, self.accelerator.reduce(means, "mean").tolist(), strict=True))
+        return {name: round(value, 4) for name, value in values.items()}
 
     def _determine_best_metric(self, metrics, trial):
         """As the `Trainer`'s; an evaluation at another cost than the budget is never the best."""

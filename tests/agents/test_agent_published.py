@@ -156,3 +156,7 @@ def test_the_evaluation_choice_of_the_published_agent_depends_on_the_batch_and_o
     together = ours.choose(pixel_values, Moment(), explore=False)
     alone = torch.cat([ours.choose(image[None], Moment(), explore=False) for image in pixel_values])
     assert torch.equal(together, alone) and len(together.unique(dim=0)) > 1
+
+
+def test_a_loss_of_nothing_is_a_great_reward_not_a_division_by_zero():
+    assert 2.3 < agentvit_reward(2.3, 0.0, 34, 64, 30) < math.inf

@@ -166,3 +166,22 @@ def test_arguments(tmp_path):
     assert (published.capacity, published.sample, published.learn_every, published.target_every) == (64, 8, 50, 2)
     assert published.time_weight == 20.0 and published.loss_weight == 1.0 and published.silent_epochs == 1
     assert issubclass(DQNAgent, AgentViTAgent) and SubsetPolicy.Options().return_fraction > 0
+
+
+@pytest.mark.parametrize("agent", ["agentvit-dqn", "agentvit-plus"])
+def test_a_second_training_of_one_trainer_begins_with_a_new_agent(tiny_vit, tmp_path, agent):
+    trainer = agent_trainer(tiny_vit, tmp_path, agent, count=24, max_steps=-1, num_train_epochs=2)
+    moments, choose = [], PatchAgent.choose
+
+    def spied(self, pixel_values):
+        patches = choose(self, pixel_values)
+        moments.append(self._moment()[:3])
+        return patches
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PatchAgent, "choose", spied)
+        trainer.train()
+        seen, learned = list(moments), flat(trainer.agent.agent.state_dict())
+        trainer.train()
+    assert moments[len(seen) :] == seen and len(seen) > 3
+    assert trainer.agent.images == 48 and learned.keys() == flat(trainer.agent.agent.state_dict()).keys()

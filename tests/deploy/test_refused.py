@@ -127,3 +127,9 @@ def test_a_processor_with_other_steps_is_refused():
         with pytest.raises(ValueError, match="Pil does more than resize, crop, rescale and normalize"):
             check_preprocessing(other)
     assert check_preprocessing(None) == {}
+
+
+def test_images_without_a_processor_are_refused():
+    runtime = DynViTRuntime({"deploy": {"shape": [3, 32, 32]}}, {}, [None])
+    with pytest.raises(ValueError, match="was exported without an image processor: give pixel_values"):
+        runtime.predict(Image.new("RGB", (32, 32)))

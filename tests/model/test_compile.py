@@ -1,5 +1,7 @@
 """The masked layout is one graph: it compiles whole, for training too, and exports."""
 
+import warnings
+
 import pytest
 import torch
 from models import GATE_SETS, gated, images
@@ -101,3 +103,29 @@ def test_prepacked_models_compile_whole_and_export(tiny_vit, fresh_compiler, mon
             assert_close(logits, expected.logits, rtol=0, atol=1e-4)
             assert_close(cost, expected.cost)
             assert "mkldnn" not in program.graph_module.code
+
+
+@pytest.mark.parametrize("gate", ["block", "patch", "merge"])
+def test_a_trace_decides_for_each_image_anew(tiny_vit, gate):
+    torch.manual_seed(0)
+    model = gated(tiny_vit(), [{"gate": gate, "pool": "mean"} if gate == "block" else {"gate": gate}]).eval()
+
+    class Told(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = model
+
+        def forward(self, pixel_values):
+            output = self.model(pixel_values)
+            return output.logits, output.cost
+
+    pixels = images(8)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what a trace may not see
+        traced = torch.jit.trace(Told(), pixels[:1], check_trace=False)
+        expected = model(pixels)
+        assert expected.cost.std() > 0
+        for index in range(8):
+            logits, cost = traced(pixels[index : index + 1])
+            assert_close(logits[0], expected.logits[index], rtol=0, atol=1e-4)
+            assert_close(cost[0], expected.cost[index], rtol=0, atol=1e-5)

@@ -161,3 +161,11 @@ def test_an_option_that_no_forward_has_is_refused_by_name(tiny_vit, model_class)
     model(images(1), gating="threshold", patches=torch.arange(3), interpolate_pos_encoding=False)
     with pytest.raises(TypeError, match="'gatings'"):
         model(images(1), gatings="threshold")
+
+
+@pytest.mark.parametrize("beyond", [3, -4, 7])
+def test_a_hidden_state_that_there_is_not_is_refused(tiny_vit, beyond):
+    model = gated(tiny_vit(), [{"gate": "patch"}])
+    with pytest.raises(IndexError, match=rf"hidden states are 0\.\.2, or counted from the last one, got \[{beyond}\]"):
+        model(images(2), output_hidden_states=[0, beyond])
+    assert model(images(2), output_hidden_states=[-1]).hidden_states[2] is not None

@@ -278,10 +278,10 @@ def test_a_merge_gate_with_a_number_keeps_what_is_no_number_and_merges_all_where
     assert gate(tokens, "threshold").keep[0, 4]
     assert gate(tokens[:, :9], "threshold").keep.sum() == 6  # [CLS], four partners, and what is no number
     for number in (-1, 2.5, True):
-        with pytest.raises(ValueError, match="merged of a merge gate must be an integer of at least 0, got"):
+        with pytest.raises(ValueError, match="merged of a merge gate must be an integer in 0..1048576, got"):
             build_gate("merge", ViTConfig(), {"merged": number})
 
 
 def test_tome_refuses_numbers_that_are_none():
-    with pytest.raises(ValueError, match="merged of a tome gate must be an integer of at least 0, got 2.5"):
+    with pytest.raises(ValueError, match="merged of a tome gate must be an integer in 0..1048576, got 2.5"):
         build_gate("tome", ViTConfig(), {"merged": 2.5})

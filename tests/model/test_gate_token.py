@@ -159,7 +159,7 @@ def test_it_is_saved_and_loaded(tiny_vit, tmp_path, name):
         ({}, r"exactly one of \['keep', 'mass', 'samples', 'threshold', 'top'\], got {}"),
         ({"keep": 0.5, "top": 3}, "exactly one of .*, got {'keep': 0.5, 'top': 3}"),
         ({"keep": 0}, r"keep of a token gate must be in \(0, 1\], got 0"),
-        ({"top": 0.5}, "top of a token gate must be an integer of at least 1, got 0.5"),
+        ({"top": 0.5}, "top of a token gate must be an integer in 1..1048576, got 0.5"),
         ({"mass": 2}, r"mass of a token gate must be in \(0, 1\], got 2"),
         ({"keep": 0.5, "rest": "vanish"}, "rest of a token gate must be one of .*'fuse'.*, got 'vanish'"),
         ({"keep": 0.5, "score": ["norm"]}, "score of a token gate must be one of"),

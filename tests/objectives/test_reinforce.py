@@ -197,3 +197,9 @@ def test_a_bad_mask_is_refused(tiny_vit, mask, message):
     config = gated(tiny_vit(3), None).config
     with pytest.raises(Exception, match=message):
         type(config)(**{**config.to_dict(), "layer_mask": mask})
+
+
+@pytest.mark.parametrize("reward", ["correct", "probability", "blockdrop"])
+def test_a_label_that_the_loss_would_ignore_earns_no_reward_and_is_refused(reward):
+    with pytest.raises(ValueError, match=r"needs the class of each image, from 0 on: got labels \[1, -100\]"):
+        outcome(torch.eye(2), torch.tensor([1, -100]), reward)

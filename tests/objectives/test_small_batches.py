@@ -94,3 +94,14 @@ def test_a_layer_that_joins_later_is_not_an_outlier(tiny_vit):
     moments.update(returns, torch.tensor([0.5]), [0, 1])
     assert moments.mean[0] == pytest.approx(0.7) and moments.square < 1.1 * before
     assert moments.normalised(torch.tensor([[0.8], [0.55]]), [0, 1])[0] > 0
+
+
+@pytest.mark.parametrize("alike", [0.0, 0.7])
+def test_a_return_unlike_all_before_it_is_no_outlier_without_bound(alike):
+    moments = RunningMoments(2, "cpu")
+    for _ in range(600):
+        moments.update(torch.full((2, 1), alike), torch.tensor([0.9]), [0, 1])
+        advantage = moments.normalised(torch.full((2, 1), 0.4), [0, 1])
+        assert advantage.abs().max() <= 8.001 and advantage[0].sign() == (
+            1 if alike < 0.4 else -1
+        )  # sqrt of the window

@@ -116,6 +116,10 @@ def test_what_cannot_be_timed_is_refused_before_any_work(place, merging):
     words = ["--models", merging, "--data_files", *place.files, "--output_dir", str(place.folder / "never")]
     with pytest.raises(ValueError, match="--output_dir and --models or --sizes are needed"):
         runtimes.main(["--data_files", *place.files])
+    missing = [*words[:3], "validation=absent.parquet", *words[-2:]]
+    for _ in range(2):  # an attempt leaves nothing that stands in the way of the next
+        with pytest.raises(FileNotFoundError, match="there is no file 'absent.parquet'"):
+            runtimes.main([*missing[:-1], str(place.folder / "tried")])
     with pytest.raises(ValueError, match=r"sizes must be of .* got \['huge'\]"):
         runtimes.main([*words, "--sizes", "huge"])
     with pytest.raises(ValueError, match=r"batch_sizes must be in 1\.\.32, timed_images, got \[64\]"):

@@ -4,7 +4,7 @@ import pytest
 import yaml
 from image_files import write_folders
 from places import RECIPES
-from recipe_place import deploy, dial, evaluate, runtimes, search, train
+from recipe_place import deploy, dial, evaluate, runtimes, search, step_time, train
 
 from hf_dynvit.settings import parse_settings
 from hf_dynvit.training.starting_model import ModelArguments
@@ -140,3 +140,48 @@ def test_the_command_line_wins_over_a_block_of_options_too(tmp_path):
     file.write_text("objective: cost\nobjective_options: {prize: 3.0}\n")
     with pytest.raises(ValueError, match="prize"):
         parse_settings(words, train.DynViTTrainingArguments)
+
+
+def test_a_key_with_hyphens_counts_like_any_other(place, tmp_path):
+    words = [str(place.recipe), "--output-dir", str(tmp_path), "--data-files", "x.parquet", "--bf16=false"]
+    file = tmp_path / "terms.yaml"
+    file.write_text(f"{place.recipe.read_text()}\ndataset_terms: those of other images\n")
+    seen = []
+
+    def aside(file_words, argv):
+        seen.append(argv)
+        return train.terms_set_aside(argv)
+
+    types = (ModelArguments, train.DataArguments, train.DynViTTrainingArguments)
+    model, _, training = parse_settings([str(file), *words[1:]], *types, set_aside=aside)
+    assert seen == [["--output_dir", str(tmp_path), "--data_files", "x.parquet", "--bf16=false"]]
+    assert model.dataset_terms is None and training.output_dir == str(tmp_path)
+    with pytest.raises(ValueError, match="unknown key 'output-folder' in the command line"):
+        parse_settings([*words, "--output-folder", "x"], *types)
+
+
+def test_a_folder_of_other_files_is_left_alone(place, tmp_path):
+    for name in ("mine.py", "README.md"):
+        folder = tmp_path / name.partition(".")[0]
+        folder.mkdir()
+        (folder / name).write_text("precious")
+        (folder / "images").mkdir()
+        with pytest.raises(ValueError, match=f"holds {name}, and is the folder of no run"):
+            place.train("any", "--output_dir", str(folder))
+        assert (folder / name).read_text() == "precious"
+    with pytest.raises(ValueError, match=f"output_dir '{folder / name}' is a file: give a folder"):
+        place.train("any", "--output_dir", str(folder / name))
+
+
+def test_where_results_go_is_checked_before_anything_is_measured(place, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"there is no folder for .*absent/step\.json"):
+        step_time.main(["--model", place.vit, "--json", str(tmp_path / "absent" / "step.json")])
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    with pytest.raises(ValueError, match="is not empty: give a new folder"):
+        deploy.main(["--model", place.vit, "--output", str(tmp_path / "full")])
+    with pytest.raises(ValueError, match=r"crop_pct must be in \(0, 1\], or 0 .*got 1\.5"):
+        deploy.main(["--model", place.vit, "--output", str(tmp_path / "new"), "--crop_pct", "1.5"])
+    words = [deploy.ExportArguments, deploy.OptionalImageArguments]
+    given = ["--model", place.vit, "--output", str(tmp_path / "new"), "--crop_pct", "0"]
+    assert parse_settings(given, *words)[1].crop_pct is None

@@ -211,3 +211,15 @@ def test_the_front_has_a_table_of_each_kind_there_is():
     assert clock.startswith("In PyTorch") and "1.20×" in clock and "| merge |" not in clock
     assert "Fewer patches in training" not in clock and "In the runtimes" not in clock
     assert [part([]) for part in report.FRONTS.values()] == ["", ""]
+
+
+def test_devices_of_the_parts_of_a_board_are_each_named_once():
+    amd, intel = (
+        replace(board(cell("tome", 0.5, seed=seed)), device=name) for seed, name in enumerate(("AMD", "Intel"))
+    )
+    names = named([amd, intel])[0][1].device.split(" and ")
+    assert len(names) == 2 and {name.split(" ")[0] for name in names} == {"AMD", "Intel"}
+    both = named([amd, intel])[0][1]
+    for parts in ([both, amd], [amd, both], [intel, both, amd]):
+        assert sorted(named(parts)[0][1].device.split(" and ")) == sorted(names)
+    assert named([amd, amd])[0][1].device == "AMD"

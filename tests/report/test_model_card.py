@@ -209,3 +209,34 @@ def test_a_picture_must_be_there(model, tmp_path):
 
 def test_the_template_has_a_single_source():
     assert template_path().is_file()
+
+
+def test_the_card_of_merges_alike_in_every_image_speaks_of_no_threshold(tiny_vit, tmp_path):
+    def card(gates, results):
+        write_model_card(DynViTForImageClassification.from_vit(tiny_vit(2), gates=gates), results, tmp_path)
+        return (tmp_path / "README.md").read_text()
+
+    merges = {"gate": "merge", "distance": 4.0}
+    assert "decide by threshold" in card([merges], {}) and "single images cost more or less" in card([merges], {})
+    fixed = card([{**merges, "merged": 3}], {"cost_std": 0.0})
+    assert "decide by threshold" not in fixed and "single images cost more or less" not in fixed
+    assert "decide by threshold" not in card([{"gate": "tome", "merged": 3}], {})
+
+
+def test_the_card_of_a_cascade_names_the_reach_that_it_has(tiny_vit, tmp_path):
+    model = DynViTForImageClassification.from_vit(tiny_vit(2, num_labels=3), gates=[{"gate": "merge"}])
+    model.set_cascade([{"budget": 0.3, "resolution": 24}, {"budget": 0.9}])
+    write_model_card(model, {}, tmp_path)
+    text = (tmp_path / "README.md").read_text()
+    assert "every image gets all looks" in text and "set_budget" not in text
+    model.config.budget_confidences = [[0.4, 0.2], [0.8, 0.9]]
+    write_model_card(model, {}, tmp_path)
+    text = (tmp_path / "README.md").read_text()
+    assert "Any mean cost from 0.4 to 0.8 can be asked for" in text and "all looks" not in text
+
+
+def test_of_several_labels_the_metadata_does_not_speak_of_the_first(model, results, tmp_path):
+    model.config.problem_type = "multi_label_classification"
+    write_model_card(model, results, tmp_path)
+    names = [one.metric_name for one in ModelCard.load(tmp_path / "README.md").data.eval_results]
+    assert "Share of images of which all labels are right" in names and "Top-1 accuracy" not in names

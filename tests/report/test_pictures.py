@@ -7,11 +7,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from places import FROZEN, RECIPES
+from recipe_place import merge
 
 from hf_dynvit import DynViTForImageClassification, LayerDecisions
 from hf_dynvit.measure.usage import UsageMeter
+from hf_dynvit.report import read
 from hf_dynvit.report.pictures import default_layers, fade, show_decisions, unnormalise, used_patches
 from hf_dynvit.report.plots import plot_usage
+from hf_dynvit.report.search_results import write_front
 
 
 GATES = [{"gate": "patch"}, {"gate": "head"}, {"gate": "sublayer", "layers": [1, 3]}]
@@ -137,3 +141,12 @@ def test_without_matplotlib_the_error_says_what_to_install(model, tmp_path, monk
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match=r"pip install hf_dynvit\[demo\]"):
         plot_usage(model(torch.randn(1, 3, 32, 32)).decisions, tmp_path / "a.png")
+
+
+def test_what_was_measured_is_kept_where_no_picture_can_be_drawn(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    board = RECIPES / "results" / "board_tiny_labels.json"
+    merge.main(["--parts", str(board), "--output", str(tmp_path)])
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["leaderboard.json", "leaderboard.md"]
+    write_front(read(FROZEN / "results" / "search.json"), tmp_path)
+    assert (tmp_path / "front.csv").exists() and not (tmp_path / "front.png").exists()

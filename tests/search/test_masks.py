@@ -12,7 +12,7 @@ from transformers import ViTForImageClassification
 from hf_dynvit import DynViTForImageClassification
 from hf_dynvit.search import OBJECTIVES, MaskScores, MaskSpace, burn_in, front, pick, search
 from hf_dynvit.search.masks import Reward
-from hf_dynvit.search.pareto import exhaustive, nsga2
+from hf_dynvit.search.pareto import all_scored, exhaustive, nsga2
 
 
 def make_scores(vit, gates=None, granularity="block", always_keep=(0,), timed=False, **options):
@@ -161,7 +161,7 @@ def test_a_pick_by_cost_is_the_most_accurate_that_is_cheap_enough():
     ]
     for max_cost, wanted in [(0.3, 0.3), (0.55, 0.3), (0.7, 0.3), (1.0, 1.0), (0.1, 0.1)]:
         assert pick(points, "reward+layers", max_cost=max_cost)["cost"] == wanted
-    with pytest.raises(ValueError, match=r"no mask has a cost of at most 0.05; the cheapest of the front has 0.1000"):
+    with pytest.raises(ValueError, match=r"no mask has a cost of at most 0.05; the cheapest has 0.1000"):
         pick(points, max_cost=0.05)
     with pytest.raises(ValueError, match="min_accuracy or max_cost, not both: got 0.5 and 0.6"):
         pick(points, min_accuracy=0.5, max_cost=0.6)
@@ -221,3 +221,23 @@ def test_nothing_to_burn_in_is_refused(tiny_vit):
 def test_a_front_needs_known_objectives(tiny_vit):
     with pytest.raises(ValueError, match="objectives must be one of"):
         front(make_scores(tiny_vit(3)), [], "beauty")
+
+
+def test_a_bound_looks_at_all_masks_that_were_scored_whatever_the_front_is_of(tiny_vit):
+    scores = make_scores(tiny_vit(4))
+    scores.cache = {  # the cheap mask is slower, and so on no front of error and milliseconds
+        "10": {"accuracy": 0.7, "error": 0.3, "cost": 0.5, "milliseconds": 2.0},
+        "01": {"accuracy": 0.8, "error": 0.2, "cost": 0.6, "milliseconds": 1.9},
+    }
+    scores.space = MaskSpace(3)
+    points = front(scores, [(True, False), (False, True)], "error+milliseconds")
+    assert [point["bits"] for point in points] == ["01"]
+    assert pick(all_scored(scores), "error+milliseconds", max_cost=0.55)["bits"] == "10"
+    assert all_scored(scores)[1] == points[0]
+
+
+def test_gates_that_draw_at_random_are_not_searched_for_masks(tiny_vit):
+    for gate in ({"gate": "random"}, {"gate": "token", "score": "random", "top": 8}):
+        with pytest.raises(ValueError, match=r"beside gates that draw at random no two masks .*'random'"):
+            make_scores(tiny_vit(4), [gate])
+        make_scores(tiny_vit(4), [gate], gating="open")

@@ -42,6 +42,17 @@ def test_without_one_at_the_budget_the_last_weights_stay_and_it_is_said(tiny_vit
     assert_same(weights(trainer.model), weights(last))
 
 
+def test_checkpoints_of_the_best_alone_may_be_none_and_it_is_said(tiny_vit, tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(training.logger, "warning", said.append)
+    options = {**BEST, "load_best_model_at_end": False, "save_strategy": "best"}
+    trainer = build_trainer(tiny_vit, tmp_path, budget=0.5, max_steps=4, **options)
+    evaluations(trainer, costs=[1.0, 0.9], losses=[0.1, 0.2])
+    trainer.train()
+    assert not list(tmp_path.glob("checkpoint-*"))
+    assert said[-1].startswith("save_strategy") and "no evaluation found the cost at the budget" in said[-1]
+
+
 def test_without_gates_all_evaluations_are_compared(tiny_vit, tmp_path):
     trainer = build_trainer(tiny_vit, tmp_path, gates=None, max_steps=4, **BEST)
     trainer.train()

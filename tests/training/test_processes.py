@@ -27,6 +27,7 @@ def test_processes_draw_different_decisions_at_one_price_and_go_on_as_they_would
     straight = run_ranks(tmp_path, **options)
     one, other = straight
     assert all(mine != theirs for mine, theirs in zip(one["decisions"], other["decisions"], strict=True))
+    assert one["logged"] == other["logged"] and one["logged"][0]["usage/attention"] < 1  # of both
     assert one["prices"] == other["prices"] and one["weights"] == other["weights"] and one["cost"] == other["cost"]
     seen = [value for step in zip(one["batches"], other["batches"], strict=True) for rank in step for value in rank]
     assert len(set(seen)) == 64  # an epoch of 64 images: each in one process, once

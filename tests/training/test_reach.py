@@ -1,13 +1,16 @@
 """Claims about budgets: which ones gates can meet, what a mask leaves of them, and what is said of the others."""
 
+import math
+
 import pytest
 import torch
 from models import GATE_SETS, LEARNED_SETS, gated, images, run
 from trainers import build_trainer, weights
 
+from hf_dynvit import DynViTForImageClassification
 from hf_dynvit.model.gate import LearnedGate
 from hf_dynvit.training import calibration
-from hf_dynvit.training.calibration import calibrate, check_budgets, cost_range
+from hf_dynvit.training.calibration import calibrate, check_budgets, cost_range, steady_range
 
 
 BLOCKS = [{"gate": "block", "layers": [1, 2, 3], "value_width": 8}]
@@ -120,3 +123,11 @@ def test_a_calibration_that_misses_says_so(tiny_vit, monkeypatch):
         len(said) == 1
         and f"the budget is 0.5, and the nearest mean cost that the gates' thresholds give is {cost:.3f}" in said[0]
     )
+
+
+def test_measuring_the_reach_draws_nothing_where_scores_are_random(tiny_vit):
+    gates = [{"gate": "token", "score": "random", "top": 12, "layers": [0]}, {"gate": "merge", "layers": [1]}]
+    model = DynViTForImageClassification.from_vit(tiny_vit(), gates=gates).eval()
+    before = torch.get_rng_state()
+    assert steady_range(model) == (-math.inf, math.inf)
+    assert torch.equal(torch.get_rng_state(), before)

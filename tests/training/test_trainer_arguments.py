@@ -414,3 +414,20 @@ def test_weights_of_16_bits_that_learn_are_said(tiny_vit, tmp_path, monkeypatch)
     said.clear()
     checks.warn_of_16_bits(trainer.model)
     assert not said
+
+
+def test_an_optimiser_that_evaluates_other_weights_is_refused_beside_gates(tiny_vit, tmp_path):
+    with pytest.raises(ValueError, match="optim 'schedule_free_adamw' evaluates other weights than it trains"):
+        build_trainer(tiny_vit, tmp_path, optim="schedule_free_adamw")
+    build_trainer(tiny_vit, tmp_path, optim="schedule_free_adamw", gates=None)
+
+
+def test_images_to_calibrate_on_lose_the_columns_that_the_trainer_takes_away(tiny_vit, tmp_path):
+    class Named(Images):
+        def __getitem__(self, index):
+            return super().__getitem__(index) | {"name": f"image {index}"}  # no collator makes a tensor of it
+
+    trainer = build_trainer(tiny_vit, tmp_path, calibration_images=8, max_steps=1)
+    trainer.train_dataset = trainer.calibration_dataset = Named(16)
+    trainer.train()
+    assert [entry for entry in trainer.state.log_history if "calibration_cost" in entry]
