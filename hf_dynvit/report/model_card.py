@@ -139,6 +139,7 @@ def _eval_results(results, config):
             dataset_type=results["dataset"],
             dataset_name=results["dataset"],
             dataset_split=results.get("split"),
+            dataset_args={"images": results["images"]} if results.get("images") else None,
             metric_type=kind,
             metric_name=names.get(key, name),
             metric_value=results[key],

@@ -71,6 +71,7 @@ def test_the_metadata_holds_the_measured_accuracy_and_cost(model, results, tmp_p
         ("accuracy", results["accuracy_top5"], "digits"),
         ("cost", results["cost"], "digits"),
     ]
+    assert [result.dataset_args for result in data.eval_results] == [{"images": 1234}] * 3  # maybe a part of the split
 
 
 def test_every_measurement_is_in_the_text_with_its_context(model, results, tmp_path):
