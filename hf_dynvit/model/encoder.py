@@ -83,12 +83,12 @@ def encode(
             "output_attentions needs eager attention, not "
             f'{config._attn_implementation!r}: call model.set_attn_implementation("eager")'
         )
-    full_tokens = None
+    full_tokens = None if config.cascade is None else tokens_dense(config, pixel_values.shape[2:])
     resolution, shift = view(config, pixel_values.shape[0], look, budget)
     if resolution is not None:
         if patches is not None:
             raise ValueError(f"patches cannot be chosen of images that are resized, resolution {resolution}")
-        full_tokens, interpolate_pos_encoding = tokens_dense(config, pixel_values.shape[2:], resolution), True
+        full_tokens, interpolate_pos_encoding = tokens_dense(config, pixel_values.shape[2:]), True
         pixel_values = resized(pixel_values, resolution)
     x, side = host.embed(backbone, pixel_values, bool(interpolate_pos_encoding))
     shift = shift if exploration.shift is None else exploration.shift

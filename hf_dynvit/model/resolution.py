@@ -26,9 +26,12 @@ def tokens_of(config, size):
     return (height // patch_height) * (width // patch_width) + sizes_of(config).protected
 
 
-def tokens_dense(config, size, resolution):
-    """Tokens that the dense model has of images given in that size; those resized beforehand stand for the configured size."""
-    return sizes_of(config).tokens if tuple(size) == pair(resolution) else tokens_of(config, size)
+def tokens_dense(config, size):
+    """Tokens that the dense model has of images given in that size; those resized beforehand, to that of the model or of any look,
+    stand for the configured size."""
+    looks = [config.resolution] if config.cascade is None else [look.get("resolution") for look in config.cascade]
+    beforehand = tuple(size) in {pair(own) for own in looks if own is not None}
+    return sizes_of(config).tokens if beforehand else tokens_of(config, size)
 
 
 def tokens_run(config, look=None):

@@ -199,3 +199,15 @@ def test_a_look_needs_a_cascade(tiny_vit):
 def test_a_cascade_that_is_none_is_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
         DynViTConfig(image_size=32, patch_size=8, num_hidden_layers=2, hidden_size=16, num_attention_heads=2, **wrong)
+
+
+def test_images_of_a_looks_own_size_cost_what_they_would_have_if_resized_inside(tiny_vit):
+    looks = [{"budget": 0.2, "resolution": 16}, {"budget": 0.4, "resolution": 24}]
+    model = gated(tiny_vit(), None, cascade=looks, budget=0.6).eval()  # without a table: every image takes both
+    given = images(3)
+    cost = model(given).cost
+    for size in (16, 24):
+        smaller = torch.nn.functional.interpolate(given, size=size)
+        assert_close(model(smaller).cost, cost)
+    larger = torch.nn.functional.interpolate(given, size=64)
+    assert (model(larger).cost < cost / 2).all()  # of what the dense model would take for them
