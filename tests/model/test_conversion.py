@@ -169,7 +169,7 @@ def test_config_json_holds_the_gates_as_given(tiny_vit, tmp_path):
         ({"gates": [{"gate": "patch", "on": "heads"}]}, "on of a patch gate must be one of .*'mlp'.*, got 'heads'"),
         ({"gates": [{"gate": "head", "deactivation": "full"}]}, "must be one of .*'official'.*, got 'full'"),
         ({"gates": [{"gate": "head", "threshold": 1.0}]}, r"threshold of a gate must be in \(0, 1\), got 1.0"),
-        ({"gates": [{"gate": "head", "tau": 0}]}, "tau of a gate must be positive and finite, got 0"),
+        ({"gates": [{"gate": "head", "tau": 0}]}, "tau of a gate must be positive and finite in float32, got 0"),
         (
             {"gates": [{"gate": "random", "unit": "pixel"}]},
             "unit of a random gate must be one of .*'patch'.*, got 'pixel'",
