@@ -25,9 +25,10 @@ def look_rows(board):
 
 
 def one_model(board, budgets):
-    """Method -> budget -> what each look of `Looks.at` says of cascades that were tuned for one budget and turned to the others.
+    """Method -> budget -> an `AtBudget` for each seed of cascades that were tuned for one budget and turned to the others.
 
-    Of a method's models those that reach the most of the budgets, with the most seeds; none that reaches one alone.
+    Of a method's models those that reach the most of the budgets, with the most seeds, of equal ones the dearest; none that
+    reach one budget alone.
     """
     found = {}
     for (method, tuned), cells in board.by_cell().items():
