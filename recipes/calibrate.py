@@ -27,6 +27,7 @@ from hf_dynvit.measure.forwards import DTYPES
 from hf_dynvit.measure.provenance import measured_on
 from hf_dynvit.measure.trained_models import open_models
 from hf_dynvit.model.budgets import check_budget
+from hf_dynvit.model.configuration_dynvit import check_last_layer
 from hf_dynvit.report.calibration_results import Calibration
 from hf_dynvit.report.cards import before, describe_calibration
 from hf_dynvit.settings import parse_settings
@@ -63,6 +64,13 @@ class CalibrateArguments:
         metadata={
             "help": "several looks at an image, the cheapest first, each as side of images @ mean cost: 160@0.2 224@0.5, "
             "or auto; only images that are not sure get the next, so that the mean cost is the budget"
+        },
+    )
+    last_layer: str | None = field(
+        default=None,
+        metadata={
+            "help": "read: the last layer computes what the classifier reads, from which logits stay what they are and the cost falls; "
+            "None: as the model has it"
         },
     )
     importance: bool | None = field(
@@ -122,6 +130,9 @@ class CalibrateArguments:
             raise ValueError(
                 f"images must be at least 1 and bypass_images 0, got {self.images} and {self.bypass_images}"
             )
+        check_last_layer(self.last_layer)
+        if self.last_layer is not None and self.milliseconds is not None:
+            raise ValueError("a time is met by latencies of whole layers: --milliseconds goes without --last_layer")
         read_looks(self.cascade)
         if self.cascade and (self.budget is None or self.resolution is not None or self.bypass_images):
             raise ValueError("a cascade is for one --budget, has sizes of its own and no bypass_images to fit")

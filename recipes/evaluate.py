@@ -141,7 +141,7 @@ def main(argv=None):
         )
     if args.dense:
         other = entrants[1].model.config
-        has = [name for name in ("gates", "layer_mask", "resolution", "cascade") if getattr(other, name)]
+        has = [name for name in ("gates", "layer_mask", "resolution", "cascade", "last_layer") if getattr(other, name)]
         if has:
             raise ValueError(f"dense must be a plain ViT, and {args.dense} has {has}")
     table = entrant.model.config.budget_table()

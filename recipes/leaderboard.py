@@ -138,7 +138,7 @@ def main(argv=None):
             missing = [one for one in wanted if (method, budget, *one) not in finished and not board.complete]
             new = [one for one in missing if not (one[0] and board.trained)]
             try:
-                start = prepare(method, place.vit, budget, place.batches) if new else None
+                start = prepare(method, place.vit, budget, place.batches, model_args.last_layer) if new else None
             except OutOfReach as error:
                 print(f"left out: {error}")
                 continue

@@ -75,7 +75,7 @@ def main(argv=None):
     seconds = time.perf_counter() - started
     trainer.save_model()  # with the processor
     kept = trainer.model.config
-    plain = not (kept.gates or kept.layer_mask or kept.resolution or kept.cascade)
+    plain = not (kept.gates or kept.layer_mask or kept.resolution or kept.cascade or kept.last_layer)
     if plain and trainer.is_world_process_zero():
         save_plain(trainer, Path(args.output_dir))
     metrics = trainer.evaluate(data.validation)

@@ -79,9 +79,9 @@ def tiny_vit():
 def counted_attention(monkeypatch):
     """torch's counter does not see the fused attention of CPUs: here its two products are written out."""
 
-    def plain(query, key, value, dropout_p=0.0):
-        weights = (query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5).softmax(-1)
-        return weights @ value
+    def plain(query, key, value, attn_mask=None, dropout_p=0.0):
+        scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
+        return (scores if attn_mask is None else scores + attn_mask).softmax(-1) @ value
 
     from hf_dynvit.model import packed_attention as attention
 

@@ -72,6 +72,11 @@ def check_model(model):
         raise TypeError(f"only a {own.__name__} with classes can be exported, got {kind.__name__}{hint}")
     if not model.host.protects_first():
         raise ValueError(f"only hosts whose protected tokens come first can be exported, got {model.host.protected}")
+    if model.config.last_layer is not None and "sublayers" in model.gates[-1]:
+        raise ValueError(
+            f"last_layer {model.config.last_layer!r} with a gate of sub-layers in the last layer has no exported form: set "
+            "model.config.last_layer = None"
+        )
     drops = any(gate.drop for gates in model.gates for gate in gates.values())
     for layer, gates in enumerate(model.gates):
         for gate in gates.values():

@@ -100,9 +100,10 @@ def program_of(model):
     """The `CompiledDynViT` of a model whose predictions it has, one that keeps as many tokens of every image; None of others.
 
     Args:
-        model: with gates, looks or a size of its own; the plain ViT is compiled already, where dense models are timed.
+        model: with gates, looks, a size or a last layer of its own; the plain ViT is compiled already, where dense models are timed.
     """
-    if not (model.config.gates or model.config.resolution or model.config.cascade):
+    config = model.config
+    if not (config.gates or config.resolution or config.cascade or config.last_layer):
         return None
     try:
         fixes = check_compilable(model)

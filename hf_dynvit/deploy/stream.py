@@ -21,6 +21,7 @@ from ..model.encoder import layer_notes
 from ..model.gate_merge import MergeGate
 from ..model.gates import GATES
 from ..model.layer_packed import spread_heads
+from ..model.layer_reading import reads_alone
 from ..model.prepack import are_joinable
 from ..model.resolution import resized
 from .leaving import leave, word_places
@@ -54,7 +55,7 @@ class Stream(nn.Module):
         step = step if many or all(isinstance(gate, MergeGate) for gate in drops) else 1
         self.partings = [Parting(fixed, many, step) for fixed in fixed_counts(model)]
         self.notes = layer_notes(model)
-        self.first = len(model.host.protected)
+        self.first, self.reads = len(model.host.protected), reads_alone(model)
         self.register_buffer("words", word_places(model.tokens_run, self.first), persistent=False)
 
     def forward(self, pixel_values):
@@ -88,9 +89,10 @@ class Stream(nn.Module):
                 gate, parting = gates["attention_tokens"], self.partings[index]
                 tokens, searched = leave(gate, normed, tokens, self.words, parting)
         hides = "heads" in gates and gates["heads"].hides_channels
+        few = self.first if self.reads and index + 1 == len(self.model.gates) else None  # None: all
         steps = (
-            lambda tokens: self._attention(parts, tokens, notes),
-            lambda tokens: self._mlp(parts, tokens, hides),
+            lambda tokens: self._attention(parts, tokens, notes, few),
+            lambda tokens: self._mlp(parts, tokens, hides, few),
         )
         whole = "sublayers" in gates and gates["sublayers"].whole
         tokens = tokens._replace(heads=heads).ready_to_note(notes)
@@ -101,17 +103,13 @@ class Stream(nn.Module):
             sublayers = allowed.expand(len(before), -1) if sublayers is None else sublayers & allowed
         return tokens, Ran(before, tokens.count, heads, sublayers, searched, asked)
 
-    def _attention(self, parts, tokens, notes):
-        """`Tokens` after it, with what it notes of them. Products with weights are those of all rows side by side."""
+    def _attention(self, parts, tokens, notes, few=None):
+        """`Tokens` after it, with what it notes of them; of the last layer a few alone. Products with weights are those of all rows side by side."""
         x, size = tokens.x, tokens.size
-        rows = parts.attention_norm(x).flatten(0, 1)
-        if self.joint and are_joinable(parts.projections):
-            weights, biases = zip(*((linear.weight, linear.bias) for linear in parts.projections), strict=True)
-            joint = [F.linear(rows, torch.cat(weights), None if biases[0] is None else torch.cat(biases))]
-        else:
-            joint = [linear(rows) for linear in parts.projections]
-        parted = joint if len(joint) == 3 else joint[0].chunk(3, -1)
-        q, k, v = (t.view(*x.shape[:2], -1, parts.head_dim) for t in parted)  # (B, N, H, d)
+        normed = parts.attention_norm(x)
+        q, k, v = (
+            t.unflatten(2, (-1, parts.head_dim)) for t in self._project(parts.projections, normed, few)
+        )  # (B, N, H, d)
         if parts.turn is not None:
             q, k = parts.turn(q, k, tokens.side)
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))
@@ -119,7 +117,7 @@ class Stream(nn.Module):
         if size is not None:  # a key counts as often as it has patches
             bias = size.log()
             mask = bias[:, None, None]
-            mask = mask.expand(-1, -1, x.shape[1], -1) if self.square else mask
+            mask = mask.expand(-1, -1, q.shape[2], -1) if self.square else mask
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)  # (B, N, H, d)
         if tokens.heads is not None:
             out = out * tokens.heads[:, None, :, None].to(out.dtype)
@@ -128,10 +126,24 @@ class Stream(nn.Module):
             tokens = tokens._replace(attention=cls_attention(q[:, :, :1], k, bias))
         if "values" in notes:
             tokens = tokens._replace(values=value_length(v.transpose(1, 2)))
+        x = x if few is None else x[:, :few]
         return tokens._replace(x=x + out.view(x.shape))
 
-    def _mlp(self, parts, tokens, hides):
-        x = tokens.x
+    def _project(self, linears, normed, few):
+        """Queries, keys and values (B, N, H * d) of normed (B, N, D), queries of the first `few` tokens."""
+        if few is not None:
+            return linears[0](normed[:, :few]), *self._project(linears[1:], normed, None)
+        rows, number = normed.flatten(0, 1), 3 if len(linears) == 1 else len(linears)
+        if self.joint and are_joinable(linears):
+            weights, biases = zip(*((linear.weight, linear.bias) for linear in linears), strict=True)
+            joint = [F.linear(rows, torch.cat(weights), None if biases[0] is None else torch.cat(biases))]
+        else:
+            joint = [linear(rows) for linear in linears]
+        parted = joint if len(joint) == number else joint[0].chunk(number, -1)
+        return [t.view(*normed.shape[:2], -1) for t in parted]
+
+    def _mlp(self, parts, tokens, hides, few=None):
+        x = tokens.x if few is None else tokens.x[:, :few]
         normed = parts.mlp_norm(x)
         if hides:
             normed = normed * spread_heads(tokens.heads, normed).unsqueeze(1)

@@ -35,7 +35,7 @@ def timings(model, folder, pixel_values, batch_sizes, seconds, **exported):
             come (`calibration`, a tensor). Several images of it run on streams and as a batch: the fastest way counts.
     """
     with tempfile.TemporaryDirectory() as place:
-        dense = DynViTForImageClassification.from_vit(dense_vit(model))
+        dense = DynViTForImageClassification.from_vit(dense_vit(model), last_layer="read")
         calibration = exported.pop("calibration", None)
         calibration = None if calibration is None else calibration.numpy()
         ways = {exported["batch"], "dynamic"} if max(batch_sizes) > 1 else {exported["batch"]}

@@ -85,11 +85,11 @@ def check_ways(runtimes, precisions):
 
 
 def states(model):
-    """State of the gates -> model: without gates, with all of them open, and as it decides.
+    """State of the gates -> model: without gates, with all of them open, and as it decides. Without, the last layer computes what is read.
 
     Only thresholds have an open state, not fixed numbers, draws, and looks of a cascade.
     """
-    found = {DENSE: DynViTForImageClassification.from_vit(dense_vit(model))}
+    found = {DENSE: DynViTForImageClassification.from_vit(dense_vit(model), last_layer="read")}
     gates = [gate for layer in model.gates for gate in layer.values()]
     by_threshold = all(isinstance(gate, LearnedGate) and _has_threshold(gate) for gate in gates)
     if model.config.cascade is None and gates and by_threshold:

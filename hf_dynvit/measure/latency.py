@@ -79,7 +79,9 @@ class LatencyTable:
         return replace(self, **parts, gates=gates, rest=factor * self.rest)
 
     def check(self, model):
-        """Refuse the table of another model: ValueError where tokens, sizes or layers with gates are not those of `model`."""
+        """Refuse the table of another model: ValueError where tokens, sizes or layers with gates are not those of `model`, or layers
+        that no table has."""
+        check_layers(model)
         own = model.tokens_run, [layer for layer, gates in enumerate(model.gates) if gates]
         timed = self.tokens[-1], sorted(layer for group in self.gates for layer in group["layers"])
         if timed != own:
@@ -134,6 +136,15 @@ class LatencyTable:
             torch.tensor(numbers, dtype=torch.float32, device=tokens.device) for numbers in (self.tokens, column)
         )
         return interpolated(places, values, tokens)
+
+
+def check_layers(model):
+    """Raise ValueError for a model whose last layer is another than the others: a table knows one kind."""
+    if model.config.last_layer is not None:
+        raise ValueError(
+            f"latencies are those of whole layers, and last_layer is {model.config.last_layer!r}: set model.config.last_layer = None, and "
+            "what you want after it"
+        )
 
 
 def network_of(model):

@@ -22,7 +22,7 @@ from ..model.kernels import kernels_loaded
 from ..model.layer import Seen, run_layer
 from ..model.prepack import can_prepack, is_prepacked
 from ..model.resolution import resized
-from .latency import LatencyTable, network_of
+from .latency import LatencyTable, check_layers, network_of
 from .precision import in_own_precision
 from .provenance import device_name
 from .timing import interleaved_medians
@@ -75,7 +75,11 @@ def measure_latencies(model, pixel_values, rounds=ROUNDS, medians=interleaved_me
         model: a `DynViTModel`, in the dtype to serve it in, prepacked if it will be.
         pixel_values: (B, channels, height, width), a batch as it will be served.
         rounds: timed rounds. medians: what times calls, as `timing.interleaved_medians`.
+
+    Raises:
+        ValueError: as `check_layers`.
     """
+    check_layers(model)
     with served(model), in_own_precision(model):
         return _measured(model, pixel_values, rounds, medians)
 

@@ -25,12 +25,19 @@ MOST = {
 }
 MOST_WEIGHTS = 10**12  # of all layers
 MOST_PIXELS, MOST_PATCHES = 65_536, 1_048_576
+LAST_LAYERS = (None, "read")
 MOST_GATES = 4  # on a layer: one for each of its decisions
 
 
 def pair(size):
     """(height, width) of a size that a configuration gives as one number or as two."""
     return tuple(size) if isinstance(size, (list, tuple)) else (size, size)
+
+
+def check_last_layer(word):
+    """Raise ValueError for what the last layer cannot be told."""
+    if word not in LAST_LAYERS:
+        raise ValueError(f"last_layer must be one of {LAST_LAYERS}, got {word!r}")
 
 
 @strict
@@ -60,10 +67,13 @@ class DynViTConfig(ViTConfig):
         budget_confidences (`list[list[float]]`, *optional*):
             Of a cascade, in place of `budget_shifts`: pairs (budget, confidence from which an image needs no further look).
             None: all images take all looks.
+        last_layer (`str`, *optional*):
+            `"read"`: of the last layer a classifier computes what it reads, the protected tokens ([CLS]), which attend to all
+            others as ever; logits stay what they were. None: all tokens.
 
     Raises:
         ValueError: sizes that are not positive or beyond any ViT's, a budget outside (0, 1] or the reach of
-            `budget_shifts`, pairs that do not rise or are no numbers, a gate entry without a name or with layers that do
+            `budget_shifts`, pairs that do not rise or are no numbers, an unknown `last_layer`, a gate entry without a name or with layers that do
             not exist, or a mask that does not fit the layers or switches off everything.
     """
 
@@ -79,6 +89,7 @@ class DynViTConfig(ViTConfig):
     resolution: int | list[int] | tuple[int, ...] | None = None
     cascade: list[dict] | None = None
     budget_confidences: list | None = None
+    last_layer: str | None = None
 
     def __post_init__(self, **kwargs):
         self._check_sizes(kwargs.get("num_labels"), kwargs.get("head_dim"))
@@ -95,6 +106,7 @@ class DynViTConfig(ViTConfig):
             )
         for entry in self.gates or []:
             self._check_gate(entry)
+        check_last_layer(self.last_layer)
         check_each_look(self)
         if self.layer_mask is not None:
             self._check_mask()
@@ -108,7 +120,7 @@ class DynViTConfig(ViTConfig):
 
     def to_dict(self):
         """As in transformers; what earlier versions did not know is named where there is any: files stay what they were."""
-        later = ("budget_shifts", "resolution", "cascade", "budget_confidences")
+        later = ("budget_shifts", "resolution", "cascade", "budget_confidences", "last_layer")
         fields = super().to_dict()
         return {name: value for name, value in fields.items() if name not in later or value is not None}
 

@@ -47,8 +47,8 @@ def load_vit(source, kind=DynViTConfig, **kwargs):
     return model
 
 
-def dynvit_config(config, gates, budget, kind=DynViTConfig, resolution=None, cascade=None):
-    """A native configuration, the gates, the budget, the size of images to run on, the looks -> one of class `kind`."""
+def dynvit_config(config, gates, budget, kind=DynViTConfig, resolution=None, cascade=None, last_layer=None):
+    """A native configuration, and those fields of `DynViTConfig` that are new to it -> one of class `kind`."""
     fields = config.to_dict()
     for name in ("model_type", "architectures", "transformers_version", "auto_map", "_name_or_path"):
         fields.pop(name, None)
@@ -56,6 +56,6 @@ def dynvit_config(config, gates, budget, kind=DynViTConfig, resolution=None, cas
         gates = preset_gates(gates, config)
     # Copies: what is calibrated later is the model's own, not the caller's list.
     own = copy.deepcopy({"gates": gates, "cascade": cascade})
-    built = kind(**fields, **own, budget=budget, resolution=resolution)
+    built = kind(**fields, **own, budget=budget, resolution=resolution, last_layer=last_layer)
     built._name_or_path = config._name_or_path  # the base model, for the card
     return built

@@ -29,22 +29,32 @@ def _attention_macs(sizes, tokens, heads):
     return tokens * sizes.attention_weights + 2 * tokens * tokens * sizes.attention * (heads / sizes.heads)
 
 
+def _last_macs(sizes, tokens, heads):
+    """MACs of the last layer's attention and of its MLP, if the protected tokens alone are computed, which attend to `tokens`."""
+    first, shared = sizes.protected, sizes.key_value_weights
+    weights = tokens * shared + first * (sizes.attention_weights - shared)
+    return weights + 2 * first * tokens * sizes.attention * (heads / sizes.heads), first * sizes.mlp_weights
+
+
 def stem_macs(config, num_tokens, classes):
     """MACs outside the layers for one image: patch projection and classifier."""
     sizes = sizes_of(config)
     return (num_tokens - sizes.protected) * sizes.patch_weights + sizes.features * classes
 
 
-def dense_macs(config, num_tokens, classes):
-    """MACs of the dense model for one image of `num_tokens` tokens, protected ones included."""
-    layer = layer_macs(config, num_tokens, num_tokens, sizes_of(config).heads)
-    return stem_macs(config, num_tokens, classes) + config.num_hidden_layers * layer
+def dense_macs(config, num_tokens, classes, last_layer=None):
+    """MACs of the dense model for one image of `num_tokens` tokens, protected ones included; `last_layer`: as in `DynViTConfig`."""
+    sizes = sizes_of(config)
+    layer = layer_macs(config, num_tokens, num_tokens, sizes.heads)
+    last = layer if last_layer is None else sum(_last_macs(sizes, num_tokens, sizes.heads))
+    return stem_macs(config, num_tokens, classes) + (config.num_hidden_layers - 1) * layer + last
 
 
-def layer_costs(config, decisions, batch, num_tokens, device, gates=None):
+def layer_costs(config, decisions, batch, num_tokens, device, gates=None, features=False):
     """MACs of each layer for each image, gates and merging apart: (L, B); differentiable where L `decisions` are.
 
-    `gates`, those of each layer, are read for what they run instead of what is skipped; None: nothing.
+    `gates`, those of each layer, are read for what they run instead of what is skipped; None: nothing. `features`: all tokens of
+    the last layer are wanted, whatever `config.last_layer` says.
     """
 
     def usage(slot, full):
@@ -66,21 +76,35 @@ def layer_costs(config, decisions, batch, num_tokens, device, gates=None):
     sizes = sizes_of(config)
     heads = usage("heads", sizes.heads)
     # Switches multiply MACs, not tokens, which attention squares: the gradient of a switch is what it saves.
-    layers = attention * _attention_macs(sizes, usage("attention_tokens", num_tokens), heads)
+    tokens = usage("attention_tokens", num_tokens)
+    layers = attention * _attention_macs(sizes, tokens, heads)
     layers = layers + mlp * usage("mlp_tokens", num_tokens) * sizes.mlp_weights
     layers = layers if torch.is_tensor(layers) else torch.tensor(float(layers), device=device)
     layers = layers.expand(len(decisions), batch)
+    reads = not features and getattr(config, "last_layer", None) == "read"
+    if reads:
+        attention, mlp, tokens, heads = (_of_last(value) for value in (attention, mlp, tokens, heads))
+        parts = _last_macs(sizes, tokens, heads)
+        last = attention * parts[0] + mlp * parts[1]
+        layers = torch.cat((layers[:-1], (layers.new_zeros(batch) + last).unsqueeze(0)))
     bypasses = [bypass_of(own) for own in gates or ()]
     if not any(bypasses):
         return layers
-    none = layers.new_zeros(batch)
+    none, few = layers.new_zeros(batch), [None] * len(decisions)
+    if reads:
+        few[-1] = sizes.protected
     return layers + torch.stack(
-        [_bypass_macs(*layer, num_tokens, none) for layer in zip(bypasses, decisions, strict=True)]
+        [_bypass_macs(*layer, num_tokens, none) for layer in zip(bypasses, decisions, few, strict=True)]
     )
 
 
-def _bypass_macs(bypasses, decision, num_tokens, none):
-    """MACs of what runs instead of the sub-layers that a `LayerDecisions` skips: (B,), or `none`."""
+def _of_last(usage):
+    """What the last layer uses, (B,) or a number, of what all do: (L, B), or a number for each."""
+    return usage[-1] if torch.is_tensor(usage) else usage
+
+
+def _bypass_macs(bypasses, decision, few, num_tokens, none):
+    """MACs of what runs instead of the sub-layers that a `LayerDecisions` skips: (B,), or `none`; on a `few` tokens, or None."""
     if not bypasses or decision.sublayers is None:
         return none
     off = 1 - decision.sublayers.float()
@@ -89,6 +113,7 @@ def _bypass_macs(bypasses, decision, num_tokens, none):
     for slot, skipped, bypass in zip(("attention_tokens", "mlp_tokens"), off.unbind(1), bypasses, strict=False):
         keep = getattr(decision, slot)
         tokens = num_tokens if keep is None else keep.sum(1, dtype=torch.float32)
+        tokens = tokens if few is None else few
         total = total + skipped * tokens * bypass.macs()
     return total
 
@@ -100,7 +125,17 @@ def layer_shares(config, decisions, batch, num_tokens, device, gates=None):
 
 
 def cost(
-    config, decisions, batch, num_tokens, classes, gate_macs, device, full_tokens=None, gates=None, embedded=None
+    config,
+    decisions,
+    batch,
+    num_tokens,
+    classes,
+    gate_macs,
+    device,
+    full_tokens=None,
+    gates=None,
+    embedded=None,
+    features=False,
 ):
     """Cost of each image relative to the dense model; differentiable where the decisions are.
 
@@ -109,13 +144,13 @@ def cost(
         classes: outputs of the classifier, 0 without one.
         gate_macs: MACs of all gates that were evaluated, and of merging, per image.
         full_tokens: tokens of the dense model where fewer, `num_tokens`, enter the first layer; None: as many do.
-        gates: as in `layer_costs`.
+        gates, features: as in `layer_costs`.
         embedded: tokens that were embedded, before patches were taken away; None: all of the dense model's.
 
     Returns:
         (B,) float32: MACs spent / MACs of the dense model.
     """
-    layers = layer_costs(config, decisions, batch, num_tokens, device, gates).sum(0)
+    layers = layer_costs(config, decisions, batch, num_tokens, device, gates, features).sum(0)
     full_tokens = num_tokens if full_tokens is None else full_tokens
     stem, total = stem_macs(config, embedded or full_tokens, classes), dense_macs(config, full_tokens, classes)
     return (layers + stem + gate_macs) / total

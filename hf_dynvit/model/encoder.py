@@ -17,6 +17,7 @@ from .cost import cost, merging_macs, noting_macs
 from .decisions import TokenState, as_action
 from .gate import GATINGS, NO_EXPLORATION
 from .layer import Ahead, Seen, run_layer
+from .layer_reading import reads_alone
 from .resolution import resized, tokens_dense
 from .rows import spread_nan
 from .tokens import merge_patches, take_patches
@@ -25,7 +26,7 @@ from .tokens import merge_patches, take_patches
 class Encoded(NamedTuple):
     """What `encode` gives: the fields of the models' outputs, and in place of features the tokens before the final norm."""
 
-    x: torch.Tensor  # (B, N, D), maybe without tokens that were dropped
+    x: torch.Tensor  # (B, N, D), maybe without tokens that were dropped, or that nobody reads
     cost: torch.Tensor
     decisions: tuple
     hidden_states: tuple | None
@@ -102,6 +103,8 @@ def encode(
     compacts = alone and can_compact(model, wants_hidden)
     plans = alone and gating in ("threshold", "act")
     notes = layer_notes(model, decisions is not None, gating, exploration)
+    few = reads_alone(model, decisions)
+    reads = len(host.protected) if few and packed and not wants_hidden else 0
     used, attentions, hidden = [], [], [_snapshot(x, 0, num_layers, wants_hidden)]
     merging = (embedded - num_tokens) * (num_tokens - len(host.protected)) * x.shape[2] if merge_patches else 0
     gate_macs = torch.full(x.shape[:1], float(merging), device=x.device)
@@ -115,9 +118,8 @@ def encode(
             if plans:
                 ahead = _decide_ahead(_gates_ahead(model, index, gating, exploration), entry, gating, exploration)
         decided = ahead.get(index) if ahead else None
-        seen = Seen(
-            how, packed, replay, exploration, state, allowed, output_attentions, entry, decided, compacts, notes[index]
-        )
+        told = exploration, state, allowed, output_attentions, entry, decided, compacts
+        seen = Seen(how, packed, replay, *told, reads if index + 1 == num_layers else 0, notes[index])
         before, length = state, x.shape[1]
         if getattr(layer, "gradient_checkpointing", False) and model.training:
             # Gates sample from the global generator, which checkpointing restores for the second forward.
@@ -139,7 +141,7 @@ def encode(
         hidden.append(_snapshot(x, index + 1, num_layers, wants_hidden))
     classes = model.num_labels if hasattr(model, "classifier") else 0
     given = config, used, x.shape[0], num_tokens, classes, gate_macs, x.device
-    spent = cost(*given, full_tokens or embedded, model.gates, embedded)
+    spent = cost(*given, full_tokens or embedded, model.gates, embedded, not few)
     hidden = tuple(hidden) if wants_hidden else None
     attentions = tuple(attentions) if output_attentions else None
     return Encoded(x, spent, tuple(used), hidden, attentions, state)

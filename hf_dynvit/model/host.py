@@ -46,6 +46,7 @@ class Sizes(NamedTuple):
     mlp_weights: int
     patch_weights: int  # of the embeddings
     features: int  # channels that the classifier reads
+    key_value_weights: int = 0  # of `attention_weights`; needed of a host with `reads_protected`
 
 
 class Host:
@@ -54,6 +55,8 @@ class Host:
     native: type  # transformers' image classifier, with the backbone under `base_model_prefix` and a `classifier`
     no_split: tuple = ()  # class names that device maps keep on one device
     protected: tuple = (0,)  # tokens that no gate drops or merges: [CLS], registers
+    # Whether the classifier reads protected tokens alone: then they come first, `projections` are three, and there is no `turn`.
+    reads_protected = False
 
     def protects_first(self):
         """Whether protected tokens come first, so that they stay in their places when others leave the stream."""

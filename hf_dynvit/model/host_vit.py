@@ -16,6 +16,7 @@ from .prepack import is_plain
 
 class ViTHost(Host):
     native = ViTForImageClassification
+    reads_protected = True
     no_split = ("ViTEmbeddings", "ViTLayer")
 
     def build(self, config):
@@ -79,6 +80,7 @@ class ViTHost(Host):
             width=channels,
             attention=attention,
             attention_weights=4 * channels * attention,
+            key_value_weights=2 * channels * attention,
             mlp_weights=2 * channels * config.intermediate_size,
             patch_weights=patch_height * patch_width * config.num_channels * channels,
             features=channels,

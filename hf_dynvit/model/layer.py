@@ -29,6 +29,7 @@ from .layer_packed import (
     packed_rows,
     rounds,
 )
+from .layer_reading import packed_reading
 from .layer_whole import run_images, runs_whole, skips_whole_images
 from .merging import absorb, merge, nearest
 
@@ -59,6 +60,7 @@ class Seen(NamedTuple):
     entry: torch.Tensor | None  # (B, 1, D), what gates with `upfront` read
     ahead: Ahead | None  # what is decided of this layer already
     compacts: bool  # whether tokens that are dropped leave the stream
+    reads: int = 0  # protected tokens that alone are wanted of the last layer (layer_reading.py); 0: all are
     notes: tuple = ()  # what to note of the attention for gates of later layers, some of `NOTES`
 
 
@@ -69,18 +71,19 @@ def run_layer(host, layer, gates, x, seen):
         gates: `ModuleDict`, first slot of a gate -> gate. x: (B, N, D). seen: a `Seen`.
 
     Returns:
-        x (B, N, D), the `LayerDecisions` used, the new `TokenState`, and the attention weights (B, H, N, N) if the
+        x (B, N, D), of a packed layer that `reads` the protected tokens alone, the `LayerDecisions` used, the new `TokenState`, and the attention weights (B, H, N, N) if the
         attention gives them.
 
     Raises:
         ValueError: sampled straight-through decisions in the packed layout, where they cannot learn.
     """
-    gating, packed, replay, exploration, state, allowed, wants_weights, entry, ahead, compacts, notes = seen
+    gating, packed, replay, exploration, state, allowed, wants_weights, entry, ahead, compacts, reads, notes = seen
     alive = state.alive if replay is None else None
     bypasses, add = bypass_of(gates), packed_bypass if packed else masked_bypass
     if replay is None and not any(allowed):
         off = _none(x)
-        x = _skip(bypasses, add, x, alive, [False] * len(x) if packed else off[:, 0])
+        use = [False] * len(x) if packed else off[:, 0]
+        x = _skip(bypasses, add, x[:, : reads or None], None if reads else alive, use)
         return x, LayerDecisions(alive, alive, sublayers=off), state, None
     if not wants_weights and runs_whole(gates, seen) and not host.is_own(layer):
         return host.call(layer, x, state.side), LayerDecisions(), state, None
@@ -106,7 +109,8 @@ def run_layer(host, layer, gates, x, seen):
     sublayers = ask("sublayers", x)
     if replay is None and not all(allowed):
         sublayers = (~_none(x) if sublayers is None else sublayers) * torch.tensor(allowed, device=x.device)
-    if packed and sublayers is not None and all(allowed) and not notes and skips_whole_images(gates, replay, state):
+    images_alone = packed and sublayers is not None and all(allowed) and not (notes or reads)
+    if images_alone and skips_whole_images(gates, replay, state):
         _refuse_straight_through(sublayers)
         keep = sublayers[:, 0] > 0.5
         before, images = x, keep.nonzero().squeeze(1) if ahead is None else ahead.images
@@ -153,7 +157,11 @@ def run_layer(host, layer, gates, x, seen):
     hide = heads if "heads" in gates and gates["heads"].hides_channels else None
     weights, together = None, _one_decision(gates, replay)
     entering = x
-    if taken is not None:
+    if reads:
+        noted, use = None, (use_attention, use_mlp)
+        mlp_tokens = attention_tokens if together else _both(replay and replay.mlp_tokens, alive)
+        x = packed_reading(parts, x, taken, normed, tokens, use, heads, state, hide, bypasses, reads)
+    elif taken is not None:
         mlp_tokens = attention_tokens
         rows, noted = packed_rows(parts, taken.rows, None, taken.used, heads, state, hide, notes)
         x = taken.stream(rows)

@@ -24,7 +24,7 @@ FUSE_UP_TO = 384
 
 def packed_block(parts, x, normed, tokens, use, heads, state=UNTOUCHED, hide=None, notes=()):
     """As `packed_attention_sublayer`, then `packed_mlp_sublayer`, over the same rows: one gather and one way back."""
-    used = _used_rows(parts, x, tokens, use, state)
+    used = rows_in_use(parts, x, tokens, use, state)
     if not used.lengths:
         return x, None
     h = None if normed is None else take_rows(normed, used)
@@ -48,7 +48,7 @@ def packed_attention_sublayer(parts, x, normed, tokens, use, heads, state, notes
         tokens: (B, N), use: list of B bools, heads: (B, H), each of which may be None. state: the `TokenState`.
         notes: some of `NOTES`.
     """
-    used = _used_rows(parts, x, tokens, use, state)
+    used = rows_in_use(parts, x, tokens, use, state)
     if not used.lengths:
         return x, None
     h = parts.attention_norm(take_rows(x, used)) if normed is None else take_rows(normed, used)
@@ -58,7 +58,7 @@ def packed_attention_sublayer(parts, x, normed, tokens, use, heads, state, notes
 
 def packed_mlp_sublayer(parts, x, normed, tokens, use, state, hide=None):
     """x + MLP of the rows in use; `hide` (B, H) or None: heads whose channels the MLP does not see."""
-    used = _used_rows(parts, x, tokens, use, state)
+    used = rows_in_use(parts, x, tokens, use, state)
     if not used.lengths:
         return x
     h = parts.mlp_norm(take_rows(x, used)) if normed is None else take_rows(normed, used)
@@ -78,7 +78,7 @@ def spread_heads(heads, like):
     return heads.to(like.dtype).repeat_interleave(like.shape[-1] // heads.shape[1], dim=1)
 
 
-def _used_rows(parts, x, tokens, use, state):
+def rows_in_use(parts, x, tokens, use, state):
     return used_rows(x, tokens, use, rounds(parts, x), state.places is not None)
 
 
@@ -90,16 +90,22 @@ def rounds(parts, x):
 
 def _attend(parts, h, used, heads, state, notes):
     """Attention of the normed rows h (T + padding, D), before the residual, as many rows; and what is `Noted`, or None."""
-    if heads is not None:
-        heads = (heads if used.images is None else heads[used.images]) > 0.5
-        heads = None if heads.all() else heads
-    q, k, v = _project(parts, h, used)  # (T, H, d)
+    heads = heads_on(heads, used)
+    q, k, v = project(parts.projections, parts.head_dim, h, used)  # (T, H, d)
     if parts.turn is not None:
         q, k = parts.turn(q, k, None if state.side is None else take_rows(state.side, used)[: used.total])
     bias = None if state.size is None else take_values(state.size, used).log()
     out = packed_attention(q, k, v, used.lengths, heads, parts.dropout, bias=bias)
     noted = note_rows(q, k, v, used, bias, notes) if notes else None
-    return _residual(parts.residuals[0], parts.out(used.pad(out.flatten(1)))), noted
+    return residual(parts.residuals[0], parts.out(used.pad(out.flatten(1)))), noted
+
+
+def heads_on(heads, used):
+    """Bool (images, H), of the images in use, or None where all are on, from heads (B, H) or None."""
+    if heads is None:
+        return None
+    heads = (heads if used.images is None else heads[used.images]) > 0.5
+    return None if heads.all() else heads
 
 
 def _mlp(parts, h, used, hide):
@@ -114,7 +120,7 @@ def _mlp(parts, h, used, hide):
     else:
         rows = [parts.mlp(part) for part in chunks(h, linears[0].out_features)]
         out = rows[0] if len(rows) == 1 else torch.cat(rows)
-    return _residual(parts.residuals[1], out)
+    return residual(parts.residuals[1], out)
 
 
 def _fuses(parts, h):
@@ -125,14 +131,13 @@ def _fuses(parts, h):
     return is_plain(parts.activation, GELUActivation)
 
 
-def _residual(module, out):
+def residual(module, out):
     """out (T + padding, D) through dropout or layer scale; at one image even a call that does nothing takes its time."""
     return out if is_plain(module, nn.Dropout) and not module.training else module(out)
 
 
-def _project(parts, h, used):
-    """q, k, v (T, H, d) of the rows h (T + padding, D), all heads: one product for all beats one for each that is on."""
-    linears = parts.projections
+def project(linears, head_dim, h, used):
+    """q, k, v (T, H, d), or some of them, of the rows h (T + padding, D): one product for all heads beats one for each that is on."""
     first, *others = linears
     joinable = bool(others) and are_joinable(linears)
     if not others:
@@ -143,5 +148,5 @@ def _project(parts, h, used):
         bias = None if first.bias is None else torch.cat([linear.bias for linear in linears])
         joint = F.linear(h, torch.cat([linear.weight for linear in linears]), bias)
     else:
-        return [linear(h)[: used.total].unflatten(1, (-1, parts.head_dim)) for linear in linears]
-    return joint[: used.total].unflatten(1, (3, -1, parts.head_dim)).unbind(1)
+        return [linear(h)[: used.total].unflatten(1, (-1, head_dim)) for linear in linears]
+    return joint[: used.total].unflatten(1, (len(linears) if others else 3, -1, head_dim)).unbind(1)

@@ -21,6 +21,7 @@ from .host import host_of
 from .host_vit import ViTHost
 from .kernels import load_kernels
 from .layer import LAYOUTS
+from .layer_reading import reads_alone
 from .outputs import DynViTClassifierOutput, DynViTModelOutput
 from .prepack import prepack
 from .resolution import tokens_run
@@ -161,10 +162,11 @@ class DynViTForImageClassification(DynViTModel):
         super().__init__(config)
         self.num_labels, features = config.num_labels, self.host.sizes(config).features
         self.classifier = nn.Linear(features, config.num_labels) if config.num_labels > 0 else nn.Identity()
+        reads_alone(self)  # refuses what cannot be left out
         self.post_init()
 
     @classmethod
-    def from_vit(cls, source, gates=None, budget=1.0, resolution=None, cascade=None, **kwargs):
+    def from_vit(cls, source, gates=None, budget=1.0, resolution=None, cascade=None, last_layer=None, **kwargs):
         """Put gates on a trained ViT; fresh learned gates are open, so the logits stay the ViT's.
 
         Args:
@@ -173,6 +175,7 @@ class DynViTForImageClassification(DynViTModel):
             budget: mean cost to aim at, in (0, 1].
             resolution: height and width that images are resized to inside the model, as in `DynViTConfig`.
             cascade: several looks in place of one, as in `DynViTConfig`.
+            last_layer: `"read"` leaves out of the last layer what the classifier does not read, as in `DynViTConfig`.
             kwargs: those of `ViTForImageClassification.from_pretrained` (num_labels, dtype, revision, ...). The model is
                 where the ViT is; if its `device_map` names several devices, on the first.
 
@@ -180,9 +183,8 @@ class DynViTForImageClassification(DynViTModel):
             ValueError: a source that is not a ViT, lacks weights or has some on disk, an unknown preset, gate or option.
         """
         vit = load_vit(source, cls.config_class, **kwargs)
-        model = cls(dynvit_config(vit.config, gates, budget, cls.config_class, resolution, cascade)).to(
-            vit.device, vit.dtype
-        )
+        own = resolution, cascade, last_layer
+        model = cls(dynvit_config(vit.config, gates, budget, cls.config_class, *own)).to(vit.device, vit.dtype)
         model.load_state_dict({**model.state_dict(), **vit.state_dict()})
         model.set_attn_implementation(vit.config._attn_implementation)
         return model.eval()

@@ -58,6 +58,26 @@ def packed_attention(query, key, value, lengths, heads=None, dropout_p=0.0, kern
     return out.transpose(0, 1)
 
 
+def few_attention(query, key, value, lengths, heads=None, dropout_p=0.0, bias=None):
+    """As `packed_attention`, of a few queries of each image, as many of all: (B * P, H, d), and as many outputs."""
+    images, device = len(lengths), query.device
+    if device.type == "cpu" and (heads is not None or len(set(lengths)) > 1):
+        return _loop(query, key, value, lengths, heads, dropout_p, bias, [len(query) // images] * images)
+    mask = bias
+    if len(set(lengths)) > 1:
+        lengths = torch.tensor(lengths, device=device).unsqueeze(1)
+        places = torch.arange(int(lengths.max()), device=device)
+        index = (lengths.cumsum(0) - lengths + places).clamp_max(len(key) - 1).flatten()
+        key, value = (values.index_select(0, index) for values in (key, value))
+        mask = query.new_zeros(len(index)) if bias is None else bias.index_select(0, index)
+        mask = mask.masked_fill((places >= lengths).flatten(), float("-inf"))
+    mask = None if mask is None else mask.view(images, 1, 1, -1).to(query.dtype)
+    q, k, v = (t.unflatten(0, (images, -1)).transpose(1, 2) for t in (query, key, value))  # (B, H, ., d)
+    out = scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout_p)
+    out = out if heads is None else out * heads[..., None, None]
+    return out.transpose(1, 2).flatten(0, 1)
+
+
 def _with_bias(query, key, value, lengths, heads, dropout_p, kernel, bias):
     """The bias as one more channel of the keys, which all queries read: what kernels without a bias can do."""
     width = query.shape[-1]
@@ -78,12 +98,12 @@ def _equal_on_cpu(query, key, value, images):
     return ((q @ k.transpose(-1, -2)).softmax(-1) @ v).transpose(1, 2).flatten(0, 1)
 
 
-def _loop(query, key, value, lengths, heads, dropout_p, bias):
+def _loop(query, key, value, lengths, heads, dropout_p, bias, queries=None):
     q, k, v = (t.transpose(0, 1) for t in (query, key, value))  # (H, T, d)
     if query.dtype.itemsize == 2:  # 16-bit products are slow on rows that lie apart; one copy serves all images
         q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
     if len(lengths) > 1:
-        q, k, v = (t.split(lengths, 1) for t in (q, k, v))
+        q, k, v = q.split(queries or lengths, 1), k.split(lengths, 1), v.split(lengths, 1)
     else:
         q, k, v = (q,), (k,), (v,)
     heads = [None] * len(lengths) if heads is None else _kept_heads(heads)

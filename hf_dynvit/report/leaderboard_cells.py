@@ -65,7 +65,7 @@ class Place:
         processor, config = load_base(model_args)
         processor = cropping(processor, self.data_args.crop_pct)
         data = load_image_data(self.data_args, processor, config, False, self.args.seed)
-        plain = replace(model_args, gates="none", budget=1.0, resolution=None, cascade=[])
+        plain = replace(model_args, gates="none", budget=1.0, resolution=None, cascade=[], last_layer=None)
         return processor, config, data, load_model(plain, config, data).eval().to(self.args.device)
 
     def _loader(self, images):
@@ -129,7 +129,7 @@ class Place:
         if cell.tuned and not (folder / CONFIG_NAME).exists():
             return None, f"its model is not in {folder.parent}"
         model = self.load(folder) if cell.tuned else start
-        model = model or prepare(cell.method, self.vit, cell.budget, self.batches)
+        model = model or prepare(cell.method, self.vit, cell.budget, self.batches, self.model_args.last_layer)
         if any(getattr(model.config, name) != getattr(cell, name) for name in ("gates", "resolution", "cascade")):
             return None, "its gates, resolution or looks would be others today"
         return model, None

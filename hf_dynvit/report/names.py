@@ -83,10 +83,11 @@ def model_name(results):
 
 
 def seen(results):
-    """The size that images are resized to, or the looks of a cascade, as an addition to a name."""
+    """The size that images are resized to, or the looks of a cascade, and the last layer, as an addition to a name."""
+    last = ", last layer as it is read" if getattr(results, "last_layer", None) else ""
     if results.cascade:
-        return f", cascade of {looks_text(results.cascade)}"
-    return f" at {results.resolution} px" if results.resolution else ""
+        return f", cascade of {looks_text(results.cascade)}{last}"
+    return (f" at {results.resolution} px" if results.resolution else "") + last
 
 
 def looks_text(cascade):

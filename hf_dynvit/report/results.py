@@ -34,6 +34,7 @@ class ModelResults(Scores, Results):
     Attributes:
         gates, preset, learned: of `gate_facts`. usage: of `UsageMeter.per_layer`.
         resolution: what images are resized to inside the model; None: nothing. cascade: the looks of one; None: no cascade.
+        last_layer: as in `DynViTConfig`.
         images: how many were reported on. crop_pct: share of their shorter side that the model saw; None: all of it. dense: the dense model on the same ones.
     """
 
@@ -52,11 +53,12 @@ class ModelResults(Scores, Results):
     dense: Scores | None = None
     resolution: int | list | None = None
     cascade: list | None = None
+    last_layer: str | None = None
     crop_pct: float | None = None
 
     def is_dense(self):
         """Whether it runs all of the dense model, on images as they come."""
-        return not (self.gates or self.layer_mask or self.resolution or self.cascade)
+        return not (self.gates or self.layer_mask or self.resolution or self.cascade or self.last_layer)
 
 
 @dataclass(kw_only=True)

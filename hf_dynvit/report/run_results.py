@@ -58,7 +58,7 @@ def collect(model_args, data_args, trainer, data, metrics, seconds):
 def model_facts(model):
     """The fields of `ModelResults` that the model itself says."""
     config = model.config
-    facts = {name: getattr(config, name) for name in ("layer_mask", "resolution", "cascade")}
+    facts = {name: getattr(config, name) for name in ("layer_mask", "resolution", "cascade", "last_layer")}
     facts["num_layers"] = config.num_hidden_layers
     return gate_facts(model) | facts | {"gmacs_dense": gmacs_dense(model)}
 

@@ -21,8 +21,8 @@ INSIDE, OUTSIDE = 3.0, -2.0
 def burn_in(model):
     """A new model without the layers that `config.layer_mask` switches off entirely; it gives the same logits.
 
-    Its cost is relative to the smaller dense model. Where neither gates nor half-used layers are left, nor sizes of images of its
-    own, the result is a plain `ViTForImageClassification`.
+    Its cost is relative to the smaller dense model. Where neither gates nor half-used layers are left, nor a size of images or a last
+    layer of its own, the result is a plain `ViTForImageClassification`.
 
     A mean that a left-out layer adds instead (its bypass) goes into the bias of what is added before it, where that is
     added to every token of every image.
@@ -47,7 +47,7 @@ def burn_in(model):
     whole = all(map(all, mask))
     fields = {name: value for name, value in config.to_dict().items() if name not in NOT_OF_LAYERS}
     fields["num_hidden_layers"] = len(kept)
-    if whole and not (gates or config.resolution):
+    if whole and not (gates or config.resolution or config.last_layer):
         small = ViTForImageClassification(ViTConfig(**fields))
     else:
         dynamic = {"gates": gates or None, "layer_mask": None if whole else mask, "budget": config.budget}

@@ -9,6 +9,7 @@ from functools import partial
 from ..measure.trained_models import dense_vit
 from ..model import can_prepack
 from ..model.budgets import shift_gates
+from ..model.layer_reading import reads_alone
 from ..model.modeling_dynvit import DynViTForImageClassification
 from ..objectives.gate_kinds import token_gates, unit_gates
 from .calibration import WORTH_A_WARNING, calibrate, mean_cost, steady_range
@@ -91,7 +92,7 @@ def at_best_size(vit, batches, args):
         return best.model.set_budget(min(1.0, best.cost)), met
     sizes = [size for size in sizes_for(vit.config, args.budget) if reaches(with_gates(vit, args, size), args.budget)]
     if not with_gates(vit, args, None).config.gates:
-        sizes = [nearest_size(vit.config, args.budget)]
+        sizes = [nearest_size(vit.config, args.budget, args.last_layer)]
     if not sizes:
         raise ValueError(f"a budget of {args.budget} is out of reach of these gates at every size of images")
     best, trials = choose_resolution(dense, build, sizes, batches)
@@ -152,6 +153,9 @@ def with_gates(model, args, resolution):
     """The model itself, or one with the weights of a plain ViT and fresh gates; with a cascade, if one is asked for."""
     if args.gates is None:
         looks = read_looks(args.cascade, model.config, args.budget, bool(model.config.gates))
+        if args.last_layer is not None:
+            model.config.last_layer = args.last_layer
+            reads_alone(model)  # refuses what cannot be left out
         return model.set_cascade(looks) if looks else model
     if model.config.gates:
         raise ValueError(f"{args.model} has gates already: --gates is for a plain ViT, got {args.gates!r}")
@@ -162,5 +166,6 @@ def with_gates(model, args, resolution):
         )
     gates = [] if args.gates == "none" else read_gates(args.gates)
     looks = read_looks(args.cascade, model.config, args.budget, bool(gates))
-    made = DynViTForImageClassification.from_vit(dense_vit(model), gates=gates, resolution=resolution, cascade=looks)
+    own = {"resolution": resolution, "cascade": looks, "last_layer": args.last_layer or model.config.last_layer}
+    made = DynViTForImageClassification.from_vit(dense_vit(model), gates=gates, **own)
     return made.to(model.dtype).eval()

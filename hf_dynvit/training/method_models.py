@@ -18,25 +18,27 @@ from .timed_calibration import OutOfReach
 STEPS = 12  # of bisection
 
 
-def prepare(name, vit, budget, batches):
+def prepare(name, vit, budget, batches, last_layer=None):
     """A model that spends a mean cost by a method, before any training of its backbone.
 
     Args:
         vit: a `ViTForImageClassification`. batches: list of `pixel_values` (B, channels, height, width), on which amounts
-            and thresholds are found and importance is learned; no labels are used.
+            and thresholds are found and importance is learned; no labels are used. last_layer: as in `DynViTConfig`, of all but the
+            dense model.
 
     Raises:
         OutOfReach: a budget beyond the method's amounts.
     """
     method = METHODS[name]
     if method.resizes == "alone":
-        return DynViTForImageClassification.from_vit(vit, resolution=nearest_size(vit.config, budget))
-    amount = None if method.least is None else _amount(name, vit, budget, batches[:1])
+        size = nearest_size(vit.config, budget, last_layer)
+        return DynViTForImageClassification.from_vit(vit, resolution=size, last_layer=last_layer)
+    amount = None if method.least is None else _amount(name, vit, budget, batches[:1], last_layer)
     gates = method.gates(vit.config, amount)
 
     def build(resolution, budget=budget, looks=None, importance=method.importance, as_many=method.as_many):
-        options = {"gates": gates, "budget": budget, "resolution": resolution, "cascade": looks}
-        model = DynViTForImageClassification.from_vit(vit, **options)
+        options = {"resolution": resolution, "cascade": looks, "last_layer": last_layer}
+        model = DynViTForImageClassification.from_vit(vit, gates=gates, budget=budget, **options)
         if method.fitted:
             fit_gates(model, batches, budget, WORKING)
             return model
@@ -66,13 +68,13 @@ def prepare(name, vit, budget, batches):
     return nearest_of(within(trials, budget)).model
 
 
-def _amount(name, vit, budget, batches):
+def _amount(name, vit, budget, batches, last_layer):
     """The amount at which a method costs nearest to the budget."""
     method = METHODS[name]
 
     def cost(amount):
         gates = method.gates(vit.config, amount)
-        return mean_cost(DynViTForImageClassification.from_vit(vit, gates=gates), batches)
+        return mean_cost(DynViTForImageClassification.from_vit(vit, gates=gates, last_layer=last_layer), batches)
 
     low, high = method.least, 1.0
     least, most = cost(low), cost(high)

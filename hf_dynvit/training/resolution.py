@@ -52,14 +52,15 @@ def largest_size(config):
     return side // patch * patch
 
 
-def nearest_size(config, budget):
-    """The size of images at which the dense model itself costs nearest to a budget; None: as they come."""
+def nearest_size(config, budget, last_layer=None):
+    """The size of images at which the dense model, or one with such a `last_layer`, costs nearest to a budget; None: as they come."""
     patch, whole = pair(config.patch_size)[0], largest_size(config)
 
     def cost(size):
-        return dense_macs(config, tokens_of(config, (size, size)), config.num_labels)
+        return dense_macs(config, tokens_of(config, (size, size)), config.num_labels, last_layer)
 
-    best = min(range(whole, 0, -patch), key=lambda size: abs(cost(size) / cost(whole) - budget))
+    full = dense_macs(config, tokens_of(config, (whole, whole)), config.num_labels)
+    best = min(range(whole, 0, -patch), key=lambda size: abs(cost(size) / full - budget))
     return None if best == whole else best
 
 

@@ -1,0 +1,160 @@
+"""A classifier that reads [CLS] alone needs no more of its last layer: the same logits, gradients and decisions, and less to compute."""
+
+import copy
+
+import pytest
+import torch
+from models import EXTREMES, GATE_SETS, extreme_decisions, gated, images, random_decisions, run
+from torch.testing import assert_close
+from torch.utils.flop_counter import FlopCounterMode
+
+from hf_dynvit import DynViTConfig, DynViTForImageClassification, DynViTModel, LayerDecisions
+from hf_dynvit.measure.latency import check_layers
+from hf_dynvit.model.cost import dense_macs
+from hf_dynvit.model.host_vit import ViTHost
+
+
+LAYERS = 3
+READABLE = [name for name, gates in GATE_SETS.items() if not any(gate.get("on") == "mlp" for gate in gates)]
+
+
+def few(model):
+    """The same model with a last layer as it is read."""
+    model = copy.deepcopy(model)
+    model.config.last_layer = "read"
+    return model
+
+
+@pytest.mark.parametrize("batch", [1, 5])
+@pytest.mark.parametrize("name", READABLE)
+def test_logits_and_decisions_are_those_of_the_whole_layer_and_less_is_run(tiny_vit, name, batch):
+    whole = gated(tiny_vit(LAYERS), GATE_SETS[name])
+    pixel_values = images(batch)
+    wanted = run(whole, "masked", pixel_values)
+    for layout in ("packed", "masked"):
+        found = run(few(whole), layout, pixel_values)
+        assert_close(found.logits, wanted.logits)
+        for one, other in zip(found.decisions, wanted.decisions, strict=True):
+            assert one.keeps().keys() == other.keeps().keys()
+            assert all(torch.equal(one.keeps()[slot] > 0.5, keep > 0.5) for slot, keep in other.keeps().items())
+        assert (found.cost <= wanted.cost).all()
+
+
+@pytest.mark.usefixtures("counted_attention")
+@pytest.mark.parametrize("name", EXTREMES)
+def test_the_cost_is_what_runs_at_the_extremes(tiny_vit, name):
+    model = few(gated(tiny_vit(LAYERS), None))
+    counted, claimed = _counted_and_claimed(model, images(3), decisions=extreme_decisions(name, 3, LAYERS))
+    assert counted == claimed
+
+
+@pytest.mark.usefixtures("counted_attention")
+def test_the_cost_is_what_runs_for_many_random_decisions(tiny_vit):
+    whole = gated(tiny_vit(LAYERS), None)
+    for step in range(20):
+        decisions, pixel_values = random_decisions(4, LAYERS, keep=step / 20), images(4)
+        counted, claimed = _counted_and_claimed(few(whole), pixel_values, decisions=decisions)
+        assert counted == claimed
+        wanted = run(whole, "masked", pixel_values, decisions=decisions)
+        assert_close(run(few(whole), "packed", pixel_values, decisions=decisions).logits, wanted.logits)
+
+
+def _counted_and_claimed(model, pixel_values, **options):
+    model.layout = "packed"
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        out = model(pixel_values, **options)
+    dense = dense_macs(model.config, 17, model.num_labels)
+    return counter.get_total_flops() / 2, sum(round(float(spent) * dense) for spent in out.cost)
+
+
+@pytest.mark.parametrize("granularity", ["block", "sublayer"])
+@pytest.mark.parametrize("bypass", ["mean", "diagonal", "linear", "low_rank"])
+def test_what_is_added_in_place_of_a_sublayer_is_added_to_cls_and_counted_so(tiny_vit, granularity, bypass):
+    gates = [{"gate": "block", "granularity": granularity, "bypass": bypass}]
+    whole = gated(tiny_vit(LAYERS), gates)
+    pixel_values = images(6)
+    wanted, found = run(whole, "masked", pixel_values), run(few(whole), "packed", pixel_values)
+    assert_close(found.logits, wanted.logits)
+    assert_close(found.cost, run(few(whole), "masked", pixel_values).cost)
+    for model, layout in ((whole, "masked"), (few(whole), "packed")):
+        model.config.layer_mask = [[True, True]] * (LAYERS - 1) + [[False, False]]
+        assert_close(run(model, layout, pixel_values).logits, run(whole, "masked", pixel_values).logits)
+
+
+def test_without_gates_it_costs_what_the_closed_form_says(tiny_vit):
+    model = DynViTForImageClassification.from_vit(tiny_vit(LAYERS), last_layer="read")
+    full, less = (dense_macs(model.config, 17, model.num_labels, last) for last in (None, "read"))
+    assert run(model, "packed", images(2)).cost.tolist() == pytest.approx([less / full] * 2)
+    assert less < full
+
+
+def test_gradients_are_those_of_the_masked_layout(tiny_vit):
+    given = [{"gate": "merge", "layers": [0, 2]}, {"gate": "head", "layers": [1, 2]}]
+    model = few(gated(tiny_vit(LAYERS), given)).train()
+    pixel_values, found = images(4), {}
+    for layout in ("packed", "masked"):
+        model.zero_grad()
+        model.layout = layout
+        model(pixel_values, labels=torch.arange(4) % 2, gating="threshold").loss.backward()
+        found[layout] = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    assert found["packed"].keys() == found["masked"].keys()
+    for name, grad in found["packed"].items():
+        assert_close(grad, found["masked"][name], msg=name)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_prepacked_in_both_precisions(tiny_vit, dtype):
+    whole = gated(tiny_vit(LAYERS), [{"gate": "tome", "merged": 3}]).to(dtype)
+    pixel_values = images(4).to(dtype)
+    wanted = run(whole, "masked", pixel_values).logits
+    assert_close(run(few(whole).prepack(), "packed", pixel_values).logits, wanted, atol=0.02, rtol=0.02)
+
+
+def test_hidden_states_and_attentions_are_whole(tiny_vit):
+    whole = gated(tiny_vit(LAYERS), [{"gate": "merge"}])
+    whole.set_attn_implementation("eager")
+    pixel_values = images(2)
+    wanted, found = (run(one, None, pixel_values, output_hidden_states=True) for one in (whole, few(whole)))
+    assert all(map(torch.equal, found.hidden_states, wanted.hidden_states))
+    assert run(few(whole), None, pixel_values, output_attentions=True).attentions[-1].shape[2] == 17
+
+
+def test_features_of_a_backbone_are_whole_and_cost_the_whole(tiny_vit, tmp_path):
+    few(gated(tiny_vit(LAYERS), None)).save_pretrained(tmp_path)
+    out = run(DynViTModel.from_pretrained(tmp_path), "packed", images(2))
+    assert out.last_hidden_state.shape[1] == 17 and out.cost.tolist() == [1.0, 1.0]
+
+
+def test_a_replay_without_cls_runs_the_layer_as_it_says(tiny_vit):
+    whole, pixel_values = gated(tiny_vit(LAYERS), None), images(2)
+    kept = torch.ones(2, 17, dtype=torch.bool)
+    kept[:, 0] = False
+    decisions = [LayerDecisions()] * (LAYERS - 1) + [LayerDecisions(kept, kept)]
+    wanted, found = (run(one, "packed", pixel_values, decisions=decisions) for one in (whole, few(whole)))
+    assert_close(found.logits, wanted.logits)
+    assert_close(found.cost, wanted.cost)
+
+
+def test_it_is_saved_only_where_it_says_something(tiny_vit, tmp_path):
+    model = few(gated(tiny_vit(LAYERS), [{"gate": "merge"}]))
+    model.save_pretrained(tmp_path)
+    loaded, pixel_values = DynViTForImageClassification.from_pretrained(tmp_path), images(2)
+    assert torch.equal(run(loaded, "packed", pixel_values).cost, run(model, "packed", pixel_values).cost)
+    assert "last_layer" not in DynViTConfig().to_dict()
+
+
+def test_what_cannot_be_left_out_is_refused(tiny_vit, monkeypatch):
+    with pytest.raises(ValueError, match=r"last_layer must be one of \(None, 'read'\), got 'all'"):
+        DynViTConfig(last_layer="all")
+    gates = [{"gate": "patch", "on": "mlp"}]
+    with pytest.raises(ValueError, match="leaves PatchGate of the last layer no tokens to decide"):
+        DynViTForImageClassification.from_vit(tiny_vit(LAYERS), gates=gates, last_layer="read")
+    before = DynViTForImageClassification.from_vit(
+        tiny_vit(LAYERS), gates=[gates[0] | {"layers": [0]}], last_layer="read"
+    )
+    assert run(before, "packed", images(1)).cost < 1
+    with pytest.raises(ValueError, match="latencies are those of whole layers, and last_layer is 'read'"):
+        check_layers(before)
+    monkeypatch.setattr(ViTHost, "reads_protected", False)
+    with pytest.raises(ValueError, match="is for classifiers that read protected tokens alone"):
+        run(before, "packed", images(1))
