@@ -49,7 +49,7 @@ STOREYS = (
         "compaction",
     ),
     ("gate_*", "gates", "preset_gates", "layer_packed", "layer_masked"),
-    ("convert", "layer", "layer_whole"),
+    ("convert", "layer", "layer_reading", "layer_whole"),
     ("encoder",),
     ("modeling_dynvit",),
 )

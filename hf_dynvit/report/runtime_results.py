@@ -125,7 +125,7 @@ GAINS = {  # of `Runtimes` and a `Row`
     "gates at work": lambda results, row: _ms(row.gated),
     "gain there": lambda results, row: ABSENT if row.dense is None else f"{row.gain(row.dense):.2f}×",
     "of the MACs' promise": lambda results, row: (
-        ABSENT if row.dense is None else f"{row.gain(row.dense) * row.gated.cost:.2f}"
+        ABSENT if row.dense is None else f"{row.gain(row.dense) * row.gated.cost / row.dense.cost:.2f}"
     ),
     "over the fastest dense of all": lambda results, row: f"{row.gain(row.fastest):.2f}× ({row.fastest.runtime})",
     TOP1: lambda results, row: _top1(row),

@@ -85,6 +85,13 @@ def test_an_exported_model_with_other_gates_does_so_too(tmp_path, runtime, name)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("batch", ["one", "dynamic"])
+def test_an_exported_model_whose_last_layer_is_as_it_is_read_does_so_too(tiny_vit, tmp_path, runtime, batch):
+    model = gated(tiny_vit(3), [{"gate": "tome", "merged": 3}], last_layer="read").eval()
+    check_agreement(model, export(model, tmp_path / "out", runtime, batch=batch), images(4).numpy())
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_folder_predicts_like_a_pipeline_and_without_torch(merging, tmp_path):
     model, _, processor, folder = merging
     photos = [

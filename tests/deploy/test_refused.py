@@ -43,6 +43,14 @@ def test_a_mean_over_tokens_that_are_gone_is_refused(tiny_vit):
         check_model(gated(tiny_vit(), [mean, {"gate": "merge", "layers": [0]}]))
 
 
+def test_a_branch_of_a_last_layer_as_it_is_read_is_refused(tiny_vit):
+    check_model(gated(tiny_vit(), [{"gate": "block", "layers": [0]}], last_layer="read"))
+    with pytest.raises(
+        ValueError, match="last_layer 'read' with a gate of sub-layers in the last layer has no exported form"
+    ):
+        check_model(gated(tiny_vit(), GATE_SETS["block"], last_layer="read"))
+
+
 def test_int8_of_branches_alone_is_refused(tiny_vit, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
     skips = gated(tiny_vit(), GATE_SETS["block"])

@@ -47,7 +47,8 @@ def test_open_gates_keep_everything_and_the_model_is_left_as_it_was(model):
     with torch.no_grad():
         dense, opened = (found[name](pixel_values) for name in (DENSE, OPEN))
     assert (dense.logits - opened.logits).abs().max() < 1e-5
-    assert (dense.cost == 1).all() and (opened.cost >= 1).all() and (before < 1).any()
+    assert len(set(dense.cost.tolist())) == 1 and 0.5 < dense.cost[0] < 1  # the last layer as it is read
+    assert (opened.cost >= 1).all() and (before < 1).any()
     assert (model(pixel_values).cost == before).all()
 
 
@@ -116,7 +117,7 @@ def test_every_exported_way_predicts_what_pytorch_does_and_is_timed_with_its_cos
         assert {one.how for one in times} == {"" if size == 1 else "streams"}
         costs = {(one.precision, one.gates): one.cost for one in times}
         assert costs["float32", GATED] == pytest.approx(out.cost.mean().item(), abs=1e-6)
-        assert costs["float32", DENSE] == 1.0
+        assert 0.5 < costs["float32", DENSE] < 1.0  # the last layer as it is read
 
 
 def test_ways_of_pytorch_are_the_dense_ones_the_packed_model_and_its_fixed_form(model, tmp_path, monkeypatch):

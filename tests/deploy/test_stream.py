@@ -67,6 +67,30 @@ def test_the_forward_that_is_exported_computes_what_the_packed_one_does(name, ma
     torch.testing.assert_close(cost, expected.cost)
 
 
+def last_as_read(gates):
+    """A model whose last layer is as it is read, or None where that cannot be or has no exported form."""
+    try:
+        model = gated(build_tiny_vit(3, num_labels=3), gates, last_layer="read").eval()
+        check_model(model)
+    except ValueError:
+        return None
+    return model
+
+
+@pytest.mark.parametrize("many, step, joint", [(False, 1, True), (True, 16, False)])
+@pytest.mark.parametrize("name", [name for name, gates in SETS.items() if last_as_read(gates)])
+def test_so_does_one_whose_last_layer_is_as_it_is_read(name, many, step, joint):
+    torch.manual_seed(0)
+    model, pixel_values = last_as_read(SETS[name]), images(4)
+    stream = Stream(model, step=step, many=many, joint=joint).eval()
+    with torch.no_grad():
+        expected = model(pixel_values)
+        found = [stream(part) for part in ([pixel_values] if many else pixel_values.split(1))]
+    logits, cost = (torch.cat(part) for part in zip(*found, strict=True))
+    torch.testing.assert_close(logits, expected.logits, atol=1e-5, rtol=0)
+    torch.testing.assert_close(cost, expected.cost)
+
+
 def test_most_sets_of_gates_export():
     assert {"token by attention, fused", "pitome", "halting", "patch merged", "sublayer"} <= set(SETS)
     assert {f"preset {name}" for name in PRESET_GATES if name not in ("adavit-official", "random-tokens")} <= set(SETS)

@@ -55,7 +55,7 @@ def test_what_was_compiled_before_stands_among_the_dense_ways(tiny_vit):
     known, fresh = (dense_calls(vit, compiled=which) for which in (made, True))
     assert all(known[name] is made[name] is not fresh[name] for name in PROGRAMS)
     assert not set(PROGRAMS) & set(dense_calls(vit, compiled=False))
-    modules = {name: program.module.module for name, program in made.items()}
+    modules = {name: program.module.module.vit for name, program in made.items()}
     assert {name: module.config._attn_implementation for name, module in modules.items()} == PROGRAMS
     assert all(module.classifier.weight is vit.classifier.weight for module in modules.values())
 
@@ -108,7 +108,8 @@ def test_working_memory_counts_the_prepacked_weights(tiny_vit, tmp_path):
         sum(layer.weight.nbytes for layer in vit.vit.layers.modules() if isinstance(layer, torch.nn.Linear)) / 2**20
     )
     assert set(row.peak_mib) == set(row.prepacked_mib) == {"dense", OURS, "packed"}
-    assert row.prepacked_mib[OURS] == pytest.approx(weights, rel=0.05)
+    # Products of [CLS] alone, in the last layer, are too small to prepack: its queries and its output projection.
+    assert 0.85 * weights < row.prepacked_mib[OURS] < weights
     assert 0 < row.prepacked_mib["packed"] <= 1.05 * weights
     assert row.prepacked_mib["dense"] == 0 and row.peak_mib["dense"] < row.peak_mib[OURS]
     assert all(row.peak_mib[name] > row.prepacked_mib[name] for name in row.peak_mib)

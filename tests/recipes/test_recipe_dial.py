@@ -23,6 +23,25 @@ TABLE = {
 }
 
 
+def test_the_last_layer_can_be_as_it_is_read(place, tmp_path):
+    words = ["--data_files", *place.files, "--budget", "0.7", "--last_layer", "read", "--images", "8"]
+    gates = ["--gates", "[{gate: merge, distance: 4}]"]
+    _, cost = dial.main(["--model", place.vit, *words, *gates, "--output", str(tmp_path / "few")])
+    model = DynViTForImageClassification.from_pretrained(tmp_path / "few")
+    assert model.config.last_layer == "read" and cost == pytest.approx(0.7, abs=0.1)
+    assert "last layer as it is read" in (tmp_path / "few" / "README.md").read_text()
+    model.config.last_layer = None
+    model.save_pretrained(tmp_path / "whole")
+    AutoImageProcessor.from_pretrained(place.vit).save_pretrained(tmp_path / "whole")
+    dial.main(["--model", str(tmp_path / "whole"), *words, "--output", str(tmp_path / "again")])
+    assert DynViTForImageClassification.from_pretrained(tmp_path / "again").config.last_layer == "read"
+    with pytest.raises(ValueError, match=r"last_layer must be one of \(None, 'read'\), got 'none'"):
+        dial.main(["--model", place.vit, *words, *gates, "--last_layer", "none", "--output", str(tmp_path / "no")])
+    timed = ["--data_files", *place.files, "--milliseconds", "3", "--last_layer", "read"]
+    with pytest.raises(ValueError, match="--milliseconds goes without --last_layer"):
+        dial.main(["--model", place.vit, *timed, *gates, "--output", str(tmp_path / "no")])
+
+
 def test_one_folder_serves_every_budget_and_is_evaluated_at_one(place, tmp_path, capsys):
     gates = ["--gates", "[{gate: patch, drop: true, novelty: 8}]", "--budgets", "0.9", "0.6", "0.75"]
     _, cost = dial.main(

@@ -218,6 +218,17 @@ def test_fixed_merges_are_as_many_in_every_image_untrained_and_tuned(place, meth
     assert program_of(model) is not None
 
 
+def test_all_methods_of_a_board_have_the_last_layer_that_the_recipe_says(place):
+    words = ["--methods", "resized", "tome", "--budgets", "0.7", "--last_layer", "read"]
+    for cell, tuned in zip(
+        run_board(place, "read", *words, "--tune", "true")["cells"], (False, True) * 2, strict=True
+    ):
+        assert cell["tuned"] == tuned and cell["cost"] == pytest.approx(0.7, abs=0.2)  # sizes are few
+    for method in ("resized", "tome"):
+        config = DynViTForImageClassification.from_pretrained(place.folder / "read" / f"{method}_0.7_0").config
+        assert config.last_layer == "read"
+
+
 def test_a_cascade_of_fixed_merges_is_one_after_its_training_and_compiles(place):
     words = ["--methods", "cascade-fixed", "--budgets", "0.8", "--tune", "true", "--validation_fraction", "0.2"]
     cells = run_board(place, "fixed_looks", *words)["cells"]

@@ -109,6 +109,16 @@ def test_a_model_that_resizes_is_tuned_and_stays_one(place):
         place.train("kept", *words, "--gates", "keep")
 
 
+def test_a_model_whose_last_layer_is_as_it_is_read_is_tuned_and_stays_one(place):
+    words = ["--gates", "none", "--max_steps", "2", "--last_layer", "read"]
+    results = place.train("read", *words)
+    assert results["last_layer"] == "read" and results["cost"] < results["dense"]["cost"] == 1.0
+    assert model_name(read(place.folder / "read" / "results.json")) == "dense, last layer as it is read"
+    assert results["accuracy"] == place.train("whole", *words[:-2])["accuracy"]
+    with pytest.raises(ValueError, match="last_layer 'read' is for a dense checkpoint"):
+        place.train("kept", *words, "--gates", "keep")
+
+
 def test_the_card_says_what_an_agent_did_and_nothing_of_gates(place, trained):
     words = ["--gates", "none", "--teacher", "none", "--agent", "random", "--n_patch_desired", "6"]
     place.train("by_agent", *words)
