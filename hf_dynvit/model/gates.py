@@ -88,13 +88,19 @@ def _check_reading(gate, layer, entry, config):
         )
 
 
-def build_gate(name, config, options):
-    """One gate by its name on the shelf."""
-    if name not in GATES:
+def check_names(gates):
+    """Raise ValueError for a gate that is not on the shelf, of a list of gates as in `DynViTConfig`."""
+    unknown = [entry["gate"] for entry in gates or [] if entry["gate"] not in GATES]
+    if unknown:
         raise ValueError(
-            f"unknown gate {name!r}; there are {sorted(GATES)}. A gate from elsewhere must be registered first "
+            f"unknown gate {unknown[0]!r}; there are {sorted(GATES)}. A gate from elsewhere must be registered first "
             "(hf_dynvit.model.register_gate)"
         )
+
+
+def build_gate(name, config, options):
+    """One gate by its name on the shelf."""
+    check_names([{"gate": name}])
     try:
         gate = GATES[name](config, **options)
     except TypeError as error:

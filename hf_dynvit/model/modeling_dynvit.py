@@ -16,7 +16,7 @@ from .configuration_dynvit import DynViTConfig
 from .convert import dynvit_config, load_vit
 from .encoder import encode
 from .gate import LearnedGate, Score
-from .gates import build_gates
+from .gates import build_gates, check_names
 from .host import host_of
 from .host_vit import ViTHost
 from .kernels import load_kernels
@@ -83,6 +83,7 @@ class DynViTModel(Dial, DynViTPreTrainedModel):
     """A native backbone without pooler, and gates on its layers; gives features."""
 
     def __init__(self, config):
+        check_names(config.gates)  # before a body is built that may be large
         super().__init__(config)
         setattr(self, self.base_model_prefix, self.host.build(config))
         self.gates = build_gates(config)

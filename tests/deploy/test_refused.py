@@ -36,6 +36,13 @@ def test_a_gate_without_an_exported_form_is_refused_by_name(tiny_vit, name, mess
         check_model(gated(tiny_vit(), GATE_SETS[name]))
 
 
+def test_a_class_of_that_name_from_elsewhere_is_told_what_to_load(tiny_vit):
+    model = gated(tiny_vit(), GATE_SETS["merge"])
+    model.__class__ = type("DynViTForImageClassification", (torch.nn.Module,), {})
+    with pytest.raises(TypeError, match="of the code that came with it: load it with that of hf_dynvit"):
+        check_model(model)
+
+
 def test_a_mean_over_tokens_that_are_gone_is_refused(tiny_vit):
     mean = {"gate": "block", "pool": "mean", "layers": [1]}
     check_model(gated(tiny_vit(), [mean]))

@@ -11,6 +11,7 @@ from torch.testing import assert_close
 from transformers import BertConfig, PreTrainedConfig, ViTModel
 
 from hf_dynvit import DynViTConfig, DynViTForImageClassification, DynViTModel
+from hf_dynvit.measure.trained_models import dense_vit
 
 
 def from_vit(source, gates="adavit", **options):
@@ -34,6 +35,15 @@ def test_checkpoints_in_both_key_formats_load_whole(tiny_vit, tmp_path, original
     pixel_values = images(2)
     with torch.no_grad():
         assert_close(model(pixel_values).logits, vit(pixel_values).logits, rtol=0, atol=1e-5)
+
+
+def test_heads_of_a_width_of_their_own_go_there_and_back(tiny_vit):
+    vit, pixel_values = tiny_vit(2, head_dim=12), images(2)
+    model = from_vit(vit, gates=[{"gate": "patch"}])
+    with torch.no_grad():
+        wanted = vit(pixel_values).logits
+        assert_close(model(pixel_values).logits, wanted)
+        assert_close(dense_vit(model)(pixel_values).logits, wanted)
 
 
 @pytest.mark.parametrize("original_format", [True, False])
