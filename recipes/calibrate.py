@@ -24,6 +24,7 @@ from transformers import AutoImageProcessor
 from hf_dynvit.data import ImageArguments, crop_of, cropping
 from hf_dynvit.measure.files import check_new_folder
 from hf_dynvit.measure.forwards import DTYPES
+from hf_dynvit.measure.latency import check_layers
 from hf_dynvit.measure.provenance import measured_on
 from hf_dynvit.measure.trained_models import open_models
 from hf_dynvit.model.budgets import check_budget
@@ -162,6 +163,8 @@ def main(argv=None):
     (entrant,) = open_models([args.model], data_args, "cpu", DTYPES[args.dtype], False, args.seed)
     rows, terms = before(args.model)
     model = with_gates(entrant.model, args, None if args.resolution == "auto" else args.resolution)
+    if args.milliseconds is not None:
+        check_layers(model)
     if (args.budgets or args.milliseconds) and not model.learned_gates():
         raise ValueError("--budgets and --milliseconds need gates that learn: others keep the cost that they have")
     if not (model.config.gates or model.config.cascade or args.gates):

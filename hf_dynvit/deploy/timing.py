@@ -70,4 +70,5 @@ def _timing(model, folder, rivals, pixel_values, size, seconds):
     ms = {name: batch / size for name, batch in found.items()}
     dense = min(ms[name] for name in ms if name.startswith("dense"))
     cost = statistics.mean(float(runs["exported"](images).cost.mean()) for images in arrays["exported"])
-    return Timing(size, period * size, cost, ms["exported"], dense, ms["packed"], rounds)
+    dense_cost = float(runs["dense 0"](as_they_come[0]).cost.mean())
+    return Timing(size, period * size, cost, ms["exported"], dense, ms["packed"], rounds, dense_cost)

@@ -60,7 +60,7 @@ def ahead(vit):
 
 
 class Reading(nn.Module):
-    """A `ViTForImageClassification` whose last layer computes [CLS] alone, which attends to all tokens: the same logits."""
+    """A `ViTForImageClassification` whose last layer computes [CLS] alone, which attends to all tokens by SDPA: the same logits."""
 
     def __init__(self, vit):
         super().__init__()
@@ -69,7 +69,7 @@ class Reading(nn.Module):
     def forward(self, pixel_values):
         """pixel_values (B, channels, height, width) -> an `ImageClassifierOutput`."""
         backbone = self.vit.vit
-        x = backbone.embeddings(pixel_values)
+        x = backbone.embeddings(pixel_values.to(self.vit.dtype))
         for layer in backbone.layers[:-1]:
             x = layer(x)
         parts = ViTHost().parts(backbone.layers[-1])

@@ -142,8 +142,7 @@ def check_layers(model):
     """Raise ValueError for a model whose last layer is another than the others: a table knows one kind."""
     if model.config.last_layer is not None:
         raise ValueError(
-            f"latencies are those of whole layers, and last_layer is {model.config.last_layer!r}: set model.config.last_layer = None, and "
-            "what you want after it"
+            f"latencies are those of whole layers, and last_layer of this model is {model.config.last_layer!r}: begin with a model without it"
         )
 
 

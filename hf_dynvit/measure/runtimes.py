@@ -14,6 +14,8 @@ from pathlib import Path
 
 import torch
 
+from .dense import Reading
+
 
 RUNTIMES = ("onnxruntime", "openvino")
 PACKAGES = {"onnxruntime": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("onnx", "onnxscript", "openvino")}
@@ -68,7 +70,7 @@ class Exported:
     def _export(self, shape):
         batch = torch.export.Dim("batch", min=1, max=4096)
         program = torch.onnx.export(
-            Logits(self.vit).eval(),
+            Logits(Reading(self.vit)).eval(),
             (torch.zeros(2, *shape),),
             dynamo=True,
             input_names=["pixel_values"],

@@ -69,7 +69,8 @@ class DynViTConfig(ViTConfig):
             None: all images take all looks.
         last_layer (`str`, *optional*):
             `"read"`: of the last layer a classifier computes what it reads, the protected tokens ([CLS]), which attend to all
-            others as ever; logits stay what they were. None: all tokens.
+            others as ever; logits stay what they were. None: all tokens. The cost is another: whoever changes it later calls
+            `model.drop_budgets()` and calibrates anew.
 
     Raises:
         ValueError: sizes that are not positive or beyond any ViT's, a budget outside (0, 1] or the reach of

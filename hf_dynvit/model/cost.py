@@ -46,7 +46,7 @@ def dense_macs(config, num_tokens, classes, last_layer=None):
     """MACs of the dense model for one image of `num_tokens` tokens, protected ones included; `last_layer`: as in `DynViTConfig`."""
     sizes = sizes_of(config)
     layer = layer_macs(config, num_tokens, num_tokens, sizes.heads)
-    last = layer if last_layer is None else sum(_last_macs(sizes, num_tokens, sizes.heads))
+    last = layer if last_layer != "read" else sum(_last_macs(sizes, num_tokens, sizes.heads))
     return stem_macs(config, num_tokens, classes) + (config.num_hidden_layers - 1) * layer + last
 
 
@@ -54,7 +54,7 @@ def layer_costs(config, decisions, batch, num_tokens, device, gates=None, featur
     """MACs of each layer for each image, gates and merging apart: (L, B); differentiable where L `decisions` are.
 
     `gates`, those of each layer, are read for what they run instead of what is skipped; None: nothing. `features`: all tokens of
-    the last layer are wanted, whatever `config.last_layer` says.
+    the last of them are wanted, whatever `config.last_layer` says.
     """
 
     def usage(slot, full):

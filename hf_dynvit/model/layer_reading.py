@@ -9,6 +9,7 @@ Letters: B images, N tokens, P protected ones, D channels, H heads, d channels o
 
 import torch
 
+from .configuration_dynvit import check_last_layer
 from .decisions import UNTOUCHED
 from .layer_packed import heads_on, packed_bypass, packed_mlp_sublayer, project, residual, rows_in_use
 from .packed_attention import few_attention
@@ -18,10 +19,14 @@ from .rows import take_rows, take_values
 def reads_alone(model, decisions=None):
     """Whether a model computes the protected tokens alone in its last layer, under `decisions` (L of them) that are replayed or None.
 
+    Not where somebody looks at the layer by hooks or has put another in its place.
+
     Raises:
         ValueError: a host whose classifier reads others, or a gate of the last layer that reads what is not computed.
     """
-    if model.config.last_layer is None or not hasattr(model, "classifier"):
+    check_last_layer(model.config.last_layer)
+    last = model.host.layers(model.base_model)[-1]
+    if model.config.last_layer is None or not hasattr(model, "classifier") or not model.host.is_own(last):
         return False
     if not model.host.reads_protected:
         raise ValueError(

@@ -18,9 +18,13 @@ except ImportError:  # torch < 2.10
     varlen_attn = None
 
 
+def on_cpu(query):
+    return query.device.type == "cpu"
+
+
 def choose_kernel(query):
     """The kernel for `query` (T, H, d): by device, dtype, head width and what this torch offers."""
-    if query.device.type == "cpu":
+    if on_cpu(query):
         return "loop"
     if varlen_attn is None or not query.is_cuda or query.dtype not in (torch.float16, torch.bfloat16):
         return "padded"
@@ -61,16 +65,17 @@ def packed_attention(query, key, value, lengths, heads=None, dropout_p=0.0, kern
 def few_attention(query, key, value, lengths, heads=None, dropout_p=0.0, bias=None):
     """As `packed_attention`, of a few queries of each image, as many of all: (B * P, H, d), and as many outputs."""
     images, device = len(lengths), query.device
-    if device.type == "cpu" and (heads is not None or len(set(lengths)) > 1):
+    if on_cpu(query) and (heads is not None or len(set(lengths)) > 1):
         return _loop(query, key, value, lengths, heads, dropout_p, bias, [len(query) // images] * images)
     mask = bias
     if len(set(lengths)) > 1:
         lengths = torch.tensor(lengths, device=device).unsqueeze(1)
         places = torch.arange(int(lengths.max()), device=device)
         index = (lengths.cumsum(0) - lengths + places).clamp_max(len(key) - 1).flatten()
-        key, value = (values.index_select(0, index) for values in (key, value))
+        padding = (places >= lengths).flatten()  # rows of other images, which may not be finite
+        key, value = (values.index_select(0, index).masked_fill(padding[:, None, None], 0) for values in (key, value))
         mask = query.new_zeros(len(index)) if bias is None else bias.index_select(0, index)
-        mask = mask.masked_fill((places >= lengths).flatten(), float("-inf"))
+        mask = mask.masked_fill(padding, float("-inf"))
     mask = None if mask is None else mask.view(images, 1, 1, -1).to(query.dtype)
     q, k, v = (t.unflatten(0, (images, -1)).transpose(1, 2) for t in (query, key, value))  # (B, H, ., d)
     out = scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout_p)

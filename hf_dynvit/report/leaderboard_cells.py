@@ -130,8 +130,9 @@ class Place:
             return None, f"its model is not in {folder.parent}"
         model = self.load(folder) if cell.tuned else start
         model = model or prepare(cell.method, self.vit, cell.budget, self.batches, self.model_args.last_layer)
-        if any(getattr(model.config, name) != getattr(cell, name) for name in ("gates", "resolution", "cascade")):
-            return None, "its gates, resolution or looks would be others today"
+        same = all(getattr(model.config, name) == getattr(cell, name) for name in ("gates", "resolution", "cascade"))
+        if not same or model.config.last_layer not in (None, self.model_args.last_layer):  # None: of a dense model
+            return None, "its gates, resolution, looks or last layer would be others today"
         return model, None
 
     def _looks(self, model, budget):

@@ -6,14 +6,13 @@ from typing import NamedTuple
 
 from pandas import DataFrame
 
-from .names import has_gates, masked, short, units
+from .names import has_gates, masked, seen, short, units
 
 
 # What a seed changes in the settings besides itself, and what says nothing about the training.
 FREE_SETTINGS = "seed data_seed output_dir logging_dir run_name hub_model_id resume_from_checkpoint".split()
 SAME_FACTS = "split_files images device dtype threads batch_size processes versions commit dataset split".split()
 SAME_COST = 0.02  # a static mask may cost this much more than the policy that it is compared with
-WITHOUT_MASK = 0.999  # what has no gates and costs less has a mask
 SAME_TRAINING = 0.01  # relative difference in images seen
 # Options that two trainings by the same recipe share; how gates are taught, the teacher included, is theirs alone.
 SAME_IMAGES = ("dataset", "split", "split_files", "images", "crop_pct")
@@ -105,15 +104,20 @@ def policies(trainings, evaluations):
     return [policy for policy in found.values() if policy.name is not None]
 
 
+def is_mask(results):
+    """Whether the same layers run for every image: a mask, and no gates but those that hold what is added in place of a layer."""
+    return bool(results.layer_mask) and not any(results.learned.values()) and not has_gates(results, "random")
+
+
 def policy_name(results):
     """What a policy of layer skipping decides, by which preset and inside which mask; None for anything else."""
-    if not has_gates(results, "block"):
+    if not has_gates(results, "block") or is_mask(results):
         return None
     apart = any(gate.get("granularity") == "sublayer" for gate in results.gates)
     name = "attention and MLP apart" if apart else "blocks"
     name += ", decided up front" if any(gate.get("upfront") for gate in results.gates) else ""
     name += f" ({results.preset})" if results.preset else ""
-    return name + masked(results)
+    return name + seen(results) + masked(results)
 
 
 def start(training):
@@ -140,15 +144,15 @@ def trained_alike(runs, trainings):
         others
         for others in alike
         if has_gates(others[0], "random") and ("patch" in units(others[0])) == ("patch" in units(first))
-        if budget(others[0]) == budget(first) and others[0].resolution == first.resolution
-        if _seen(others[0]) == _seen(first)
+        if budget(others[0]) == budget(first) and _seen(others[0]) == _seen(first)
     ]
     return dense, random
 
 
 def _seen(results):
-    """Size of images and cost of each look of a cascade; None of other models."""
-    return results.cascade and [(look.get("resolution"), look["budget"]) for look in results.cascade]
+    """Size of images, of a cascade that and the cost of each look, and what is left out of the last layer."""
+    looks = results.cascade and [(look.get("resolution"), look["budget"]) for look in results.cascade]
+    return results.resolution, looks, results.last_layer
 
 
 def same_recipe(one, other):
@@ -174,7 +178,7 @@ def best_mask(policy, evaluations):
     masks = [
         results
         for results in evaluations
-        if not (results.gates or results.resolution or results.cascade) and results.cost < WITHOUT_MASK
+        if is_mask(results) and _seen(results) == _seen(policy.first())
         if results.cost <= most
         if same_images(results, policy.first())
     ]

@@ -15,7 +15,7 @@ DECIDES = {
         "freeze_gates_at",
         "distillation_weight",
     ),
-    "model": ("teacher",),
+    "model": ("teacher", "last_layer"),
     "data": ("min_crop_area", "crop_pct", "horizontal_flip", "max_train_samples", "validation_fraction"),
 }
 LENGTHS = ("max_steps", "num_train_epochs")

@@ -13,7 +13,7 @@ from ..model.modeling_dynvit import DynViTForImageClassification
 
 
 SAVED_WITH = ("model_type", "architectures", "transformers_version", "auto_map", "_name_or_path")
-NOT_OF_LAYERS = (*SAVED_WITH, "gates", "layer_mask", "budget", "budget_shifts")
+NOT_OF_LAYERS = (*SAVED_WITH, "gates", "layer_mask", "budget", "budget_shifts", "last_layer")
 # From the logit of the threshold: what the mask keeps is drawn in 95 % of the cases, what it skips in 12 %, where that is 0.
 INSIDE, OUTSIDE = 3.0, -2.0
 
@@ -45,12 +45,16 @@ def burn_in(model):
             gates.append({**entry, "layers": layers})
     mask = [list(config.layer_mask[layer]) for layer in kept]
     whole = all(map(all, mask))
+    last_layer = (
+        None if "mlp_tokens" in model.gates[kept[-1]] else config.last_layer
+    )  # of the layer that is the last now
     fields = {name: value for name, value in config.to_dict().items() if name not in NOT_OF_LAYERS}
     fields["num_hidden_layers"] = len(kept)
-    if whole and not (gates or config.resolution or config.last_layer):
+    if whole and not (gates or config.resolution or last_layer):
         small = ViTForImageClassification(ViTConfig(**fields))
     else:
         dynamic = {"gates": gates or None, "layer_mask": None if whole else mask, "budget": config.budget}
+        dynamic["last_layer"] = last_layer
         small = DynViTForImageClassification(type(config)(**fields, **dynamic))
     small.load_state_dict(_renumbered(model.state_dict() | _folded(model), place), strict=True)
     if gates and config.budget_shifts is not None:  # costs are relative to another dense model now

@@ -92,7 +92,7 @@ def at_best_size(vit, batches, args):
         return best.model.set_budget(min(1.0, best.cost)), met
     sizes = [size for size in sizes_for(vit.config, args.budget) if reaches(with_gates(vit, args, size), args.budget)]
     if not with_gates(vit, args, None).config.gates:
-        sizes = [nearest_size(vit.config, args.budget, args.last_layer)]
+        sizes = [nearest_size(vit.config, args.budget, args.last_layer or vit.config.last_layer)]
     if not sizes:
         raise ValueError(f"a budget of {args.budget} is out of reach of these gates at every size of images")
     best, trials = choose_resolution(dense, build, sizes, batches)

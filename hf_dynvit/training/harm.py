@@ -164,10 +164,8 @@ def _saving(model, whole, place, unit):
     keep = torch.ones(len(whole.cost), len(gate.score.bias), device=whole.cost.device)
     keep[:, unit] = 0
     off = decision._replace(**{slot: getattr(decision, slot).float() * gate.settle(keep)})
-    spent = [
-        layer_costs(model.config, [one], len(keep), model.tokens_run, keep.device, [model.gates[layer]])[0]
-        for one in (decision, off)
-    ]
+    given = len(keep), model.tokens_run, keep.device, [model.gates[layer]], layer + 1 < len(model.gates)
+    spent = [layer_costs(model.config, [one], *given)[0] for one in (decision, off)]
     return (spent[0] - spent[1]) / dense_macs(model.config, model.num_tokens, model.config.num_labels)
 
 

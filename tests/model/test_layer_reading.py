@@ -10,8 +10,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hf_dynvit import DynViTConfig, DynViTForImageClassification, DynViTModel, LayerDecisions
 from hf_dynvit.measure.latency import check_layers
+from hf_dynvit.model import packed_attention
 from hf_dynvit.model.cost import dense_macs
 from hf_dynvit.model.host_vit import ViTHost
+from hf_dynvit.model.packed_attention import few_attention
+from hf_dynvit.search.export import burn_in
+from hf_dynvit.training.harm import _saving
 
 
 LAYERS = 3
@@ -153,8 +157,61 @@ def test_what_cannot_be_left_out_is_refused(tiny_vit, monkeypatch):
         tiny_vit(LAYERS), gates=[gates[0] | {"layers": [0]}], last_layer="read"
     )
     assert run(before, "packed", images(1)).cost < 1
-    with pytest.raises(ValueError, match="latencies are those of whole layers, and last_layer is 'read'"):
+    with pytest.raises(ValueError, match="last_layer of this model is 'read': begin with a model without it"):
         check_layers(before)
     monkeypatch.setattr(ViTHost, "reads_protected", False)
     with pytest.raises(ValueError, match="is for classifiers that read protected tokens alone"):
         run(before, "packed", images(1))
+
+
+def test_a_layer_that_somebody_looks_at_is_whole_and_costs_the_whole(tiny_vit):
+    model, shapes = few(gated(tiny_vit(LAYERS), None)), []
+    handle = model.vit.layers[-1].register_forward_hook(lambda layer, given, out: shapes.append(out.shape))
+    assert run(model, "packed", images(2)).cost.tolist() == [1.0, 1.0] and shapes[0][1] == 17
+    handle.remove()
+    assert run(model, "packed", images(2)).cost.max() < 1
+
+
+def test_what_a_unit_saves_is_that_of_its_own_layer(tiny_vit):
+    whole = gated(tiny_vit(LAYERS), [{"gate": "head"}, {"gate": "block"}])
+    saved = {}
+    for name, model in (("whole", whole), ("few", few(whole))):
+        with torch.no_grad():
+            out = model(images(2), gating="open")
+            opened = run(model, "masked", images(2))
+        decisions = [one._replace(heads=torch.ones(2, 4), sublayers=torch.ones(2, 2)) for one in out.decisions]
+        opened.decisions = tuple(decisions)
+        for layer in range(LAYERS):
+            for slot in ("heads", "sublayers"):
+                saved[name, layer, slot] = _saving(model, opened, (layer, slot), 0)[0].item()
+    for slot in ("heads", "sublayers"):
+        assert saved["few", 0, slot] == pytest.approx(saved["whole", 0, slot])
+        assert saved["few", LAYERS - 1, slot] < 0.6 * saved["whole", LAYERS - 1, slot]
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_images_of_other_lengths_are_padded_with_nothing(monkeypatch, bias):
+    lengths, more = [3, 5, 2], torch.zeros(10) if bias else None
+    q, k, v = (torch.randn(rows, 2, 4) for rows in (3, 10, 10))
+    wanted = few_attention(q, k, v, lengths, None, 0.0, more)
+    monkeypatch.setattr(packed_attention, "on_cpu", lambda query: False)
+    assert_close(few_attention(q, k, v, lengths, None, 0.0, more), wanted)
+    k[5], v[4] = float("nan"), float("inf")  # of the second image
+    found = few_attention(q, k, v, lengths, None, 0.0, more)
+    assert_close(found[[0, 2]], wanted[[0, 2]]) and not found[1].isfinite().all()
+
+
+def test_a_mask_is_burnt_in_also_where_the_layer_that_is_last_then_needs_all_tokens(tiny_vit):
+    model = gated(tiny_vit(LAYERS), [{"gate": "patch", "on": "mlp", "layers": [0, 1]}], last_layer="read").eval()
+    model.config.layer_mask = [[True, True]] * (LAYERS - 1) + [[False, False]]
+    pixel_values = images(2)
+    small = burn_in(model)
+    assert small.config.last_layer is None
+    assert_close(run(small, "packed", pixel_values).logits, run(model, "packed", pixel_values).logits)
+
+
+def test_an_unknown_word_is_refused_also_of_a_model_that_is_there(tiny_vit):
+    model = gated(tiny_vit(LAYERS), None)
+    model.config.last_layer = "cls"
+    with pytest.raises(ValueError, match="last_layer must be one of"):
+        run(model, "packed", images(1))

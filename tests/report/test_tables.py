@@ -120,6 +120,9 @@ def test_a_policy_is_set_beside_what_it_must_beat():
             evaluation(accuracy=0.95, cost=0.8, **mask),
             evaluation(accuracy=0.94, cost=0.6, **{**mask, "images": 10}),
             evaluation(accuracy=0.93, cost=1.0, **{**mask, "layer_mask": None}),
+            evaluation(accuracy=0.92, cost=0.6, **{**mask, "layer_mask": None}, last_layer="read"),
+            evaluation(accuracy=0.92, cost=0.6, **mask, last_layer="read"),
+            evaluation(accuracy=0.92, cost=0.6, **mask, resolution=24),
         ]
     )
     lines = found["53 % faster, and no less accurate"]
