@@ -137,7 +137,8 @@ def test_times_of_another_model_or_machine_are_refused(place, capsys, clocked):
     file.write_text(json.dumps(content))
     assert sizes(run_board(place, "changed", *words)["cells"]) == [[]] and not clocked
     assert (
-        "stays without times or looks: its gates, resolution or looks would be others today" in capsys.readouterr().out
+        "stays without times or looks: its gates, resolution, looks or last layer would be others today"
+        in capsys.readouterr().out
     )
     with pytest.raises(ValueError, match=r"cells of another recipe, \['seed'\] differ"):
         run_board(place, "changed", *words, "--seed", "5")  # other images to calibrate on
