@@ -12,7 +12,7 @@ from .names import has_gates, masked, seen, short, units
 # What a seed changes in the settings besides itself, and what says nothing about the training.
 FREE_SETTINGS = "seed data_seed output_dir logging_dir run_name hub_model_id resume_from_checkpoint".split()
 SAME_FACTS = "split_files images device dtype threads batch_size processes versions commit dataset split".split()
-SAME_COST = 0.02  # a static mask may cost this much more than the policy that it is compared with
+SAME_COST = 0.025  # a static mask may cost this much more than the policy that it is compared with
 SAME_TRAINING = 0.01  # relative difference in images seen
 # Options that two trainings by the same recipe share; how gates are taught, the teacher included, is theirs alone.
 SAME_IMAGES = ("dataset", "split", "split_files", "images", "crop_pct")
