@@ -41,11 +41,11 @@ ONE_MODEL_MEANS = (
 UNTRAINED = ("merge", "merge-resized", "cascade", "tome")  # methods whose rows without training are shown
 CLOCK = (
     "In PyTorch: how many times as fast as the fastest dense model there is here; in brackets that gain as a share of what "
-    "costs promise (1 / cost of the timed images; 0.93 / cost where the dense model leaves out what is not read), and that cost. *Compiled*: the whole model was compiled, which needs as many tokens in every image, "
+    "costs promise (that of the dense model, below 1 where it leaves out what is not read, over that of the timed images), and the cost of these. *Compiled*: the whole model was compiled, which needs as many tokens in every image, "
     "and that was faster. Cost: its mean, deviation and ends over all images. Models of other trainings were timed, too "
     "([all tables](recipes/README.md#results)). Before 92c88ed compiled dense models, and "
     "ours without gates, computed all tokens of the last layer; since then what the classifier reads: ratios of older rows may be "
-    "1.07 times too high.{frozen}"
+    "too high by as much.{frozen}"
 )
 EAGER = " Older rows were timed before a dense model compiled with eager attention was among their rivals{most}."
 FROZEN = (

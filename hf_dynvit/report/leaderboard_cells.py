@@ -17,7 +17,7 @@ from ..measure.trained_models import Entrant, dense_vit, shuffled
 from ..model.modeling_dynvit import DynViTForImageClassification
 from ..model.prepack import can_prepack
 from ..training.method_models import prepare
-from ..training.methods import METHODS
+from ..training.methods import DENSE, METHODS
 from ..training.starting_model import load_base, load_model, naming
 from .leaderboard_results import Cell, Leaderboard, SmallerDense
 from .leaderboard_tuning import kept_name
@@ -131,7 +131,8 @@ class Place:
         model = self.load(folder) if cell.tuned else start
         model = model or prepare(cell.method, self.vit, cell.budget, self.batches, self.model_args.last_layer)
         same = all(getattr(model.config, name) == getattr(cell, name) for name in ("gates", "resolution", "cascade"))
-        if not same or model.config.last_layer not in (None, self.model_args.last_layer):  # None: of a dense model
+        last_layer = None if cell.method == DENSE else self.model_args.last_layer
+        if not same or model.config.last_layer != last_layer:
             return None, "its gates, resolution, looks or last layer would be others today"
         return model, None
 

@@ -39,6 +39,7 @@ def tuned(place, start, method, budget, seed):
         gates=gates,
         budget=aim,
         resolution=start.config.resolution,
+        last_layer=start.config.last_layer,
         cascade=words_of(start.config.cascade),
     )
     set_seed(seed)

@@ -45,16 +45,15 @@ def burn_in(model):
             gates.append({**entry, "layers": layers})
     mask = [list(config.layer_mask[layer]) for layer in kept]
     whole = all(map(all, mask))
-    last_layer = (
-        None if "mlp_tokens" in model.gates[kept[-1]] else config.last_layer
-    )  # of the layer that is the last now
+    # The layer that is the last now may have a gate that needs all of its tokens.
+    last_layer = None if "mlp_tokens" in model.gates[kept[-1]] else config.last_layer
     fields = {name: value for name, value in config.to_dict().items() if name not in NOT_OF_LAYERS}
     fields["num_hidden_layers"] = len(kept)
     if whole and not (gates or config.resolution or last_layer):
         small = ViTForImageClassification(ViTConfig(**fields))
     else:
-        dynamic = {"gates": gates or None, "layer_mask": None if whole else mask, "budget": config.budget}
-        dynamic["last_layer"] = last_layer
+        dynamic = {"gates": gates or None, "layer_mask": None if whole else mask}
+        dynamic |= {"budget": config.budget, "last_layer": last_layer}
         small = DynViTForImageClassification(type(config)(**fields, **dynamic))
     small.load_state_dict(_renumbered(model.state_dict() | _folded(model), place), strict=True)
     if gates and config.budget_shifts is not None:  # costs are relative to another dense model now

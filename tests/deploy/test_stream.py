@@ -58,10 +58,13 @@ SETS = {name: gates for name, gates in SETS.items() if exports(gates)}
 def test_the_forward_that_is_exported_computes_what_the_packed_one_does(name, many, step):
     torch.manual_seed(0)
     model, pixel_values = gated(build_tiny_vit(3, num_labels=3), SETS[name]).eval(), images(5)
-    stream = Stream(model, step=step, many=many).eval()
+    check_stream(Stream(model, step=step, many=many), pixel_values)
+
+
+def check_stream(stream, pixel_values):
     with torch.no_grad():
-        expected = model(pixel_values)
-        found = [stream(part) for part in ([pixel_values] if many else pixel_values.split(1))]
+        expected = stream.model(pixel_values)
+        found = [stream.eval()(part) for part in ([pixel_values] if stream.many else pixel_values.split(1))]
     logits, cost = (torch.cat(part) for part in zip(*found, strict=True))
     torch.testing.assert_close(logits, expected.logits, atol=1e-5, rtol=0)
     torch.testing.assert_close(cost, expected.cost)
@@ -82,13 +85,7 @@ def last_as_read(gates):
 def test_so_does_one_whose_last_layer_is_as_it_is_read(name, many, step, joint):
     torch.manual_seed(0)
     model, pixel_values = last_as_read(SETS[name]), images(4)
-    stream = Stream(model, step=step, many=many, joint=joint).eval()
-    with torch.no_grad():
-        expected = model(pixel_values)
-        found = [stream(part) for part in ([pixel_values] if many else pixel_values.split(1))]
-    logits, cost = (torch.cat(part) for part in zip(*found, strict=True))
-    torch.testing.assert_close(logits, expected.logits, atol=1e-5, rtol=0)
-    torch.testing.assert_close(cost, expected.cost)
+    check_stream(Stream(model, step=step, many=many, joint=joint), pixel_values)
 
 
 def test_most_sets_of_gates_export():

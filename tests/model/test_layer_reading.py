@@ -7,6 +7,7 @@ import torch
 from models import EXTREMES, GATE_SETS, extreme_decisions, gated, images, random_decisions, run
 from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import ViTConfig, ViTForImageClassification
 
 from hf_dynvit import DynViTConfig, DynViTForImageClassification, DynViTModel, LayerDecisions
 from hf_dynvit.measure.latency import check_layers
@@ -90,6 +91,18 @@ def test_without_gates_it_costs_what_the_closed_form_says(tiny_vit):
     full, less = (dense_macs(model.config, 17, model.num_labels, last) for last in (None, "read"))
     assert run(model, "packed", images(2)).cost.tolist() == pytest.approx([less / full] * 2)
     assert less < full
+
+
+def test_what_the_readme_says_of_a_vit_of_12_layers():
+    shape = {"hidden_size": 192, "num_attention_heads": 3, "intermediate_size": 768}
+    vit = ViTForImageClassification(ViTConfig(**shape, num_labels=1000)).eval()
+    saved = {}
+    for name, gates in (("plain", None), ("merged", [{"gate": "tome", "merged": 15}])):
+        whole, less = (DynViTForImageClassification.from_vit(vit, gates, last_layer=last) for last in (None, "read"))
+        spent, spent_less = (run(model, "packed", images(1, 224)) for model in (whole, less))
+        saved[name] = (spent.cost - spent_less.cost).item()
+    assert 1 - saved["plain"] == pytest.approx(0.93, abs=0.005) and saved["merged"] == pytest.approx(0.005, abs=0.0005)
+    assert spent.decisions[-1].attention_tokens.sum() == 17
 
 
 def test_gradients_are_those_of_the_masked_layout(tiny_vit):
@@ -198,7 +211,8 @@ def test_images_of_other_lengths_are_padded_with_nothing(monkeypatch, bias):
     assert_close(few_attention(q, k, v, lengths, None, 0.0, more), wanted)
     k[5], v[4] = float("nan"), float("inf")  # of the second image
     found = few_attention(q, k, v, lengths, None, 0.0, more)
-    assert_close(found[[0, 2]], wanted[[0, 2]]) and not found[1].isfinite().all()
+    assert_close(found[[0, 2]], wanted[[0, 2]])
+    assert not found[1].isfinite().all()
 
 
 def test_a_mask_is_burnt_in_also_where_the_layer_that_is_last_then_needs_all_tokens(tiny_vit):

@@ -227,6 +227,8 @@ def test_all_methods_of_a_board_have_the_last_layer_that_the_recipe_says(place):
     for method in ("resized", "tome"):
         config = DynViTForImageClassification.from_pretrained(place.folder / "read" / f"{method}_0.7_0").config
         assert config.last_layer == "read"
+    cells = run_board(place, "dense_read", "--methods", "dense", *words[3:], "--tune", "true")["cells"]
+    assert [cell["cost"] for cell in cells if cell["method"] == "dense"] == [1.0] * len(cells)  # tuned, too
 
 
 def test_a_cascade_of_fixed_merges_is_one_after_its_training_and_compiles(place):
