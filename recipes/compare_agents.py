@@ -35,9 +35,9 @@ from hf_dynvit.training.training_step import TrainingClock, TrainingCost, Traini
 logger = logging.get_logger("hf_dynvit.recipes")
 
 
-# The learned ones, the unlearned twin of ours (its schedule, its merging), and the other rules.
-TWIN = "random:merge=true,return_fraction=0.5"
-VARIANTS = ("none", "agentvit", "agentvit-dqn", "agentvit-plus", TWIN, "random", "fixed", "center", "progressive")
+# The learned ones, the unlearned twins of ours (novelty alone, and chance, with its schedule and its merging), other rules.
+TWINS = ("agentvit-plus:credit=none", "random:merge=true,return_fraction=0.5")
+VARIANTS = ("none", "agentvit", "agentvit-dqn", "agentvit-plus", *TWINS, "random", "fixed", "center", "progressive")
 
 
 @dataclass

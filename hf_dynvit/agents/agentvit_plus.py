@@ -4,7 +4,8 @@ It differs from the published agent in every part: it chooses per image, from to
 number of patches is exact and follows a schedule that rises to all of them; patches that look like an earlier one go
 first, and what goes merges into what stays; credit goes to the patches that were kept. Every `learn_every` batches a
 second choice is drawn and run without gradient; the difference of the two rewards says which choice was better for that
-image, so that hard images do not look like bad choices.
+image, so that hard images do not look like bad choices. Instead the scorer may learn what the prediction depends on
+(`credit="saliency"`), or nothing (`"none"`): then it is its own unlearned twin.
 
 Letters: B images, n patches, K kept patches, S of them by their scores, F features.
 """
@@ -20,6 +21,7 @@ from ..objectives.options import at_least_one, choice, share
 from ..objectives.policy_gradient import are_soft, outcome
 from .base import Agent, build_seeded, linear_macs
 from .features import feature_count, input_macs, input_tokens, patch_features, pixel_novelty_macs
+from .saliency import patch_saliency
 
 
 class PatchScorer(nn.Module):
@@ -43,20 +45,22 @@ class PatchScorer(nn.Module):
 
 
 class SubsetPolicy(Agent):
-    """Draws K patches per image without replacement and is taught by pairs of choices."""
+    """Draws K patches per image without replacement and is taught by pairs of choices, or by saliency."""
 
     @dataclass
     class Options:
         """`return_fraction`: last part of training over which K rises to all patches, 1: progressively from the
-        start; `learn_every` batches a second choice is tried; `learning_rate` of Adam; `hidden` width of the scorer,
-        0: linear; `entropy_weight` keeps choices varied; `reward` of a choice: the label's probability, which is
-        bounded, or with "loss" the negative cross-entropy; `statistics`, `position`: what the scorer reads besides
+        start; `credit`: what the scorer learns from, "pairs" of choices, the "saliency" of patches, or "none";
+        every `learn_every` batches it learns; `learning_rate` of Adam; `hidden` width of the scorer,
+        0: linear; `entropy_weight` keeps choices varied, and `reward` is what a choice is worth, both with pairs alone:
+        the label's probability, which is bounded, or with "loss" the negative cross-entropy; `statistics`, `position`: what the scorer reads besides
         the token (`patch_features`); `novelty`: what a patch's novelty counts in its score at first, 0: it is not read;
         `explore_share` of the K patches is drawn uniformly, so that all are trained; `merge`: patches that are left
         out leave their content to the kept ones most like them (`merge_patches`).
         """
 
         return_fraction: float = share(0.5)
+        credit: str = choice("pairs", "saliency", "none")
         learn_every: int = at_least_one(20)
         learning_rate: float = 1e-3
         hidden: int = 64
@@ -107,8 +111,16 @@ class SubsetPolicy(Agent):
         return max(1, round((1 - self.options.explore_share) * count))
 
     def observe(self, pixel_values, labels, outputs, moment):
-        if self._chosen is None or moment.batch % self.options.learn_every:
+        if self._chosen is None or self.options.credit == "none" or moment.batch % self.options.learn_every:
             return
+        learn = self._loss_of_pairs if self.options.credit == "pairs" else self._loss_of_saliency
+        loss = learn(pixel_values, labels, outputs)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+
+    def _loss_of_pairs(self, pixel_values, labels, outputs):
+        """What the scorer learns from the choice that was run, and from another one that is run here."""
         features, order = self._chosen
         logits, count = self.logits(features), order.shape[1]
         scored = self._scored(count)
@@ -119,11 +131,15 @@ class SubsetPolicy(Agent):
         entropy = -(logits.softmax(1) * logits.log_softmax(1)).sum(1).mean() / math.log(self.patches)
         # The uniform rest says nothing about the scores: only the first S are credited.
         log_probs = (order_log_prob(logits, drawn[:, :scored]) for drawn in (order, other))
-        loss = pair_loss(*log_probs, reward, baseline)
-        self.optimizer.zero_grad()
-        (loss - self.options.entropy_weight * entropy).backward()
-        self.optimizer.step()
         self.log(reward=0.5 * (reward + baseline).mean(), entropy=entropy.detach())
+        return pair_loss(*log_probs, reward, baseline) - self.options.entropy_weight * entropy
+
+    def _loss_of_saliency(self, pixel_values, labels, outputs):
+        """What the scorer learns from what the prediction depends on, all patches there; no labels are used."""
+        logits, target = self.logits(self._chosen[0]), patch_saliency(self.model, pixel_values)
+        loss = F.mse_loss(logits - logits.mean(1, keepdim=True), target)
+        self.log(explained=1 - loss.detach() / target.square().mean().clamp(min=1e-9))
+        return loss
 
     def _reward(self, logits, labels):
         """What a prediction is worth, (B,); the difference of two is what the loss falls by with reward "loss"."""

@@ -18,6 +18,17 @@ def distillation_loss(logits, teacher_logits, multi_label=False):
     return F.kl_div(student, teacher, reduction="batchmean", log_target=True)
 
 
+def predicted_log_probability(logits, config):
+    """Of what is predicted, float32 (B,): of the likeliest of C classes, or, where each label is a decision of its own, of all.
+
+    Args:
+        logits: (B, C), of any precision.
+    """
+    if config.problem_type == "multi_label_classification":
+        return F.logsigmoid(logits.float().abs()).sum(-1)
+    return logits.float().log_softmax(-1).amax(-1)
+
+
 def check_classes(config):
     """ValueError for a regression: predictions are compared as those of classes."""
     if config.problem_type == "regression" or (config.problem_type is None and config.num_labels == 1):

@@ -23,7 +23,8 @@ OURS = "agentvit-plus"
 BEST = "the best other one in no more time"
 COMPARED = (
     "Fewer patches in training, all of them afterwards. Top-1 in per cent, ± its deviation over seeds, and in which share "
-    "of the time of the dense model. *The same at random*: as many patches by the same schedule, merged or not alike. *The "
+    "of the time of the dense model. *Without learning*: the same agent, which draws patches by their novelty alone "
+    "(credit=none). *The same at random*: as many patches by the same schedule, merged or not alike. *The "
     "best other one* is the most accurate of all that took no more time, whatever chooses its patches, the dense model in "
     "fewer steps among them. –: not run."
 )
@@ -136,17 +137,20 @@ def agent_rows(comparisons):
 
 def _comparison_rows(results):
     summary = summarise(results.runs)
-    facts = {run.variant: _facts(run) for run in reversed(results.runs)}
+    first = {run.variant: run for run in reversed(results.runs)}
     variants, names = list(summary.index), {variant: variant.partition(":")[0] for variant in summary.index}
     found = []
-    for ours in (variant for variant in variants if names[variant] == OURS):
-        as_fast = [other for other in variants if names[other] != OURS and other != "none"]
+    learned = [variant for variant in variants if names[variant] == OURS and _credit(first[variant]) != "none"]
+    for ours in learned:
+        as_fast = [other for other in variants if other not in learned and other != "none"]
         as_fast = [other for other in as_fast if _no_slower(summary.loc[other], summary.loc[ours])]
-        at_random = [other for other in variants if names[other] in ("random", "progressive")]
+        alike = [other for other in variants if other not in learned and _facts(first[other]) == _facts(first[ours])]
+        at_random = [other for other in alike if names[other] in ("random", "progressive")]
         shown = {
             "dense": "none" if "none" in variants else None,
             OURS: ours,
-            "the same at random": next((other for other in at_random if facts[other] == facts[ours]), None),
+            "without learning": next((other for other in alike if names[other] == OURS), None),
+            "the same at random": next(iter(at_random), None),
             "dense in fewer steps": _best([other for other in as_fast if names[other] == "none"], summary),
             BEST: _best(as_fast, summary),
         }
@@ -164,8 +168,13 @@ def _comparison_rows(results):
     return found
 
 
+def _credit(run):
+    """What an `agentvit-plus` learned from; the option is younger than the first runs."""
+    return run.agent.options.get("credit", "pairs") if run.agent else None
+
+
 def _facts(run):
-    """What a choice at random has to share with a learned one: patches, schedule, merging, steps."""
+    """What a choice without learning has to share with a learned one: patches, schedule, merging, steps."""
     options = run.agent.options if run.agent else {}
     desired = run.agent.n_patch_desired if run.agent else None
     return desired, options.get("return_fraction"), options.get("merge"), run.curve[-1]["step"]

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from ..measure.precision import in_own_precision
 from ..objectives.gate_kinds import token_gates
-from ..objectives.task_loss import check_classes
+from ..objectives.task_loss import check_classes, predicted_log_probability
 from .least_squares import Moments
 
 
@@ -72,13 +72,6 @@ def fit_importance(model, batches, strength=1.0, ridge=1e-3):
     return explained
 
 
-def _log_probability(logits, config):
-    """Of what is predicted, (B,): of the likeliest class, or, where each label is a decision of its own, of all of them."""
-    if config.problem_type == "multi_label_classification":
-        return torch.nn.functional.logsigmoid(logits.abs()).sum(-1)
-    return logits.log_softmax(-1).amax(-1)
-
-
 def _saliency(model, pixel_values, layers, look=None):
     """Layer -> normed tokens (T, D) and log-saliency (T, 1), centred within each image, of all unprotected tokens."""
     host = model.host
@@ -88,7 +81,7 @@ def _saliency(model, pixel_values, layers, look=None):
         with in_own_precision(model):  # small gradients vanish in 16 bits
             outputs = model(given, gating="open", look=look, output_hidden_states=layers)
         entering = [outputs.hidden_states[layer] for layer in layers]
-        predicted = _log_probability(outputs.logits.float(), model.config).sum()
+        predicted = predicted_log_probability(outputs.logits, model.config).sum()
         gradients = torch.autograd.grad(predicted, entering)
     free = torch.ones(entering[0].shape[1], dtype=torch.bool, device=pixel_values.device)
     free[host.index()] = False
