@@ -169,7 +169,9 @@ def test_an_agent_that_learns_nothing_is_the_twin_of_the_others_and_no_row_of_it
     options = {"merge": True, "return_fraction": 0.5}
     runs = made_runs("none", (0, 1), 0.8, 100.0)
     runs += made_runs("agentvit-plus", (0, 1), 0.81, 60.0, agent=agent(6, **options))  # of a time before the option
-    runs += made_runs("agentvit-plus:credit=saliency", (0, 1), 0.82, 62.0, agent=agent(6, **options, credit="saliency"))
+    runs += made_runs(
+        "agentvit-plus:credit=saliency", (0, 1), 0.82, 62.0, agent=agent(6, **options, credit="saliency")
+    )
     assert [row["without learning"] for row in agent_rows([comparison(*runs)])] == ["–", "–"]
     runs += made_runs("agentvit-plus:credit=none", (0, 1), 0.79, 59.0, agent=agent(6, **options, credit="none"))
     rows = agent_rows([comparison(*runs)])
