@@ -8,7 +8,7 @@ Letters: B images, N tokens, K token counts.
 
 import copy
 import json
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 
@@ -91,6 +91,31 @@ def clocked(model, batches, shift=None, rounds=ROUNDS, medians=interleaved_media
     calls = {index: lambda _, batch=batch: run(batch) for index, batch in enumerate(batches)}
     with in_own_precision(model):
         return 1e3 * sum(medians(calls, rounds).values()) / sum(map(len, batches))
+
+
+@torch.inference_mode()
+def clocked_together(models, batches, rounds=ROUNDS, medians=interleaved_medians):
+    """name -> `clocked` of several models, all timed in the same turns, so that none has the machine's better minutes.
+
+    Args:
+        models: name -> model.
+    """
+
+    def run(model, batch):
+        with in_own_precision(model):
+            model(batch, gating="threshold")
+
+    calls = {
+        (name, index): lambda _, model=model, batch=batch: run(model, batch)
+        for name, model in models.items()
+        for index, batch in enumerate(batches)
+    }
+    with ExitStack() as stack:
+        for model in models.values():
+            stack.enter_context(served(model))
+        seconds = medians(calls, rounds)
+    images = sum(map(len, batches))
+    return {name: 1e3 * sum(seconds[name, index] for index in range(len(batches))) / images for name in models}
 
 
 def _measured(model, pixel_values, rounds, medians):

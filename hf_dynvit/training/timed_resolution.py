@@ -4,14 +4,15 @@ Half of the multiply-accumulates are not half of the time: a smaller image saves
 before they save any. Which is nearer to the dense model in the same time depends on device and number of images.
 """
 
+import statistics
 from typing import NamedTuple
 
 import torch
 
-from ..measure.layer_times import clocked
+from ..measure.layer_times import clocked_together
 from ..model.configuration_dynvit import pair
 from .resolution import choose_resolution, largest_size
-from .timed_calibration import WRONG, OutOfReach
+from .timed_calibration import CLOCKED_IMAGES, WRONG, OutOfReach
 
 
 LEAST_SIDE = 0.5  # of the images' side: smaller ones are not tried
@@ -31,11 +32,12 @@ class Place(NamedTuple):
 def choose_in_time(dense, gated, plain, batches, milliseconds, batch_size):
     """The `Trial` nearest to the dense model's predictions in that time, and all of them; their `resolution` is a `Place`.
 
-    All keep the time by the clock. Without gates one size is tried, the largest that does.
+    All keep the time by the clock, which goes for all in the same turns: a machine whose speed changes between two models
+    would decide for the one that had the better minute. Without gates one size is tried, the largest that keeps the time.
 
     Args:
         dense: the model without gates. batches: list of `pixel_values` (B, channels, height, width); no labels are used.
-        gated: size -> a model calibrated to the time, and its milliseconds by the clock, or `OutOfReach`.
+        gated: size -> a model calibrated to the time, and its milliseconds by the clock then, or `OutOfReach`.
         plain: size -> the model without gates.
         milliseconds: mean time of an image. batch_size: images of a forward.
 
@@ -43,30 +45,28 @@ def choose_in_time(dense, gated, plain, batches, milliseconds, batch_size):
         OutOfReach: at every size. ValueError: images that are not square, or too few.
     """
     (side, width), (patch, patch_width) = pair(dense.config.image_size), pair(dense.config.patch_size)
-    images = torch.cat(batches)[:batch_size]
+    images = torch.cat(batches)[: max(CLOCKED_IMAGES, batch_size)]
     if side != width or patch != patch_width or len(images) < batch_size:
         raise ValueError(
             f"a size is chosen for square images and patches, by {batch_size} images at least: got "
             f"{dense.config.image_size}, {dense.config.patch_size} and {len(images)} images"
         )
     sizes = [None, *range(largest_size(dense.config) - patch, round(LEAST_SIDE * side) - 1, -patch)]
-    models, missed = {}, []
+    models, clocks, missed = {}, {}, []
     for size in sizes:
         place = Place(size, True)
         try:
-            model, clock = gated(size)
+            models[place], clocks[place] = gated(size)
         except OutOfReach as error:
             missed.append(f"{place}: {error}")
-            continue
-        if clock <= milliseconds * (1 + WRONG):
-            models[place] = model
-        else:
-            missed.append(f"{place}: {clock:.3f} ms by the clock")
-    for size in sizes:
-        model = plain(size)
-        if clocked(model, [images]) <= milliseconds * (1 + WRONG):
-            models[Place(size, False)] = model
-            break
-    if not models:
+    models |= {Place(size, False): plain(size) for size in sizes}
+    whole = [batch for batch in images.split(batch_size) if len(batch) == batch_size]
+    times = clocked_together(models, whole)
+    # The gates were brought to the time by the clock as it went then.
+    now = statistics.median(times[place] / clock for place, clock in clocks.items()) if clocks else 1.0
+    in_time = [place for place in models if times[place] <= milliseconds * now * (1 + WRONG)]
+    missed += [f"{place}: {times[place] / now:.3f} ms by the clock" for place in models if place not in in_time]
+    if not in_time:
         raise OutOfReach(f"{milliseconds} ms are out of reach, down to images of {sizes[-1]} px: {'; '.join(missed)}")
-    return choose_resolution(dense, models.get, list(models), batches)
+    kept = [place for place in in_time if place.gates] + [place for place in in_time if not place.gates][:1]
+    return choose_resolution(dense, models.get, kept, batches)

@@ -7,9 +7,10 @@ import pytest
 import torch
 from models import GATE_SETS, gated, images, latency_table, run
 
-from hf_dynvit import LayerDecisions
+from hf_dynvit import DynViTForImageClassification, LayerDecisions
 from hf_dynvit.measure import LatencyTable, clocked, measure_latencies
 from hf_dynvit.measure.latency import network_of
+from hf_dynvit.measure.layer_times import clocked_together
 from hf_dynvit.model.cost import layer_macs
 
 
@@ -142,6 +143,23 @@ def test_measuring_leaves_the_model_and_the_clock_has_the_last_word(tiny_vit):
     assert all(value > 0 for value in table.attention) and table.device and table.threads >= 1
     ms = clocked(model, [images(4), images(4)], medians=lambda calls, rounds: {index: 0.02 for index in calls})
     assert ms == pytest.approx(5.0)  # two forwards of 20 ms for eight images
+
+
+def test_several_models_are_clocked_in_the_same_turns(tiny_vit):
+    """Each call of each model is one of the same list, which `interleaved_medians` takes in turns."""
+    models = {name: DynViTForImageClassification.from_vit(tiny_vit()).train() for name in ("one", "other")}
+    ran = []
+
+    def medians(calls, rounds):
+        for name, call in calls.items():
+            ran.append(name)
+            call(0)
+            assert not any(model.training for model in models.values())
+        return {(model, index): {"one": 0.02, "other": 0.04}[model] for model, index in calls}
+
+    ms = clocked_together(models, [images(4), images(2)], medians=medians)
+    assert ms == {"one": pytest.approx(40 / 6), "other": pytest.approx(80 / 6)}
+    assert ran == [("one", 0), ("one", 1), ("other", 0), ("other", 1)] and models["one"].training
 
 
 def test_a_table_of_a_wider_or_deeper_model_is_refused(tiny_vit):
