@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ..measure.files import write_text
 from .leaderboard_looks import LOOKS, look_rows
+from .leaderboard_numbers import NUMBERS, number_rows
 from .leaderboard_plot import plot, smaller_time
 from .leaderboard_results import DENSE
 from .markdown import ABSENT, Commands, table
@@ -147,7 +148,7 @@ def sections(boards):
         cascades = look_rows(board)
         parts += [LOOKS, table(cascades)] if cascades else []
         parts += [smaller_dense(board)] if board.smaller else []
-        parts += [commands.listing()]
+        parts += [NUMBERS, table(number_rows(board)), commands.listing()]
     return parts
 
 
