@@ -114,6 +114,11 @@ def _nothing(config, amount):
     """The plain ViT."""
 
 
+def _preset(name):
+    """A preset as it is, whose thresholds meet the budget."""
+    return lambda config, amount: preset_gates(name, config)
+
+
 def _novelty(config, amount):
     """The patch gates of the preset `adavit` alone."""
     return [entry for entry in preset_gates("adavit", config) if entry["gate"] == "patch"]
@@ -148,7 +153,9 @@ METHODS = {
     "contrast": Method(_keeping("topk", score="contrast"), 0.02),
     "random-tokens": Method(_keeping("random-tokens"), 0.02),
     "random-merge": Method(_keeping("random-tokens", rest="merge"), 0.02),
-    "adavit": Method(lambda config, amount: preset_gates("adavit", config), learns=True),
+    "adavit": Method(_preset("adavit"), learns=True),
+    "avit": Method(_preset("avit"), learns=True),
+    "diffrate": Method(_preset("diffrate"), learns=True),
 }
 
 

@@ -179,9 +179,9 @@ def test_cells_of_another_recipe_are_refused(place):
 
 
 def test_gates_that_are_nothing_untrained_are_taught_though_the_recipe_freezes_gates(place):
-    words = ["--methods", "dynamicvit", "cropr", "adavit", "--budgets", "0.8", "--tune", "true"]
+    words = ["--methods", "dynamicvit", "cropr", "adavit", "avit", "diffrate", "--budgets", "0.8", "--tune", "true"]
     run_board(place, "taught", *words, "--freeze_gates_at", "0", "--tuning_budgets", "0.7", "--max_steps", "2")
-    for method in ("dynamicvit", "cropr", "adavit"):
+    for method in ("dynamicvit", "cropr", "adavit", "avit", "diffrate"):
         model = DynViTForImageClassification.from_pretrained(place.folder / "taught" / f"{method}_0.8_0")
         gates = [gate for gate in model.learned_gates() if not torch.equal(gate.score.weight, gate.score.weight * 0)]
         assert gates, method  # scores begin at 0

@@ -47,6 +47,12 @@ def test_costs_that_differ_by_image_show_how_far():
     assert number_rows(made)[1]["cost"] == "0.500 ± 0.100 (0.20–0.90)"
 
 
+def test_few_classes_have_no_top_5():
+    made = board()
+    made.cells = [replace(made.cells[0], accuracy_top5=None)]
+    assert number_rows(made)[1]["top-5"] == "–"
+
+
 def test_the_section_of_a_board_has_it_before_its_commands():
     text = "\n\n".join(sections([board()]))
     assert text.index("| method |  | budget | top-1 | top-5 | cost |") < text.index("1. `python ...`")
