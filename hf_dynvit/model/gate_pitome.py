@@ -20,8 +20,7 @@ from .rows import directions, no_autocast
 class PitomeGate(Gate):
     """Of the 2 `merged` tokens of the most energy every second one merges into the most similar of the others.
 
-    The energy of a token is the mean over the patches of its image of elu(cosine - `margin`): high in large groups of
-    similar tokens. In the paper the margin falls from 0.9 to 0 with depth.
+    In the paper the margin falls from 0.9 to 0 with depth.
     """
 
     slots = ("attention_tokens", "mlp_tokens")
@@ -37,14 +36,22 @@ class PitomeGate(Gate):
         unit = directions(tokens)
         with no_autocast(tokens):
             likeness = (unit @ unit.transpose(1, 2)).float()  # (B, N, N)
-        count = there.sum(1, keepdim=True)
-        energy = (F.elu(likeness - self.margin) * there.unsqueeze(1)).sum(-1) / count.clamp(min=1)
-        place = ranks(energy, there)
-        chosen = there & (place < 2 * (count // 2).clamp(max=self.merged))
+        place = ranks(self.energy(likeness, there), there)
+        chosen = there & (place < 2 * (there.sum(1, keepdim=True) // 2).clamp(max=self.merged))
         goes, takes = chosen & (place % 2 == 0), chosen & (place % 2 == 1)
         partner = likeness.masked_fill(~takes.unsqueeze(1), -torch.inf).argmax(-1)
         keep = ~goes if replay is None else replay
         return Action(keep, into=torch.where(goes, partner, itself(tokens[..., 0])))
+
+    def energy(self, likeness, there):
+        """(B, N): the mean over the patches of its image of elu(cosine - `margin`), as in the published code (in the paper
+        a cosine above the margin counts whole); high in large groups of similar tokens.
+
+        Args:
+            likeness: cosines (B, N, N). there: (B, N) bool, the patches that are left.
+        """
+        count = there.sum(1, keepdim=True)
+        return (F.elu(likeness - self.margin) * there.unsqueeze(1)).sum(-1) / count.clamp(min=1)
 
     def macs(self, num_tokens, alive=None):
         tokens = num_tokens if alive is None else alive

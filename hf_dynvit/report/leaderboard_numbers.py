@@ -33,7 +33,9 @@ def _row(method, tuned, budget, runs, sizes):
         "": "tuned" if tuned else "untrained",
         "budget": ABSENT if budget is None else budget,
         "top-1": percent(runs) + counted(runs),
-        "top-5": ABSENT if runs[0].accuracy_top5 is None else percent(runs, "accuracy_top5"),  # of five classes and fewer
+        "top-5": ABSENT
+        if runs[0].accuracy_top5 is None
+        else percent(runs, "accuracy_top5"),  # of five classes and fewer
         "cost": cost_spread(runs),
         "GMACs": f"{mean(runs, 'gmacs'):.3f}",
     }

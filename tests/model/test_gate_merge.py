@@ -237,6 +237,23 @@ def test_tome_merges_the_most_similar_pairs_as_many_in_every_image(tiny_vit, lay
     assert torch.equal(run(model, "masked", images(3)).cost, run(model, "packed", images(3)).cost)
 
 
+def test_pitomes_energy_by_hand():
+    """Five patches at 0, 10, 20, 90 and 180 degrees, a margin of 0.5."""
+    angles = torch.tensor(
+        [45.0, 0.0, 10.0, 20.0, 90.0, 180.0]
+    ).deg2rad()  # the first is [CLS], which counts for nobody
+    tokens = torch.stack((angles.cos(), angles.sin()), -1).unsqueeze(0)
+    gate = build_gate("pitome", ViTConfig(hidden_size=2), {"merged": 1, "margin": 0.5})
+    there = torch.tensor([[False, True, True, True, True, True]])
+    # At 20 degrees: 0.4397 + 0.4848 + 0.5, and exp(x) - 1 of the cosines 0.342 and -0.9397, less the margin.
+    expected = [(0.43969 + 0.48481 + 0.5 - 0.14615 - 0.76299) / 5, (0.48481 + 0.5 + 0.48481 - 0.27850 - 0.77346) / 5]
+    energy = gate.energy(tokens @ tokens.mT, there)[0]
+    assert_close(energy[[3, 2]], torch.tensor(expected), rtol=0, atol=2e-4)
+    action = gate(tokens, "threshold")
+    assert action.keep[0].tolist() == [True, True, True, False, True, True]  # the most of it goes, into the next
+    assert action.into[0, 3] == 2
+
+
 @pytest.mark.parametrize("layout", ["masked", "packed"])
 def test_pitome_merges_what_is_like_many_and_leaves_what_stands_alone(tiny_vit, layout):
     group, pair, alone = torch.eye(6)[:, :, None].expand(-1, -1, 2).flatten(1)[[0, 1, 2]]
