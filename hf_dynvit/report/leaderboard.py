@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..measure.files import write_text
+from .leaderboard_gains import GAINS, gain_rows
 from .leaderboard_looks import LOOKS, look_rows
 from .leaderboard_numbers import NUMBERS, number_rows
 from .leaderboard_plot import plot, smaller_time
@@ -143,6 +144,8 @@ def sections(boards):
             command=commands.refer([one for cell in board.cells for one in cell.commands()]),
         )
         parts += [f"### All methods, {name}", introduction, table(accuracy_rows(board))]
+        gains = gain_rows(board)
+        parts += [GAINS, table(gains)] if gains else []
         speeds = speed_rows(board)
         parts += [table(speeds)] if speeds else []
         cascades = look_rows(board)
