@@ -1,0 +1,66 @@
+"""Figures in the prose of the READMEs are those of the stored results."""
+
+import statistics
+
+import pytest
+from places import ROOT
+
+from hf_dynvit import report
+
+
+RECIPES, RESULTS = ROOT / "recipes" / "README.md", ROOT / "recipes" / "results"
+
+
+def said(file=RECIPES):
+    """A README without its line breaks."""
+    return " ".join(file.read_text(encoding="utf-8").split())
+
+
+def of(name):
+    file = RESULTS / f"{name}.json"
+    if not file.exists():
+        pytest.skip(f"{file} is not stored")
+    return report.read(file)
+
+
+def one_sided(gains):
+    """p of three gains being 0 or less: Student's t with two degrees of freedom has a closed form."""
+    assert len(gains) == 3
+    t = statistics.mean(gains) / statistics.stdev(gains) * 3**0.5
+    return 0.5 - t / (2 * (2 + t * t) ** 0.5)
+
+
+def test_what_the_policies_of_cifar_10_gain_over_static_masks():
+    gains, plain = [], []
+    for seed in range(3):
+        learned = of(f"eval_cifar_learned_{seed}" if seed else "eval_cifar_learned")
+        dear, cheap = of(f"eval_cifar_static_{seed}"), of(f"eval_cifar_static50_{seed}")
+        assert {one.dtype for one in (learned, dear, cheap)} == {"float32"} and cheap.cost < learned.cost < dear.cost
+        share = (learned.cost - cheap.cost) / (dear.cost - cheap.cost)
+        gains.append(100 * (learned.accuracy - cheap.accuracy - share * (dear.accuracy - cheap.accuracy)))
+        plain.append(100 * (learned.accuracy - dear.accuracy))
+    each = "{:.2f}, {:.2f} and {:.2f} points".format(*gains)
+    assert f"each policy gains {each}, all in float32" in said()
+    summary = f"{statistics.mean(gains):.2f} ± {statistics.stdev(gains):.2f}"
+    assert f"{summary}, in a one-sided t-test p {one_sided(gains):.2f}." in said()
+    over = f"{statistics.mean(plain):.2f} ± {statistics.stdev(plain):.2f}"
+    assert f"Over the dearer masks as they are it gains {over}" in said()
+
+
+def test_what_a_threshold_per_image_is_worth():
+    cells = [cell for cell in of("board_photos").cells if cell.tuned and cell.budget == 0.5]
+    found = {name: [100 * cell.accuracy for cell in cells if cell.method == name] for name in ("merge", "merge-fixed")}
+    assert all(len(tops) == 3 for tops in found.values())
+    difference = statistics.mean(found["merge"]) - statistics.mean(found["merge-fixed"])
+    deviation = sum(map(statistics.variance, found.values())) ** 0.5
+    gain = f"{difference:.2f} ± {deviation:.2f} points"
+    assert f"A threshold for each image (`merge`) is {gain} better than as many merges in every image" in said()
+
+
+def test_what_half_of_the_computation_costs_without_training():
+    merge, tome = of("eval_tiny_untrained_merge_0.5"), of("eval_tiny_untrained_tome_0.5")
+    dense = of("board_tiny").dense
+    assert merge.cost <= 0.5 and abs(merge.cost - tome.cost) < 0.005
+    assert merge.split_files == tome.split_files == of("board_tiny").split_files == ["validation.parquet"]
+    tops = [f"{100 * one.accuracy:.2f}" for one in (dense, merge, tome)]
+    assert "{} becomes {}, with ToMe at the same cost {}".format(*tops) in said(ROOT / "README.md")
