@@ -72,6 +72,14 @@ class SubsetPolicy(Agent):
         explore_share: float = share(0.0)
         merge: bool = True
 
+        def __post_init__(self):
+            given = {"reward": self.reward, "entropy_weight": self.entropy_weight}
+            idle = [name for name, value in given.items() if value != getattr(type(self), name)]
+            if self.credit != "pairs" and idle:
+                raise ValueError(
+                    f"{' and '.join(idle)} of agentvit-plus are of credit 'pairs', got credit {self.credit!r}"
+                )
+
     networks = ("scorer",)
 
     def __init__(self, model, desired, options, device, seed):

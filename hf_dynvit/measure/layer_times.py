@@ -85,23 +85,12 @@ def measure_latencies(model, pixel_values, rounds=ROUNDS, medians=interleaved_me
 
 
 @torch.inference_mode()
-def clocked(model, batches, shift=None, rounds=ROUNDS, medians=interleaved_medians, whole=None):
-    """Mean milliseconds of an image in forwards of `batches` of `pixel_values`, timed in turns, at a shift of thresholds.
-
-    Args:
-        whole: milliseconds of an image of the first batch with open gates, as they were when a table was measured: that forward is
-            timed in the same turns, and the result is of the speed that the machine had then. None: of the speed it has now.
-    """
-
-    def run(batch, how):
-        return model(batch, gating="threshold", exploration=how)
-
-    calls = {index: partial(run, batch, Exploration(shift=shift)) for index, batch in enumerate(batches)}
-    calls |= {} if whole is None else {"open": partial(run, batches[0], HOW["open"])}
+def clocked(model, batches, shift=None, rounds=ROUNDS, medians=interleaved_medians):
+    """Mean milliseconds of an image in forwards of `batches` of `pixel_values`, timed in turns, at a shift of thresholds."""
+    run = partial(model, gating="threshold", exploration=Exploration(shift=shift))
+    calls = {index: lambda _, batch=batch: run(batch) for index, batch in enumerate(batches)}
     with in_own_precision(model):
-        seconds = medians({name: lambda _, call=call: call() for name, call in calls.items()}, rounds)
-    slower = 1.0 if whole is None else 1e3 * seconds.pop("open") / (len(batches[0]) * whole)
-    return 1e3 * sum(seconds.values()) / (slower * sum(map(len, batches)))
+        return 1e3 * sum(medians(calls, rounds).values()) / sum(map(len, batches))
 
 
 @torch.inference_mode()

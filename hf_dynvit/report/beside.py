@@ -20,6 +20,14 @@ INTRODUCTION = (
 
 SAME_TIME = 0.02  # of the dense model's: smaller differences are noise
 OURS = "agentvit-plus"
+LEARNING = (
+    "credit",
+    "learn_every",
+    "learning_rate",
+    "hidden",
+    "entropy_weight",
+    "reward",
+)  # options of how `OURS` learns
 BEST = "the best other one in no more time"
 COMPARED = (
     "Fewer patches in training, all of them afterwards. Top-1 in per cent, ± its deviation over seeds, and in which share "
@@ -149,7 +157,7 @@ def _comparison_rows(results):
         shown = {
             "dense": "none" if "none" in variants else None,
             OURS: ours,
-            "without learning": next((other for other in alike if names[other] == OURS), None),
+            "without learning": next((other for other in alike if _same_agent(first[other], first[ours])), None),
             "the same at random": next(iter(at_random), None),
             "dense in fewer steps": _best([other for other in as_fast if names[other] == "none"], summary),
             BEST: _best(as_fast, summary),
@@ -171,6 +179,16 @@ def _comparison_rows(results):
 def _credit(run):
     """What an `agentvit-plus` learned from; the option is younger than the first runs."""
     return run.agent.options.get("credit", "pairs") if run.agent else None
+
+
+def _same_agent(one, other):
+    """Whether two `agentvit-plus` differ in nothing but what and how they learn."""
+    if one.agent is None or one.agent.name != OURS:
+        return False
+    options = [
+        {name: value for name, value in run.agent.options.items() if name not in LEARNING} for run in (one, other)
+    ]
+    return options[0] == options[1]
 
 
 def _facts(run):

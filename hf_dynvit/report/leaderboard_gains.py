@@ -1,6 +1,7 @@
-"""The table of what learning is worth on a board: each method that learns importance, against the best of those that do not."""
+"""The table of what the methods of ours gain on a board: over the best other one of the same cost, over their unlearned twins."""
 
 import statistics
+from typing import NamedTuple
 
 from ..training.methods import DENSE, METHODS
 from .markdown import ABSENT
@@ -8,64 +9,98 @@ from .names import looks_text
 from .rivals import counted, mean, percent
 
 
-NEAR = 0.02  # relative cost: a rival that costs this much more is still as cheap
+NEAR = 0.01  # relative cost: this far from its own a method is still taken at what it costs
 GAINS = (
-    "*What learning is worth*: each tuned method that learns the importance of tokens, against the best of all tuned ones that do not "
-    "(rules, the literature's, smaller images, its own twin without importance) and cost at most {near} more. The best is chosen on the "
-    "images that are reported, in its favour; what either cost stands beside it. ± is the deviation over seeds; that of a gain is the root of both variances, –: one of "
-    "the two has one seed. *Its twin*: the same without importance, tuned alike. *Dense*: the gain over the tuned dense model."
+    "*Gains*, in points of top-1: each tuned method that learns the importance of tokens, against the best other one of the same cost "
+    "(rules, the literature's, smaller images): where that is tuned at this cost, or on the line between its costs on both sides of "
+    "it, or, without a higher one, as it is at a lower. It is chosen on the images that are reported, in its favour. A cascade's gain is of all it does: a second look, smaller "
+    "images, importance. *Over its twin*: what learning importance is worth alone, against the same method without it. ± is the "
+    "deviation over seeds (of a gain the root of the sum of both variances), where both have several; –: not run."
 )
 
 
+class Point(NamedTuple):
+    """A method at a cost: top-1 of each seed, in points, and in words where it is from."""
+
+    tops: list
+    text: str
+
+
 def gain_rows(board):
-    """A row for each tuned method that learns importance, at each budget; none where nothing stands against it."""
-    tuned = {
-        (method, budget): runs
-        for (method, kind), cells in board.by_cell().items()
-        if kind
-        for budget, runs in cells.items()
-    }
-    dense = next((runs for (method, _), runs in tuned.items() if method == DENSE), None)
+    """A row for each tuned method that learns importance, at each budget where another one stands against it."""
+    curves = {method: cells for (method, tuned), cells in board.by_cell().items() if tuned}
+    dense = next(iter(curves.get(DENSE, {}).values()), None)
     rows = []
-    for (method, budget), runs in sorted(tuned.items(), key=lambda item: -item[0][1]):
-        rivals = [
-            (other, found)
-            for (other, _), found in tuned.items()
-            if other != DENSE and not learns(other) and mean(found, "cost") <= mean(runs, "cost") + NEAR
-        ]
-        if not learns(method) or not rivals:
-            continue
-        best, against = max(rivals, key=lambda rival: mean(rival[1], "accuracy"))
-        rows.append(
-            {
-                "budget": budget,
-                "learns": method,
-                "top-1 at cost": _reached(runs),
-                "the best that does not": f"{best} {_reached(against)}",
-                "gain": gain(runs, against),
-                "its twin": _twin(method, runs, tuned.get((f"{METHODS[method].twin or method}-unlearned", budget))),
-                "dense": gain(runs, dense) if dense else ABSENT,
-            }
-        )
+    for budget in sorted({budget for cells in curves.values() for budget in cells}, reverse=True):
+        for method in filter(learns_importance, curves):
+            runs = curves[method].get(budget)
+            others = (
+                [_at(other, curves[other], mean(runs, "cost")) for other in curves if _is_rival(other)] if runs else []
+            )
+            best = max(filter(None, others), key=lambda other: statistics.mean(other.tops), default=None)
+            twin = curves.get(twin_of(method), {}).get(budget)
+            if best or (runs and twin):
+                rows.append(
+                    {
+                        "budget": budget,
+                        "method": method,
+                        "top-1 at cost": _reached(runs),
+                        "gain": gain(_tops(runs), best.tops) if best else ABSENT,
+                        "over the best other one": best.text if best else ABSENT,
+                        "over its twin": f"{gain(_tops(runs), _tops(twin))} ({_reached(twin)})" if twin else ABSENT,
+                        "over dense": gain(_tops(runs), _tops(dense)) if dense else ABSENT,
+                    }
+                )
     return rows
 
 
-def learns(method):
-    """Whether a method of ours learns which tokens are important; of one that is not on the shelf nothing is known."""
+def learns_importance(method):
+    """Whether it is a method of ours that learns which tokens are important; nothing is known of one that is not on the shelf."""
     return method in METHODS and METHODS[method].importance
 
 
-def gain(runs, against):
-    """ "+1.13 ± 0.70": points of top-1 between the means of cells that differ by seed alone."""
-    points = [[100 * run.accuracy for run in one] for one in (runs, against)]
-    difference = f"{statistics.mean(points[0]) - statistics.mean(points[1]):+.2f}"
-    if min(map(len, points)) == 1:
+def _is_rival(method):
+    return method != DENSE and not learns_importance(method)
+
+
+def twin_of(method):
+    """The name of the same method without importance, None if there is none: another way of training is no twin."""
+    alike = METHODS[method]._replace(importance=False, twin=None)
+    found = (name for name, other in METHODS.items() if other._replace(twin=None) == alike)
+    return next(found, None)
+
+
+def gain(tops, against):
+    """ "+1.13 ± 0.70": points between the means of two lists of seeds."""
+    difference = f"{statistics.mean(tops) - statistics.mean(against):+.2f}"
+    if min(len(tops), len(against)) == 1:
         return difference
-    return f"{difference} ± {sum(map(statistics.variance, points)) ** 0.5:.2f}"
+    return f"{difference} ± {(statistics.variance(tops) + statistics.variance(against)) ** 0.5:.2f}"
 
 
-def _twin(method, runs, twin):
-    return ABSENT if twin is None else f"{gain(runs, twin)} over {_reached(twin)}"
+def _at(method, cells, cost):
+    """The `Point` of a method, given as budget -> cells, at a cost; None: it was tuned at higher ones alone."""
+    found = sorted(((mean(runs, "cost"), runs) for runs in cells.values()), key=lambda one: one[0])
+    near = [(abs(own - cost), own, runs) for own, runs in found if abs(own - cost) <= NEAR]
+    if near:
+        _, own, runs = min(near, key=lambda one: one[0])
+        return Point(_tops(runs), f"{method} {_reached(runs)}")
+    below, above = [one for one in found if one[0] < cost], [one for one in found if one[0] > cost]
+    if not above and below:  # nothing dearer is known of it: what it has for less, it has
+        return Point(_tops(below[-1][1]), f"{method} {_reached(below[-1][1])}")
+    if not below:
+        return None
+    (low, cheap), (high, dear) = below[-1], above[0]
+    share = (cost - low) / (high - low)
+    ends = [statistics.mean(_tops(runs)) for runs in (cheap, dear)]
+    top = ends[0] + share * (ends[1] - ends[0])
+    return Point(
+        [top], f"{method} {top:.2f} at {cost:.3f}, between {ends[0]:.2f} at {low:.3f} and {ends[1]:.2f} at {high:.3f}"
+    )
+
+
+def _tops(runs):
+    return [100 * run.accuracy for run in runs]
 
 
 def _reached(runs):

@@ -80,13 +80,10 @@ def at_best_size(vit, batches, args):
         found[size] = meet(model, batches, args)
         return model
 
-    def timed(size):
-        return build(size), found[size].clock
-
     dense = DynViTForImageClassification.from_vit(dense_vit(vit)).to(vit.dtype)
     if args.milliseconds is not None:
         plain = partial(without_gates, vit, args)
-        best, trials = choose_in_time(dense, timed, plain, batches, args.milliseconds, args.batch_size)
+        best, trials = choose_in_time(dense, build, plain, batches, args.milliseconds, args.batch_size)
         _print(trials)
         met = found[best.resolution.resolution] if best.resolution.gates else (0.0, best.cost)
         return best.model.set_budget(min(1.0, best.cost)), met

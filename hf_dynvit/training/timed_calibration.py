@@ -7,7 +7,7 @@ import torch
 from transformers.utils import logging
 
 from ..measure.latency import LatencyTable
-from ..measure.layer_times import WIDE, clocked, measure_latencies, served
+from ..measure.layer_times import clocked, measure_latencies, served
 from ..measure.precision import in_own_precision
 from ..measure.timing import interleaved_medians
 from ..model.budgets import shift_gates
@@ -31,8 +31,7 @@ class TimedCalibration(NamedTuple):
     Attributes:
         shift: added to the logits of all learned gates. cost: the mean cost that it gives on the images.
         milliseconds: the mean time of an image, as the table predicts it.
-        clock: the same of the first images, by the clock, at the speed that the machine had as the table was measured; of a table
-            that was given at the speed it has now. clock_predicted: of these by the table.
+        clock: the same of the first images, by the clock. clock_predicted: of these by the table.
         latencies: the table. correction: the factor by which the clock has corrected it, 1 where it was near.
     """
 
@@ -85,10 +84,7 @@ def calibrate_milliseconds(model, batches, milliseconds, batch_size=1, latencies
         latencies.check(model)
     timed = [batch for batch in images.split(batch_size) if len(batch) == batch_size]
     with served(model), in_own_precision(model):  # shifts are found for what the clock measures
-        whole, correction = None, 1.0
-        if latencies is None:
-            latencies = measure_latencies(model, images[:batch_size], medians=medians)
-            whole = Shifts(model, timed[:1], partial(latencies.milliseconds, model)).mean(WIDE)
+        latencies, correction = latencies or measure_latencies(model, images[:batch_size], medians=medians), 1.0
         for last in (False, True):
             shifts = Shifts(model, batches, partial(latencies.milliseconds, model))
             _check_reach(shifts, milliseconds, batch_size)
@@ -98,7 +94,7 @@ def calibrate_milliseconds(model, batches, milliseconds, batch_size=1, latencies
                     f"{milliseconds} ms are out of reach: the nearest that the gates' thresholds give is {predicted:.3f} ms, for "
                     "they decide alike for many images, so that the time moves in steps"
                 )
-            clock = clocked(model, timed, shift, medians=medians, whole=whole)
+            clock = clocked(model, timed, shift, medians=medians)
             found = TimedCalibration(
                 shift=shift,
                 cost=Shifts(model, batches).mean(shift),

@@ -4,7 +4,6 @@ Half of the multiply-accumulates are not half of the time: a smaller image saves
 before they save any. Which is nearer to the dense model in the same time depends on device and number of images.
 """
 
-import statistics
 from typing import NamedTuple
 
 import torch
@@ -37,7 +36,7 @@ def choose_in_time(dense, gated, plain, batches, milliseconds, batch_size):
 
     Args:
         dense: the model without gates. batches: list of `pixel_values` (B, channels, height, width); no labels are used.
-        gated: size -> a model calibrated to the time, and its milliseconds by the clock then, or `OutOfReach`.
+        gated: size -> a model calibrated to the time, or `OutOfReach`.
         plain: size -> the model without gates.
         milliseconds: mean time of an image. batch_size: images of a forward.
 
@@ -52,20 +51,18 @@ def choose_in_time(dense, gated, plain, batches, milliseconds, batch_size):
             f"{dense.config.image_size}, {dense.config.patch_size} and {len(images)} images"
         )
     sizes = [None, *range(largest_size(dense.config) - patch, round(LEAST_SIDE * side) - 1, -patch)]
-    models, clocks, missed = {}, {}, []
+    models, missed = {}, []
     for size in sizes:
         place = Place(size, True)
         try:
-            models[place], clocks[place] = gated(size)
+            models[place] = gated(size)
         except OutOfReach as error:
             missed.append(f"{place}: {error}")
     models |= {Place(size, False): plain(size) for size in sizes}
     whole = [batch for batch in images.split(batch_size) if len(batch) == batch_size]
     times = clocked_together(models, whole)
-    # The gates were brought to the time by the clock as it went then.
-    now = statistics.median(times[place] / clock for place, clock in clocks.items()) if clocks else 1.0
-    in_time = [place for place in models if times[place] <= milliseconds * now * (1 + WRONG)]
-    missed += [f"{place}: {times[place] / now:.3f} ms by the clock" for place in models if place not in in_time]
+    in_time = [place for place in models if times[place] <= milliseconds * (1 + WRONG)]
+    missed += [f"{place}: {times[place]:.3f} ms by the clock" for place in models if place not in in_time]
     if not in_time:
         raise OutOfReach(f"{milliseconds} ms are out of reach, down to images of {sizes[-1]} px: {'; '.join(missed)}")
     kept = [place for place in in_time if place.gates] + [place for place in in_time if not place.gates][:1]

@@ -34,7 +34,8 @@ class TrainingStep:
         self.inputs = {name: value.to(trainer.args.device) for name, value in inputs.items()}
         self.optimizer = torch.optim.AdamW([p for p in trainer.model.parameters() if p.requires_grad], lr=1e-6)
         options = None if self.agent is None else self.agent.agent.options
-        self.learn_every = getattr(options, "learn_every", 1)
+        learns = getattr(options, "credit", None) != "none"
+        self.learn_every = getattr(options, "learn_every", 1) if learns else 1
         replay = None if self.agent is None else getattr(self.agent.agent, "replay", None)
         while replay is not None and not replay.ready():
             self.learning()

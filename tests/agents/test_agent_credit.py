@@ -117,3 +117,21 @@ def test_it_trains_in_the_trainer(tiny_vit, tmp_path, credit):
 def test_another_credit_is_refused():
     with pytest.raises(ValueError, match=r"must be one of \('pairs', 'saliency', 'none'\), got 'gradient'"):
         parse_options("agent 'x'", SubsetPolicy.Options, {"credit": "gradient"})
+
+
+def test_small_gradients_do_not_vanish_in_16_bits(tiny_vit):
+    model, pixel_values = build(tiny_vit(), "agentvit-plus").model.eval(), images(4)
+    with torch.no_grad():
+        model.classifier.bias[0] += 12.0  # so sure that the gradient is about 1e-5 of what it was
+    exact = patch_saliency(model, pixel_values)
+    with torch.autocast("cpu", dtype=torch.float16):
+        halved = patch_saliency(model, pixel_values)
+    assert_close(halved, exact, rtol=0, atol=0.1)
+    assert exact.std() > 0.05
+
+
+@pytest.mark.parametrize("given", [{"reward": "loss"}, {"entropy_weight": 0.1}])
+def test_what_pairs_alone_are_taught_by_is_refused_with_another_credit(given):
+    (name,) = given
+    with pytest.raises(ValueError, match=f"{name} of agentvit-plus are of credit 'pairs', got credit 'none'"):
+        parse_options("agent 'x'", SubsetPolicy.Options, {"credit": "none", **given})

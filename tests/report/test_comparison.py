@@ -168,19 +168,32 @@ def test_the_twin_at_random_has_the_patches_the_schedule_the_merging_and_the_ste
 def test_an_agent_that_learns_nothing_is_the_twin_of_the_others_and_no_row_of_its_own():
     options = {"merge": True, "return_fraction": 0.5}
     runs = made_runs("none", (0, 1), 0.8, 100.0)
-    runs += made_runs("agentvit-plus", (0, 1), 0.81, 60.0, agent=agent(6, **options))  # of a time before the option
     runs += made_runs(
-        "agentvit-plus:credit=saliency", (0, 1), 0.82, 62.0, agent=agent(6, **options, credit="saliency")
+        "agentvit-plus", (0, 1), 0.81, 60.0, agent=agent(6, "agentvit-plus", **options)
+    )  # of a time before the option
+    runs += made_runs(
+        "agentvit-plus:credit=saliency",
+        (0, 1),
+        0.82,
+        62.0,
+        agent=agent(6, "agentvit-plus", **options, credit="saliency"),
     )
     assert [row["without learning"] for row in agent_rows([comparison(*runs)])] == ["–", "–"]
-    runs += made_runs("agentvit-plus:credit=none", (0, 1), 0.79, 59.0, agent=agent(6, **options, credit="none"))
+    runs += made_runs(
+        "agentvit-plus:credit=none", (0, 1), 0.79, 59.0, agent=agent(6, "agentvit-plus", **options, credit="none")
+    )
     rows = agent_rows([comparison(*runs)])
     assert [row["agentvit-plus"] for row in rows] == ["81.00 ± 0.00 in 0.60", "82.00 ± 0.00 in 0.62 (credit=saliency)"]
     assert {row["without learning"] for row in rows} == {"79.00 ± 0.00 in 0.59 (credit=none)"}
     assert {row[BEST] for row in rows} == {"agentvit-plus: 79.00 ± 0.00 in 0.59 (credit=none)"}
     assert {row["the same at random"] for row in rows} == {"–"}
-    runs += made_runs("agentvit-plus:n_patch_desired=9", (0,), 0.83, 70.0, agent=agent(9, **options, credit="pairs"))
+    runs += made_runs(
+        "agentvit-plus:n_patch_desired=9", (0,), 0.83, 70.0, agent=agent(9, "agentvit-plus", **options, credit="pairs")
+    )
     assert agent_rows([comparison(*runs)])[-1]["without learning"] == "–"  # more patches: another twin
+    uniform = agent(6, "agentvit-plus", **options, credit="none", novelty=0.0)
+    runs = [*made_runs("agentvit-plus:credit=none,novelty=0", (0, 1), 0.7, 59.0, agent=uniform), *runs]
+    assert agent_rows([comparison(*runs)])[0]["without learning"] == "79.00 ± 0.00 in 0.59 (credit=none)"
 
 
 def test_no_row_of_the_front_is_left_out_for_what_was_not_run():

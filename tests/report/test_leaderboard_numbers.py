@@ -25,7 +25,9 @@ def test_the_faster_way_counts_and_is_named():
     made = board()
     (cell,) = made.cells
     made.cells = [replace(cell, throughput=[speed(2, gain=2.0, program_ms=2.0)])]
-    assert number_rows(made)[1]["images/s at batch 2"] == "1000.0 (333.3, compiled)"
+    assert number_rows(made)[1]["images/s at batch 2"] == "1000.0 compiled (333.3)"
+    slow = replace(cell, seed=1, throughput=[speed(2, gain=2.0)])  # no program: all seeds are shown packed
+    assert number_rows(replace(made, cells=[*made.cells, slow]))[1]["images/s at batch 2"] == "666.7 (333.3)"
     made.cells = [replace(cell, throughput=[speed(2, gain=2.0, program_ms=4.0)])]
     assert number_rows(made)[1]["images/s at batch 2"] == "666.7 (333.3)"
 

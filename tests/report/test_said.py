@@ -58,9 +58,9 @@ def test_what_a_threshold_per_image_is_worth():
 
 
 def test_what_half_of_the_computation_costs_without_training():
-    merge, tome = of("eval_tiny_untrained_merge_0.5"), of("eval_tiny_untrained_tome_0.5")
-    dense = of("board_tiny").dense
-    assert merge.cost <= 0.5 and abs(merge.cost - tome.cost) < 0.005
-    assert merge.split_files == tome.split_files == of("board_tiny").split_files == ["validation.parquet"]
+    board = of("board_tiny")
+    at_half = {cell.method: cell for cell in board.cells if not cell.tuned and cell.budget == 0.5}
+    dense, merge, tome = board.dense, at_half["merge"], at_half["tome"]
+    assert abs(merge.cost - tome.cost) < 0.005 and board.split_files == ["validation.parquet"]
     tops = [f"{100 * one.accuracy:.2f}" for one in (dense, merge, tome)]
     assert "{} becomes {}, with ToMe at the same cost {}".format(*tops) in said(ROOT / "README.md")

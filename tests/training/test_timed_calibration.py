@@ -104,17 +104,3 @@ def test_without_a_table_the_device_is_measured(model):
     found = calibrate(model, [images(8)], milliseconds=10.0, batch_size=2, medians=clock(20.0))
     assert found.latencies.batch_size == 2 and found.latencies.gates[0]["layers"] == [0, 1]
     assert found.clock == pytest.approx(10.0) and found.error == pytest.approx(0.0, abs=1e-4)
-
-
-def test_a_machine_that_becomes_slower_after_its_table_was_measured_is_no_error_of_the_table(model):
-    asked = []
-
-    def medians(calls, rounds):
-        asked.append(list(calls))
-        return dict.fromkeys(calls, 0.02 * len(asked))  # twice as slow when it is asked again
-
-    found = calibrate(model, [images(8)], milliseconds=10.0, batch_size=2, medians=medians)
-    assert asked[1] == [0, 1, 2, 3, "open"] and len(asked) == 2
-    assert (
-        found.clock == pytest.approx(10.0) and found.error == pytest.approx(0.0, abs=1e-4) and found.correction == 1.0
-    )
