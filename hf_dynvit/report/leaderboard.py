@@ -4,15 +4,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..measure.files import write_text
-from .leaderboard_gains import GAINS, gain_rows
+from .leaderboard_gains import GAINS, gain_rows, reached
 from .leaderboard_looks import LOOKS, look_rows
 from .leaderboard_numbers import NUMBERS, number_rows
 from .leaderboard_plot import plot, smaller_time
 from .leaderboard_results import DENSE
 from .markdown import ABSENT, Commands, table
-from .names import looks_text, processor, reported_on, short
+from .names import processor, reported_on, short
 from .plots import drawn
-from .rivals import counted, mean, percent
+from .rivals import mean, percent
 from .tables import compiled
 from .tuning import differs, length, recipe
 
@@ -178,7 +178,9 @@ def accuracy_rows(board):
     for (method, tuned), cells in grouped.items():
         row = {"method": method, "": "tuned" if tuned else "untrained"}
         for budget in budgets:
-            row[str(budget)] = _shown(cells[budget], columns[tuned, budget]) if budget in cells else ABSENT
+            row[str(budget)] = (
+                reached(cells[budget], top1(cells[budget], columns[tuned, budget])) if budget in cells else ABSENT
+            )
         rows.append(row)
     return rows
 
@@ -194,13 +196,6 @@ def top1(runs, column):
         if runs in met and len(runs) == most and mean(runs, "accuracy") == best
         else percent(runs)
     )
-
-
-def _shown(runs, column):
-    text = top1(runs, column)
-    pixels = f", {runs[0].resolution} px" if runs[0].resolution else ""
-    pixels = f", {looks_text(runs[0].cascade)}" if runs[0].cascade else pixels
-    return f"{text} at {mean(runs, 'cost'):.3f}{pixels}{counted(runs)}"
 
 
 def speed_rows(board):
