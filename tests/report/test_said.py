@@ -64,3 +64,18 @@ def test_what_half_of_the_computation_costs_without_training():
     assert abs(merge.cost - tome.cost) < 0.005 and board.split_files == ["validation.parquet"]
     tops = [f"{100 * one.accuracy:.2f}" for one in (dense, merge, tome)]
     assert "{} becomes {}, with ToMe at the same cost {}".format(*tops) in said(ROOT / "README.md")
+
+
+def test_what_the_agent_learns_on_cifar_10():
+    tops = {}
+    for run in of("agents_cifar_twins").runs:
+        options = run.agent.options if run.agent else {}
+        tops.setdefault(options.get("credit", "dense"), []).append(100 * run.accuracy)
+    assert all(len(tops[credit]) == 2 for credit in ("pairs", "none", "saliency"))
+    reached = {
+        credit: f"{statistics.mean(tops[credit]):.2f} ± {statistics.stdev(tops[credit]):.2f}"
+        for credit in tops
+        if credit != "dense"
+    }
+    sentence = "with two seeds it has {pairs}, the twin {none}, and what is taught by saliency {saliency} (`agents_cifar_twins`)"
+    assert sentence.format(**reached) in said()
