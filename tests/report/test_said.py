@@ -79,3 +79,24 @@ def test_what_the_agent_learns_on_cifar_10():
     }
     sentence = "with two seeds it has {pairs}, the twin {none}, and what is taught by saliency {saliency} (`agents_cifar_twins`)"
     assert sentence.format(**reached) in said()
+
+
+def test_what_importance_is_worth_alone_and_in_a_cascade():
+    board = of("board_photos")
+
+    def tops(method, budget):
+        return [
+            100 * cell.accuracy
+            for cell in board.cells
+            if (cell.method, cell.budget, cell.tuned) == (method, budget, True)
+        ]
+
+    gains = [statistics.mean(tops("merge", at)) - statistics.mean(tops("merge-unlearned", at)) for at in (0.5, 0.3)]
+    assert "{:+.2f} points at half of the computation, {:+.2f} at three tenths".format(*gains) in said()
+    learned = of("eval_photos_cascade_160")
+    (twin,) = [cell for cell in board.cells if cell.method == "cascade-unlearned" and cell.tuned]
+    sizes = [[look["resolution"] for look in one.cascade] for one in (learned, twin)]
+    assert sizes == [[160, 224]] * 2 and twin.budget == 0.5
+    words = [f"{100 * one.accuracy:.2f} at {one.cost:.3f}" for one in (learned, twin)]
+    assert "it has {} (`photos_cascade_160`), and without importance {}".format(*words) in said()
+    assert twin.accuracy >= max(learned.accuracy, statistics.mean(tops("cascade", 0.5)) / 100)
