@@ -19,9 +19,9 @@ from torch.nn import functional as F
 
 from ..objectives.options import at_least_one, choice, share
 from ..objectives.policy_gradient import are_soft, outcome
+from ..objectives.saliency import log_saliency
 from .base import Agent, build_seeded, linear_macs
 from .features import feature_count, input_macs, input_tokens, patch_features, pixel_novelty_macs
-from .saliency import patch_saliency
 
 
 class PatchScorer(nn.Module):
@@ -50,13 +50,13 @@ class SubsetPolicy(Agent):
     @dataclass
     class Options:
         """`return_fraction`: last part of training over which K rises to all patches, 1: progressively from the
-        start; `credit`: what the scorer learns from, "pairs" of choices, the "saliency" of patches, or "none";
-        every `learn_every` batches it learns; `learning_rate` of Adam; `hidden` width of the scorer,
-        0: linear; `entropy_weight` keeps choices varied, and `reward` is what a choice is worth, both with pairs alone:
-        the label's probability, which is bounded, or with "loss" the negative cross-entropy; `statistics`, `position`: what the scorer reads besides
-        the token (`patch_features`); `novelty`: what a patch's novelty counts in its score at first, 0: it is not read;
-        `explore_share` of the K patches is drawn uniformly, so that all are trained; `merge`: patches that are left
-        out leave their content to the kept ones most like them (`merge_patches`).
+        start; `credit`: what the scorer learns from, "pairs" of choices, the "saliency" of patches, or "none"; every
+        `learn_every` batches it learns; `learning_rate` of Adam; `hidden` width of the scorer, 0: linear; with pairs
+        alone `entropy_weight` keeps choices varied, and `reward` is what a choice is worth: the label's probability,
+        which is bounded, or with "loss" the negative cross-entropy; `statistics`, `position`: what the scorer reads
+        besides the token (`patch_features`); `novelty`: what a patch's novelty counts in its score at first, 0: it is
+        not read; `explore_share` of the K patches is drawn uniformly, so that all are trained; `merge`: patches that
+        are left out leave their content to the kept ones most like them (`merge_patches`).
         """
 
         return_fraction: float = share(0.5)
@@ -121,8 +121,8 @@ class SubsetPolicy(Agent):
     def observe(self, pixel_values, labels, outputs, moment):
         if self._chosen is None or self.options.credit == "none" or moment.batch % self.options.learn_every:
             return
-        learn = self._loss_of_pairs if self.options.credit == "pairs" else self._loss_of_saliency
-        loss = learn(pixel_values, labels, outputs)
+        pairs = self.options.credit == "pairs"
+        loss = self._loss_of_pairs(pixel_values, labels, outputs) if pairs else self._loss_of_saliency(pixel_values)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
@@ -142,7 +142,7 @@ class SubsetPolicy(Agent):
         self.log(reward=0.5 * (reward + baseline).mean(), entropy=entropy.detach())
         return pair_loss(*log_probs, reward, baseline) - self.options.entropy_weight * entropy
 
-    def _loss_of_saliency(self, pixel_values, labels, outputs):
+    def _loss_of_saliency(self, pixel_values):
         """What the scorer learns from what the prediction depends on, all patches there; no labels are used."""
         logits, target = self.logits(self._chosen[0]), patch_saliency(self.model, pixel_values)
         loss = F.mse_loss(logits - logits.mean(1, keepdim=True), target)
@@ -161,6 +161,13 @@ class SubsetPolicy(Agent):
     def choice_macs(self):
         macs = input_macs(self.model.config, self.patches) + self.patches * linear_macs(self.scorer)
         return macs + bool(self.options.novelty) * pixel_novelty_macs(self.grid, self.patches)
+
+
+def patch_saliency(model, pixel_values):
+    """`log_saliency` of the patches that enter the first layer, centred within images: float32 (B, n)."""
+    ((_, log),) = log_saliency(model, pixel_values, [0])
+    patches = log[:, 1:]
+    return patches - patches.mean(1, keepdim=True)
 
 
 def draw_order(logits, count, generator=None):

@@ -28,14 +28,13 @@ def number_rows(board):
 
 
 def _row(method, tuned, budget, runs, sizes):
+    more_than_five_classes = runs[0].accuracy_top5 is not None
     row = {
         "method": method,
         "": "tuned" if tuned else "untrained",
         "budget": ABSENT if budget is None else budget,
         "top-1": percent(runs) + counted(runs),
-        "top-5": ABSENT
-        if runs[0].accuracy_top5 is None
-        else percent(runs, "accuracy_top5"),  # of five classes and fewer
+        "top-5": percent(runs, "accuracy_top5") if more_than_five_classes else ABSENT,
         "cost": cost_spread(runs),
         "GMACs": f"{mean(runs, 'gmacs'):.3f}",
     }

@@ -13,11 +13,9 @@ from tqdm.auto import tqdm
 
 from ..measure.precision import in_own_precision
 from ..objectives.gate_kinds import token_gates
-from ..objectives.task_loss import check_classes, predicted_log_probability
+from ..objectives.saliency import log_saliency
+from ..objectives.task_loss import check_classes
 from .least_squares import Moments
-
-
-LEAST = 1e-9  # gradient norm: one of exactly 0 has a logarithm too
 
 
 def fit_importance(model, batches, strength=1.0, ridge=1e-3):
@@ -75,20 +73,14 @@ def fit_importance(model, batches, strength=1.0, ridge=1e-3):
 def _saliency(model, pixel_values, layers, look=None):
     """Layer -> normed tokens (T, D) and log-saliency (T, 1), centred within each image, of all unprotected tokens."""
     host = model.host
-    with torch.enable_grad():
-        # Where the backbone is frozen, the pixels carry the graph.
-        given = pixel_values.clone().requires_grad_()
-        with in_own_precision(model):  # small gradients vanish in 16 bits
-            outputs = model(given, gating="open", look=look, output_hidden_states=layers)
-        entering = [outputs.hidden_states[layer] for layer in layers]
-        predicted = predicted_log_probability(outputs.logits, model.config).sum()
-        gradients = torch.autograd.grad(predicted, entering)
-    free = torch.ones(entering[0].shape[1], dtype=torch.bool, device=pixel_values.device)
+    with in_own_precision(model):  # small gradients vanish in 16 bits
+        salient = log_saliency(model, pixel_values, layers, gating="open", look=look)
+    free = torch.ones(salient[0][0].shape[1], dtype=torch.bool, device=pixel_values.device)
     free[host.index()] = False
     found = {}
     with torch.no_grad():
-        for layer, tokens, gradient in zip(layers, entering, gradients, strict=True):
-            log = gradient[:, free].float().norm(dim=-1).clamp(min=LEAST).log()  # (B, N - P)
+        for layer, (tokens, log) in zip(layers, salient, strict=True):
+            log = log[:, free]  # (B, N - P)
             normed = host.parts(host.layers(model.base_model)[layer]).attention_norm(tokens)[:, free]
             found[layer] = normed.flatten(0, 1), (log - log.mean(1, keepdim=True)).reshape(-1, 1)
     return found

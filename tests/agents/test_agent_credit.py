@@ -6,10 +6,9 @@ from agent_models import agent_trainer, build
 from models import images
 from torch.testing import assert_close
 
-from hf_dynvit.agents.agentvit_plus import SubsetPolicy
+from hf_dynvit.agents.agentvit_plus import SubsetPolicy, patch_saliency
 from hf_dynvit.agents.base import Moment
 from hf_dynvit.agents.features import pixel_novelty
-from hf_dynvit.agents.saliency import patch_saliency
 from hf_dynvit.objectives.options import parse_options
 
 
@@ -35,7 +34,7 @@ def learned(agent, batches, size=16):
     for batch in range(batches):
         pixel_values = 0.1 * images(size)
         agent.choose(pixel_values, Moment(batch))
-        agent.observe(pixel_values, torch.zeros(size).long(), None, Moment(batch))
+        agent.observe(pixel_values, None, None, Moment(batch))
 
 
 def test_saliency_by_hand(tiny_vit):

@@ -239,9 +239,8 @@ def test_tome_merges_the_most_similar_pairs_as_many_in_every_image(tiny_vit, lay
 
 def test_pitomes_energy_by_hand():
     """Five patches at 0, 10, 20, 90 and 180 degrees, a margin of 0.5."""
-    angles = torch.tensor(
-        [45.0, 0.0, 10.0, 20.0, 90.0, 180.0]
-    ).deg2rad()  # the first is [CLS], which counts for nobody
+    # The first is [CLS], which counts for nobody.
+    angles = torch.tensor([45.0, 0.0, 10.0, 20.0, 90.0, 180.0]).deg2rad()
     tokens = torch.stack((angles.cos(), angles.sin()), -1).unsqueeze(0)
     gate = build_gate("pitome", ViTConfig(hidden_size=2), {"merged": 1, "margin": 0.5})
     there = torch.tensor([[False, True, True, True, True, True]])

@@ -100,3 +100,23 @@ def test_what_importance_is_worth_alone_and_in_a_cascade():
     words = [f"{100 * one.accuracy:.2f} at {one.cost:.3f}" for one in (learned, twin)]
     assert "it has {} (`photos_cascade_160`), and without importance {}".format(*words) in said()
     assert twin.accuracy >= max(learned.accuracy, statistics.mean(tops("cascade", 0.5)) / 100)
+
+
+def test_what_whole_images_cost_on_the_photos():
+    middle, whole = of("board_photos").cells, of("board_photos_whole").cells
+
+    def tops(cells, method, budget):
+        found = [cell for cell in cells if (cell.method, cell.budget, cell.tuned) == (method, budget, True)]
+        return {cell.seed: 100 * cell.accuracy for cell in found}
+
+    dense = [tops(cells, "dense", 1.0) for cells in (middle, whole)]
+    assert all(len(seeds) == 3 for seeds in dense)
+    names = ("merge", "tome", "cascade", "cascade-fixed", "merge-fixed")
+    lost = {name: tops(middle, name, 0.5)[0] - tops(whole, name, 0.5)[0] for name in names}
+    assert (min(lost, key=lost.get), max(lost, key=lost.get)) == ("merge", "merge-fixed")
+    mean = statistics.mean(dense[0].values()) - statistics.mean(dense[1].values())
+    words = (
+        f"whole images cost the tuned dense model {mean:.1f} points (three seeds), and the methods {lost['merge']:.1f} (`merge`) "
+        f"to {lost['merge-fixed']:.1f} (`merge-fixed`) with the first seed, the dense model {dense[0][0] - dense[1][0]:.1f}."
+    )
+    assert words in said()
