@@ -77,7 +77,6 @@ setup(
     extras_require={
         "demo": DEMO,
         "search": SEARCH,
-        "runtimes": RUNTIMES,
         "deploy": RUNTIMES,
         "dev": [*DEMO, *SEARCH, *DEV],
     },

@@ -41,6 +41,7 @@ from hf_dynvit.report.looks import LOOKS, looks_items
 from hf_dynvit.report.looks import MEANING as LOOKS_MEANING
 from hf_dynvit.report.markdown import numbered, rows, table
 from hf_dynvit.report.per_image import MEANING, PER_IMAGE, per_image_items
+from hf_dynvit.report.point_results import POINTS, POINTS_MEANING, Points, point_items
 from hf_dynvit.report.rivals import by_seed
 from hf_dynvit.report.runtime_results import EVERYWHERE, GAINED_EVERYWHERE, front_rows
 from hf_dynvit.report.runtime_results import MEANING as EVERYWHERE_MEANING
@@ -213,6 +214,7 @@ def render(results):
     parts += section("The dense model in other runtimes", RUNTIMES, runtimes)
     timed = [(one, step) for one in steps for step in one.steps]
     parts += section("Training steps", STEPS, timed)
+    parts += section("Chosen by the clock", POINTS, point_items(of(Points)), POINTS_MEANING)
     parts += section("Every runtime", EVERYWHERE, way_items(of(Runtimes)), EVERYWHERE_MEANING)
     parts += section("Deployed", DEPLOYED, deployed_items(of(Deployment)), DEPLOYED_MEANING)
     parts += claims_section(trainings, evaluations, of(Search), steps)

@@ -31,8 +31,9 @@ NAMES_OF_SCRIPTS = (
     "export",
     "leaderboard",
     "runtimes",
+    "points",
 )
-train, evaluate, report, dial, search, step_time, compare, merge, deploy, leaderboard, runtimes = map(
+train, evaluate, report, dial, search, step_time, compare, merge, deploy, leaderboard, runtimes, points = map(
     script, NAMES_OF_SCRIPTS
 )
 START, END = report.markers("results")

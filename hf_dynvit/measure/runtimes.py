@@ -1,6 +1,6 @@
 """The dense ViT in ONNX Runtime and OpenVINO, fp32 and int8: what one would otherwise deploy, timed beside the rest.
 
-Needs `pip install hf_dynvit[runtimes]`, which nothing else does. int8 of ONNX Runtime has weights of 8 bits and scales
+Needs `pip install hf_dynvit[deploy]`, which nothing else does. int8 of ONNX Runtime has weights of 8 bits and scales
 activations as they come; int8 of OpenVINO is calibrated on images by nncf.
 """
 
@@ -36,7 +36,7 @@ def check_runtimes(names):
         missing = [package for package in PACKAGES[name] if importlib.util.find_spec(package) is None]
         if missing:
             raise ImportError(
-                f"to time {name}, {missing} must be installed: pip install 'hf_dynvit[runtimes]'; or leave it out"
+                f"to time {name}, {missing} must be installed: pip install 'hf_dynvit[deploy]'; or leave it out"
             )
 
 

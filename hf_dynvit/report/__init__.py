@@ -7,6 +7,7 @@ from .model_card import write_model_card
 from .names import decides
 from .pictures import show_decisions
 from .plots import plot_usage
+from .point_results import Points
 from .publish import describe, push
 from .results import (
     Benchmark,
@@ -31,6 +32,7 @@ __all__ = [
     "Deployment",
     "Evaluation",
     "Leaderboard",
+    "Points",
     "Results",
     "Run",
     "Runtime",

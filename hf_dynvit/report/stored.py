@@ -19,6 +19,7 @@ SAY_NOTHING = (
     "leaderboard",
     "runtimes",
     "deployment",
+    "points",
 )  # names that recipes give, each in the folder of its run
 
 

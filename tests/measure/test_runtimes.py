@@ -18,7 +18,7 @@ def missing(names):
     return [name for name in names if importlib.util.find_spec(name) is None]
 
 
-@pytest.mark.skipif(bool(missing(["onnx", "onnxscript", "onnxruntime"])), reason="needs hf_dynvit[runtimes]")
+@pytest.mark.skipif(bool(missing(["onnx", "onnxscript", "onnxruntime"])), reason="needs hf_dynvit[deploy]")
 @pytest.mark.filterwarnings("ignore")  # of the exporter and the quantiser
 def test_onnx_runtime_computes_the_dense_model_for_any_batch(tiny_vit):
     vit = tiny_vit(1, num_labels=3)
@@ -46,7 +46,7 @@ def test_a_runtime_that_is_unknown_or_not_installed_is_refused_before_any_work(m
     with pytest.raises(ValueError, match="runtimes must be of .*'tensorrt'"):
         BenchmarkArguments(runtimes=["tensorrt"])
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=r"onnxruntime, .*must be installed: pip install 'hf_dynvit\[runtimes\]'"):
+    with pytest.raises(ImportError, match=r"onnxruntime, .*must be installed: pip install 'hf_dynvit\[deploy\]'"):
         check_runtimes(["onnxruntime"])
 
 

@@ -1,0 +1,119 @@
+"""Operating points of one model: sizes of images and budgets of its gates, with what each costs in products and in time.
+
+Multiply-accumulates and milliseconds may rank them differently: gates take time before they save any, and a smaller image
+saves it in every layer. Which point is best is therefore asked of both; the clock goes for all points in the same turns.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+
+from ..measure.layer_times import clocked_together, to_serve
+from .resolution import TOO_DEAR, largest_size, nearest_size, sizes_for, trial
+
+
+@dataclass
+class Point:
+    """One size of images with gates at a budget, or without.
+
+    Attributes:
+        resolution: None: images as they come. budget: mean cost that thresholds were brought to; None: no gates.
+        cost: mean over the images. distance: mean KL divergence from the dense model's predictions, nats.
+        ms: batch size, in words -> milliseconds of an image, by which points are chosen. accuracy, cost_reported, ms_reported: on the
+            images that are reported, of points that are chosen.
+    """
+
+    resolution: int | None
+    budget: float | None
+    cost: float
+    distance: float
+    ms: dict = field(default_factory=dict)
+    accuracy: float | None = None
+    cost_reported: float | None = None
+    ms_reported: dict = field(default_factory=dict)
+
+
+def places(config, budgets):
+    """Size of images (None: as they come) -> the budgets that gates are tried at there, and [None] beside them: no gates.
+
+    Args:
+        config: of a ViT with square images. budgets: mean costs, relative to the dense model on images as they come.
+    """
+    found = {None: [*sorted(budgets), None]}
+    for budget in sorted(budgets):
+        for size in sizes_for(config, budget)[1:]:
+            found.setdefault(size, []).append(budget)
+        size = nearest_size(config, budget)
+        if size not in (None, largest_size(config)):
+            found.setdefault(size, [])
+    return {size: sorted(set(here) - {None}) + [None] for size, here in found.items()}
+
+
+def measured_points(dense, build, tried, batches):
+    """[(`Point`, its model as it will be served)]: prepacked where torch can. Batches of `pixel_values`; no labels are used.
+
+    Args:
+        dense: the model without gates. build: (size, budget) -> a model that meets the budget, or as near as it can; without
+            gates for None. tried: of `places`.
+    """
+    found = []
+    with torch.no_grad():
+        wanted = [dense(batch).logits for batch in batches]
+    for size, budgets in tried.items():
+        for budget in budgets:
+            model = build(size, budget)
+            met = trial(size, model, wanted, batches)
+            found.append((Point(size, budget, met.cost, met.distance), to_serve(model, model.dtype)))
+    return found
+
+
+def clock_points(points, models, batches, into="ms", **clock):
+    """Time points in the same turns, each as it will be served.
+
+    Args:
+        points, models: place -> each. batches: batch size -> list of `pixel_values` of so many images.
+        into: the attribute of points that takes the milliseconds. clock: of `clocked_together`.
+    """
+    for size, given in batches.items():
+        for place, ms in clocked_together(models, given, **clock).items():
+            getattr(points[place], into)[str(size)] = ms
+
+
+@dataclass
+class Choice:
+    """What is chosen for a budget at one batch size, as places in the list of points.
+
+    Attributes:
+        by_cost: the nearest to the dense model's predictions of those that cost no more than the budget.
+        in_time: the nearest of those that take no longer than it. as_near: the fastest of those that are as near as it.
+    """
+
+    budget: float
+    batch_size: int
+    by_cost: int
+    in_time: int
+    as_near: int
+
+
+def choices(points, budgets, batch_sizes):
+    """A `Choice` for each budget that any point meets, and batch size."""
+    found = []
+    for budget in sorted(budgets, reverse=True):
+        met = [index for index, point in enumerate(points) if point.cost <= budget + TOO_DEAR]
+        if not met:
+            continue
+        by_cost = min(met, key=lambda index: points[index].distance)
+        for size in batch_sizes:
+            most, furthest = points[by_cost].ms[str(size)], points[by_cost].distance
+            in_time = [index for index, point in enumerate(points) if point.ms[str(size)] <= most]
+            as_near = [index for index, point in enumerate(points) if point.distance <= furthest]
+            found.append(
+                Choice(
+                    budget,
+                    size,
+                    by_cost,
+                    min(in_time, key=lambda index: points[index].distance),
+                    min(as_near, key=lambda index: points[index].ms[str(size)]),
+                )
+            )
+    return found

@@ -1,0 +1,169 @@
+"""What is best by the clock: python recipes/points.py --model DIR --data_files train=FILE validation=FILE --output_dir OUT
+
+A plain ViT with --gates at several sizes of images and --budgets, without training, all timed in the same turns: which of
+them is nearest to the dense model's predictions by multiply-accumulates, and which by the clock. Points are chosen on
+images of train, whose labels are not read; what is chosen is evaluated, and timed once more, on those of validation. Writes
+points.json and prints the table; `report.py --write OUT/points.json` stores it. Leave the machine alone meanwhile.
+"""
+
+import copy
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch.utils.data import DataLoader, Subset
+from tqdm.auto import tqdm
+
+from hf_dynvit import DynViTForImageClassification
+from hf_dynvit.data import ImageArguments
+from hf_dynvit.measure import measured_on
+from hf_dynvit.measure.dense import kernels_at_hand
+from hf_dynvit.measure.trained_models import open_models, shuffled
+from hf_dynvit.model.budgets import check_budget
+from hf_dynvit.objectives.gate_kinds import token_gates
+from hf_dynvit.report import write
+from hf_dynvit.report.markdown import numbered, rows
+from hf_dynvit.report.point_results import POINTS, Points, point_items
+from hf_dynvit.settings import parse_settings
+from hf_dynvit.training.calibration import calibrate
+from hf_dynvit.training.importance import fit_importance
+from hf_dynvit.training.points import choices, clock_points, measured_points, places
+from hf_dynvit.training.starting_model import read_gates
+
+
+AT_ONCE = 64  # images of a forward, where nothing is timed
+TIMED = 32  # images that each batch size is timed on, at least
+
+
+@dataclass
+class PointsArguments:
+    """Which points, of which model."""
+
+    model: str | None = field(default=None, metadata={"help": "a plain ViT: folder or Hub id"})
+    output_dir: str | None = field(default=None, metadata={"help": "folder for points.json"})
+    gates: str = field(default="merge", metadata={"help": "a preset with learned gates, or a list of gates as YAML"})
+    budgets: list[float] = field(
+        default_factory=lambda: [0.8, 0.65, 0.5, 0.4, 0.3], metadata={"help": "mean costs that gates are brought to"}
+    )
+    batch_sizes: list[int] = field(default_factory=lambda: [1, 8, 32], metadata={"help": "to time"})
+    images: int = field(default=256, metadata={"help": "images of train to calibrate and to choose on"})
+    rounds: int = field(default=10, metadata={"help": "timed rounds of all points"})
+    kernels: bool = field(default=True, metadata={"help": "with compiled kernels, where a compiler is at hand"})
+    seed: int = field(default=0, metadata={"help": "which images are used"})
+
+    def __post_init__(self):
+        if not self.model or not self.output_dir:
+            raise ValueError(f"--model and --output_dir are needed, got {self.model!r} and {self.output_dir!r}")
+        for budget in self.budgets:
+            check_budget(budget)
+        numbers = {"images": self.images, "rounds": self.rounds, "batch_sizes": min(self.batch_sizes, default=0)}
+        wrong = {name: value for name, value in numbers.items() if value < 1}
+        if wrong or not self.budgets:
+            raise ValueError(f"numbers must be at least 1 and budgets some, got {wrong or self.budgets}")
+        if max(self.batch_sizes) > self.images:
+            raise ValueError(f"batch_sizes {self.batch_sizes} need as many images, got images {self.images}")
+        if Path(self.output_dir).is_file():
+            raise ValueError(f"output_dir must be a folder, {self.output_dir!r} is a file")
+
+
+def main(argv=None):
+    """Measure; returns the `Points` that it wrote."""
+    args, data_args = parse_settings(sys.argv[1:] if argv is None else argv, PointsArguments, ImageArguments)
+    (entrant,) = open_models([args.model], data_args, seed=args.seed)
+    gated = [name for name in ("gates", "layer_mask", "resolution", "cascade") if getattr(entrant.model.config, name)]
+    if gated:
+        raise ValueError(f"points are of a plain ViT, and {args.model} has {gated}")
+    gates = read_gates(args.gates)
+    if not DynViTForImageClassification.from_vit(entrant.vit, gates=gates).learned_gates():
+        raise ValueError(f"points need gates that budgets can move, and {args.gates!r} learns nothing")
+    if len(entrant.images) < max(args.batch_sizes):
+        raise ValueError(f"batch_sizes {args.batch_sizes} need as many images, there are {len(entrant.images)}")
+    tried = places(entrant.model.config, args.budgets)
+    Path(args.output_dir).mkdir(parents=True, exist_ok=True)
+    kernels = args.kernels and kernels_at_hand()
+    batches = training_images(args, data_args)
+    found = measured_points(entrant.model, builder(entrant.vit, gates, batches, tried), tried, batches)
+    points, models = [point for point, _ in found], dict(enumerate(model for _, model in found))
+    clock = {"rounds": args.rounds}
+    clock_points(points, models, timed_batches(torch.cat(batches), args.batch_sizes), **clock)
+    results = Points(
+        model=args.model,
+        gates=args.gates,
+        kernels=kernels,
+        dataset=data_args.name(),
+        split=data_args.validation_split,
+        images=args.images,
+        reported=len(entrant.images),
+        dense=accuracy(entrant.model, entrant.images)[0],
+        points=points,
+        choices=choices(points, args.budgets, args.batch_sizes),
+        **measured_on("cpu", "float32", args.seed),
+    )
+    reported(results, models, shuffled(entrant, args.seed).images, clock)
+    write(Path(args.output_dir) / "points.json", results)
+    print("\n\n".join(numbered(rows(POINTS, point_items([results])))))
+    return results
+
+
+def training_images(args, data_args):
+    """Batches of `pixel_values` of some images of train."""
+    of_train = copy.copy(data_args)
+    of_train.validation_split = data_args.train_split
+    (entrant,) = open_models([args.model], of_train, labelled=False, seed=args.seed)
+    images = shuffled(entrant, args.seed).images
+    if len(images) < args.images:
+        raise ValueError(f"there are {len(images)} images of train, and images {args.images} are asked for")
+    loader = DataLoader(Subset(images, range(args.images)), AT_ONCE)
+    return [batch["pixel_values"] for batch in loader]
+
+
+def builder(vit, gates, batches, tried):
+    """(size, budget) -> a model of the ViT's weights; importance is learned once for each size."""
+    learned = {}
+    left = tqdm(total=sum(map(len, tried.values())), desc="points")
+
+    def build(size, budget):
+        left.update()
+        if budget is None:
+            return DynViTForImageClassification.from_vit(vit, resolution=size).eval()
+        if size not in learned:
+            learned.clear()
+            learned[size] = DynViTForImageClassification.from_vit(vit, gates=gates, resolution=size).eval()
+            if token_gates(learned[size]):
+                fit_importance(learned[size], batches)
+        model = copy.deepcopy(learned[size])
+        calibrate(model, batches, budget)
+        return model
+
+    return build
+
+
+def timed_batches(images, batch_sizes):
+    """Batch size -> batches of the first images."""
+    return {size: [*images[: max(TIMED // size, 1) * size].split(size)] for size in batch_sizes}
+
+
+@torch.no_grad()
+def accuracy(model, images):
+    """(top-1, mean cost) on images with labels."""
+    right, cost = 0, 0.0
+    for batch in tqdm(DataLoader(images, AT_ONCE), desc="accuracy", leave=False):
+        outputs = model(batch["pixel_values"])
+        right += (outputs.logits.argmax(-1) == batch["labels"]).sum().item()
+        cost += outputs.cost.sum().item()
+    return right / len(images), cost / len(images)
+
+
+def reported(results, models, images, clock):
+    """Give the chosen points of `Points` what is reported: top-1, cost and time on other images."""
+    chosen = {place: models[place] for place in results.chosen()}
+    for place, model in chosen.items():
+        results.points[place].accuracy, results.points[place].cost_reported = accuracy(model, images)
+    most = max(TIMED, *results.batch_sizes())
+    given = torch.stack([images[index]["pixel_values"] for index in range(min(most, len(images)))])
+    clock_points(results.points, chosen, timed_batches(given, results.batch_sizes()), "ms_reported", **clock)
+
+
+if __name__ == "__main__":
+    main()
