@@ -18,8 +18,9 @@ from tqdm.auto import tqdm
 from hf_dynvit import DynViTForImageClassification
 from hf_dynvit.data import ImageArguments
 from hf_dynvit.measure import measured_on
-from hf_dynvit.measure.dense import kernels_at_hand
+from hf_dynvit.measure.dense import kernels_at_hand, twin
 from hf_dynvit.measure.trained_models import open_models, shuffled
+from hf_dynvit.model import can_prepack
 from hf_dynvit.model.budgets import check_budget
 from hf_dynvit.objectives.gate_kinds import token_gates
 from hf_dynvit.report import write
@@ -47,7 +48,7 @@ class PointsArguments:
         default_factory=lambda: [0.8, 0.65, 0.5, 0.4, 0.3], metadata={"help": "mean costs that gates are brought to"}
     )
     batch_sizes: list[int] = field(default_factory=lambda: [1, 8, 32], metadata={"help": "to time"})
-    images: int = field(default=256, metadata={"help": "images of train to calibrate and to choose on"})
+    images: int = field(default=128, metadata={"help": "images of train to calibrate and to choose on"})
     rounds: int = field(default=10, metadata={"help": "timed rounds of all points"})
     kernels: bool = field(default=True, metadata={"help": "with compiled kernels, where a compiler is at hand"})
     seed: int = field(default=0, metadata={"help": "which images are used"})
@@ -119,22 +120,30 @@ def training_images(args, data_args):
 
 
 def builder(vit, gates, batches, tried):
-    """(size, budget) -> a model of the ViT's weights; importance is learned once for each size."""
+    """(size, budget) -> a model of the ViT's weights, prepacked where torch can, or None for a budget out of reach.
+
+    At each size importance is learned once, and all budgets are calibrated together; their models share the weights.
+    """
     learned = {}
     left = tqdm(total=sum(map(len, tried.values())), desc="points")
+
+    def made(size, **given):
+        model = DynViTForImageClassification.from_vit(vit, resolution=size, **given).eval()
+        return model.prepack() if can_prepack() else model
 
     def build(size, budget):
         left.update()
         if budget is None:
-            return DynViTForImageClassification.from_vit(vit, resolution=size).eval()
+            return made(size)
         if size not in learned:
-            learned.clear()
-            learned[size] = DynViTForImageClassification.from_vit(vit, gates=gates, resolution=size).eval()
-            if token_gates(learned[size]):
-                fit_importance(learned[size], batches)
-        model = copy.deepcopy(learned[size])
-        calibrate(model, batches, budget)
-        return model
+            model = learned[size] = made(size, gates=gates)
+            if token_gates(model):
+                fit_importance(model, batches)
+            calibrate(model, batches, budgets=[one for one in tried[size] if one is not None])
+        table = learned[size].config.budget_shifts
+        if budget not in [met for met, _ in table or []]:
+            return None
+        return twin(learned[size]).set_budget(budget)
 
     return build
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from ..measure.layer_times import clocked_together, to_serve
+from ..measure.layer_times import clocked_together
 from .resolution import TOO_DEAR, largest_size, nearest_size, sizes_for, trial
 
 
@@ -50,11 +50,11 @@ def places(config, budgets):
 
 
 def measured_points(dense, build, tried, batches):
-    """[(`Point`, its model as it will be served)]: prepacked where torch can. Batches of `pixel_values`; no labels are used.
+    """[(`Point`, its model)], by batches of `pixel_values`; no labels are used.
 
     Args:
-        dense: the model without gates. build: (size, budget) -> a model that meets the budget, or as near as it can; without
-            gates for None. tried: of `places`.
+        dense: the model without gates. build: (size, budget) -> a model that meets the budget, without gates for None; or
+            None, and there is no point. tried: of `places`.
     """
     found = []
     with torch.no_grad():
@@ -62,8 +62,9 @@ def measured_points(dense, build, tried, batches):
     for size, budgets in tried.items():
         for budget in budgets:
             model = build(size, budget)
-            met = trial(size, model, wanted, batches)
-            found.append((Point(size, budget, met.cost, met.distance), to_serve(model, model.dtype)))
+            if model is not None:
+                met = trial(size, model, wanted, batches)
+                found.append((Point(size, budget, met.cost, met.distance), model))
     return found
 
 
