@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 
 from ..measure.layer_times import clocked_together
+from ..measure.timing import interleaved_medians, with_progress
 from .resolution import TOO_DEAR, largest_size, nearest_size, sizes_for, trial
 
 
@@ -76,8 +77,12 @@ def clock_points(points, models, batches, into="ms", **clock):
         into: the attribute of points that takes the milliseconds. clock: of `clocked_together`.
     """
     for size, given in batches.items():
-        for place, ms in clocked_together(models, given, **clock).items():
+        for place, ms in clocked_together(models, given, medians=_medians, **clock).items():
             getattr(points[place], into)[str(size)] = ms
+
+
+def _medians(calls, rounds):
+    return interleaved_medians(with_progress(calls, rounds), rounds)
 
 
 @dataclass

@@ -54,9 +54,9 @@ def words_of(place, output):
 def test_points_are_measured_stored_and_shown(place, tmp_path, monkeypatch):
     timed = []
 
-    def clock(models, batches, rounds):
+    def clock(models, batches, rounds, medians):
         timed.append(([len(batch) for batch in batches], len(models), rounds))
-        return layer_times.clocked_together(models, batches, rounds=rounds)
+        return layer_times.clocked_together(models, batches, rounds=rounds, medians=medians)
 
     monkeypatch.setattr(training_points, "clocked_together", clock)
     made = points.main(words_of(place, tmp_path))

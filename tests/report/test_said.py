@@ -57,6 +57,21 @@ def test_what_a_threshold_per_image_is_worth():
     assert f"A threshold for each image (`merge`) is {gain} better than as many merges in every image" in said()
 
 
+def test_what_the_clock_chooses():
+    found = of("points_photos")
+    gains, same = {}, set()
+    for choice in found.choices:
+        first, second = found.points[choice.by_cost], found.points[choice.in_time]
+        gains[choice.budget, choice.batch_size] = f"{100 * (second.accuracy - first.accuracy):.2f}"
+        if choice.by_cost == choice.in_time:
+            same.add((choice.budget, choice.batch_size))
+        if choice.batch_size == 1 and choice.budget != 0.5:
+            assert second.budget is None and (second.resolution is None) == (choice.budget > 0.5)
+    assert "finds {} points more at 0.4 and {} at 0.3".format(gains[0.4, 1], gains[0.3, 1]) in said()
+    below = {(budget, size) for budget in (0.65, 0.5, 0.4, 0.3) for size in (8, 32)}
+    assert below - same == {(0.3, 32)} and float(gains[0.3, 32]) < 0
+
+
 def test_what_half_of_the_computation_costs_without_training():
     board = of("board_tiny")
     at_half = {cell.method: cell for cell in board.cells if not cell.tuned and cell.budget == 0.5}
