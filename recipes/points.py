@@ -1,9 +1,10 @@
 """What is best by the clock: python recipes/points.py --model DIR --data_files train=FILE validation=FILE --output_dir OUT
 
 A plain ViT with --gates at several sizes of images and --budgets, without training, all timed in the same turns: which of
-them is nearest to the dense model's predictions by multiply-accumulates, and which by the clock. Points are chosen on
-images of train, whose labels are not read; what is chosen is evaluated, and timed once more, on those of validation. Writes
-points.json and prints the table; `report.py --write OUT/points.json` stores it. Leave the machine alone meanwhile.
+them is nearest to the dense model's predictions by multiply-accumulates, and which by the clock. All compute of the last
+layer what the classifier reads. Points are chosen on images of train, whose labels are not read; what is chosen is timed
+once more, and evaluated, on those of validation. Writes points.json and prints the table; `report.py --write
+OUT/points.json` stores it. Leave the machine alone until the accuracy is asked for.
 """
 
 import copy
@@ -19,10 +20,12 @@ from hf_dynvit import DynViTForImageClassification
 from hf_dynvit.data import ImageArguments
 from hf_dynvit.measure import measured_on
 from hf_dynvit.measure.dense import kernels_at_hand, twin
+from hf_dynvit.measure.files import check_new_folder
 from hf_dynvit.measure.trained_models import open_models, shuffled
 from hf_dynvit.model import can_prepack
 from hf_dynvit.model.budgets import check_budget
 from hf_dynvit.objectives.gate_kinds import token_gates
+from hf_dynvit.objectives.task_loss import check_classes
 from hf_dynvit.report import write
 from hf_dynvit.report.markdown import numbered, rows
 from hf_dynvit.report.point_results import POINTS, Points, point_items
@@ -30,11 +33,12 @@ from hf_dynvit.settings import parse_settings
 from hf_dynvit.training.calibration import calibrate
 from hf_dynvit.training.importance import fit_importance
 from hf_dynvit.training.points import choices, clock_points, measured_points, places
+from hf_dynvit.training.resolution import TOO_DEAR
 from hf_dynvit.training.starting_model import read_gates
 
 
 AT_ONCE = 64  # images of a forward, where nothing is timed
-TIMED = 32  # images that each batch size is timed on, at least
+TIMED, LEAST_BATCHES = 32, 4  # images, and batches, that each batch size is timed on, where there are so many
 
 
 @dataclass
@@ -58,36 +62,31 @@ class PointsArguments:
             raise ValueError(f"--model and --output_dir are needed, got {self.model!r} and {self.output_dir!r}")
         for budget in self.budgets:
             check_budget(budget)
+        self.budgets, self.batch_sizes = sorted(set(self.budgets), reverse=True), sorted(set(self.batch_sizes))
         numbers = {"images": self.images, "rounds": self.rounds, "batch_sizes": min(self.batch_sizes, default=0)}
         wrong = {name: value for name, value in numbers.items() if value < 1}
         if wrong or not self.budgets:
             raise ValueError(f"numbers must be at least 1 and budgets some, got {wrong or self.budgets}")
         if max(self.batch_sizes) > self.images:
             raise ValueError(f"batch_sizes {self.batch_sizes} need as many images, got images {self.images}")
-        if Path(self.output_dir).is_file():
-            raise ValueError(f"output_dir must be a folder, {self.output_dir!r} is a file")
+        check_new_folder(self.output_dir)
 
 
 def main(argv=None):
     """Measure; returns the `Points` that it wrote."""
     args, data_args = parse_settings(sys.argv[1:] if argv is None else argv, PointsArguments, ImageArguments)
+    if data_args.validation_split == data_args.train_split:
+        raise ValueError(f"points are chosen on train: give another validation_split than {data_args.train_split!r}")
     (entrant,) = open_models([args.model], data_args, seed=args.seed)
-    gated = [name for name in ("gates", "layer_mask", "resolution", "cascade") if getattr(entrant.model.config, name)]
-    if gated:
-        raise ValueError(f"points are of a plain ViT, and {args.model} has {gated}")
-    gates = read_gates(args.gates)
-    if not DynViTForImageClassification.from_vit(entrant.vit, gates=gates).learned_gates():
-        raise ValueError(f"points need gates that budgets can move, and {args.gates!r} learns nothing")
-    if len(entrant.images) < max(args.batch_sizes):
-        raise ValueError(f"batch_sizes {args.batch_sizes} need as many images, there are {len(entrant.images)}")
-    tried = places(entrant.model.config, args.budgets)
+    gates = check_plain(entrant, args)
+    batches, tried = training_images(args, data_args), places(entrant.model.config, args.budgets)
     Path(args.output_dir).mkdir(parents=True, exist_ok=True)
     kernels = args.kernels and kernels_at_hand()
-    batches = training_images(args, data_args)
     found = measured_points(entrant.model, builder(entrant.vit, gates, batches, tried), tried, batches)
     points, models = [point for point, _ in found], dict(enumerate(model for _, model in found))
-    clock = {"rounds": args.rounds}
-    clock_points(points, models, timed_batches(torch.cat(batches), args.batch_sizes), **clock)
+    budgets = reached(points, args.budgets)
+    clock_points(points, models, timed_batches(torch.cat(batches), args.batch_sizes), rounds=args.rounds)
+    chosen = choices(points, budgets, args.batch_sizes)
     results = Points(
         model=args.model,
         gates=args.gates,
@@ -96,21 +95,58 @@ def main(argv=None):
         split=data_args.validation_split,
         images=args.images,
         reported=len(entrant.images),
-        dense=accuracy(entrant.model, entrant.images)[0],
+        dense=None,
         points=points,
-        choices=choices(points, args.budgets, args.batch_sizes),
+        choices=chosen,
         **measured_on("cpu", "float32", args.seed),
     )
-    reported(results, models, shuffled(entrant, args.seed).images, clock)
-    write(Path(args.output_dir) / "points.json", results)
+    mixed = shuffled(entrant, args.seed).images
+    most = max(TIMED, LEAST_BATCHES * max(args.batch_sizes))
+    given = torch.stack([mixed[index]["pixel_values"] for index in range(min(most, len(mixed)))])
+    again = timed_batches(given, args.batch_sizes)
+    clock_points(points, {place: models[place] for place in results.chosen()}, again, "ms_reported", args.rounds)
+    file = Path(args.output_dir) / "points.json"
+    write(file, results)  # what took an idle machine is there, whatever comes
+    print("timed; the machine need not be idle any more")
+    results.dense = accuracy(entrant.model, mixed)[0]
+    for place in results.chosen():
+        points[place].accuracy, points[place].cost_reported = accuracy(models[place], mixed)
+    write(file, results)
     print("\n\n".join(numbered(rows(POINTS, point_items([results])))))
     return results
+
+
+def check_plain(entrant, args):
+    """The gates to put on a plain ViT; ValueError for another model, and for what cannot be measured of it."""
+    config = entrant.model.config
+    own = ("gates", "layer_mask", "resolution", "cascade", "last_layer")
+    has = [name for name in own if getattr(config, name) is not None and getattr(config, name) != []]
+    if has:
+        raise ValueError(f"points are of a plain ViT, and {args.model} has {has}")
+    check_classes(config)
+    gates = read_gates(args.gates)
+    if not DynViTForImageClassification.from_vit(entrant.vit, gates=gates).learned_gates():
+        raise ValueError(f"points need gates that budgets can move, and {args.gates!r} learns nothing")
+    if len(entrant.images) < max(args.batch_sizes):
+        raise ValueError(f"batch_sizes {args.batch_sizes} need as many images, there are {len(entrant.images)}")
+    return gates
+
+
+def reached(points, budgets):
+    """Those of the budgets that a point meets; ValueError for none."""
+    least = min(point.cost for point in points)
+    met = [budget for budget in budgets if least <= budget + TOO_DEAR]
+    if not met:
+        raise ValueError(f"no point costs as little as {budgets}: the cheapest has {least:.3f}")
+    if len(met) < len(budgets):
+        print(f"note: no point costs as little as {sorted(set(budgets) - set(met))}, the cheapest has {least:.3f}")
+    return met
 
 
 def training_images(args, data_args):
     """Batches of `pixel_values` of some images of train."""
     of_train = copy.copy(data_args)
-    of_train.validation_split = data_args.train_split
+    of_train.validation_split, of_train.max_eval_samples = data_args.train_split, None
     (entrant,) = open_models([args.model], of_train, labelled=False, seed=args.seed)
     images = shuffled(entrant, args.seed).images
     if len(images) < args.images:
@@ -122,13 +158,15 @@ def training_images(args, data_args):
 def builder(vit, gates, batches, tried):
     """(size, budget) -> a model of the ViT's weights, prepacked where torch can, or None for a budget out of reach.
 
-    At each size importance is learned once, and all budgets are calibrated together; their models share the weights.
+    At each size importance is learned once, and all budgets are calibrated together. Bodies share the weights of the ViT.
     """
     learned = {}
     left = tqdm(total=sum(map(len, tried.values())), desc="points")
 
     def made(size, **given):
-        model = DynViTForImageClassification.from_vit(vit, resolution=size, **given).eval()
+        model = DynViTForImageClassification.from_vit(vit, resolution=size, last_layer="read", **given).eval()
+        shared = twin(vit)
+        model.vit, model.classifier = shared.vit, shared.classifier
         return model.prepack() if can_prepack() else model
 
     def build(size, budget):
@@ -149,8 +187,9 @@ def builder(vit, gates, batches, tried):
 
 
 def timed_batches(images, batch_sizes):
-    """Batch size -> batches of the first images."""
-    return {size: [*images[: max(TIMED // size, 1) * size].split(size)] for size in batch_sizes}
+    """Batch size -> batches of so many, of the first images."""
+    counts = {size: min(max(TIMED // size, LEAST_BATCHES), len(images) // size) for size in batch_sizes}
+    return {size: [*images[: count * size].split(size)] for size, count in counts.items()}
 
 
 @torch.no_grad()
@@ -162,16 +201,6 @@ def accuracy(model, images):
         right += (outputs.logits.argmax(-1) == batch["labels"]).sum().item()
         cost += outputs.cost.sum().item()
     return right / len(images), cost / len(images)
-
-
-def reported(results, models, images, clock):
-    """Give the chosen points of `Points` what is reported: top-1, cost and time on other images."""
-    chosen = {place: models[place] for place in results.chosen()}
-    for place, model in chosen.items():
-        results.points[place].accuracy, results.points[place].cost_reported = accuracy(model, images)
-    most = max(TIMED, *results.batch_sizes())
-    given = torch.stack([images[index]["pixel_values"] for index in range(min(most, len(images)))])
-    clock_points(results.points, chosen, timed_batches(given, results.batch_sizes()), "ms_reported", **clock)
 
 
 if __name__ == "__main__":

@@ -4,11 +4,12 @@ Multiply-accumulates and milliseconds may rank them differently: gates take time
 saves it in every layer. Which point is best is therefore asked of both; the clock goes for all points in the same turns.
 """
 
+import math
 from dataclasses import dataclass, field
 
 import torch
 
-from ..measure.layer_times import clocked_together
+from ..measure.layer_times import ROUNDS, clocked_together
 from ..measure.timing import interleaved_medians, with_progress
 from .resolution import TOO_DEAR, largest_size, nearest_size, sizes_for, trial
 
@@ -69,15 +70,15 @@ def measured_points(dense, build, tried, batches):
     return found
 
 
-def clock_points(points, models, batches, into="ms", **clock):
-    """Time points in the same turns, each as it will be served.
+def clock_points(points, models, batches, into="ms", rounds=ROUNDS):
+    """Time points in the same turns.
 
     Args:
-        points, models: place -> each. batches: batch size -> list of `pixel_values` of so many images.
-        into: the attribute of points that takes the milliseconds. clock: of `clocked_together`.
+        points, models: place -> each, models in the state to be timed in. batches: batch size -> list of `pixel_values` of so
+            many images. into: the attribute of points that takes the milliseconds. rounds: that are timed.
     """
     for size, given in batches.items():
-        for place, ms in clocked_together(models, given, medians=_medians, **clock).items():
+        for place, ms in clocked_together(models, given, rounds=rounds, medians=_medians).items():
             getattr(points[place], into)[str(size)] = ms
 
 
@@ -90,7 +91,7 @@ class Choice:
     """What is chosen for a budget at one batch size, as places in the list of points.
 
     Attributes:
-        by_cost: the nearest to the dense model's predictions of those that cost no more than the budget.
+        by_cost: the nearest to the dense model's predictions of those that cost at most `TOO_DEAR` more than the budget.
         in_time: the nearest of those that take no longer than it. as_near: the fastest of those that are as near as it.
     """
 
@@ -102,24 +103,23 @@ class Choice:
 
 
 def choices(points, budgets, batch_sizes):
-    """A `Choice` for each budget that any point meets, and batch size."""
+    """A `Choice` for each budget and batch size; every budget is met by a point."""
+
+    def far(index):
+        distance = points[index].distance
+        return math.isnan(distance), distance
+
     found = []
     for budget in sorted(budgets, reverse=True):
-        met = [index for index, point in enumerate(points) if point.cost <= budget + TOO_DEAR]
-        if not met:
-            continue
-        by_cost = min(met, key=lambda index: points[index].distance)
-        for size in batch_sizes:
-            most, furthest = points[by_cost].ms[str(size)], points[by_cost].distance
-            in_time = [index for index, point in enumerate(points) if point.ms[str(size)] <= most]
-            as_near = [index for index, point in enumerate(points) if point.distance <= furthest]
-            found.append(
-                Choice(
-                    budget,
-                    size,
-                    by_cost,
-                    min(in_time, key=lambda index: points[index].distance),
-                    min(as_near, key=lambda index: points[index].ms[str(size)]),
-                )
-            )
+        by_cost = min(_where(points, lambda point, most=budget + TOO_DEAR: point.cost <= most), key=far)
+        for size in map(str, batch_sizes):
+            longest, furthest = points[by_cost].ms[size], points[by_cost].distance
+            in_time = min(_where(points, lambda point, of=size, most=longest: point.ms[of] <= most), key=far)
+            near = _where(points, lambda point, most=furthest: point.distance <= most) or [by_cost]
+            as_near = min(near, key=lambda index, of=size: points[index].ms[of])
+            found.append(Choice(budget, int(size), by_cost, in_time, as_near))
     return found
+
+
+def _where(points, true):
+    return [index for index, point in enumerate(points) if true(point)]

@@ -4,7 +4,7 @@ import pytest
 import yaml
 from image_files import write_folders
 from places import RECIPES
-from recipe_place import deploy, dial, evaluate, runtimes, search, step_time, train
+from recipe_place import deploy, dial, evaluate, points, runtimes, search, step_time, train
 
 from hf_dynvit.settings import parse_settings
 from hf_dynvit.training.starting_model import ModelArguments
@@ -49,7 +49,7 @@ def test_a_recipe_needs_no_word_beside_its_file(recipe, monkeypatch, tmp_path):
         train.main([str(recipe)])
 
 
-@pytest.mark.parametrize("recipe", [evaluate, dial, search, deploy, runtimes])
+@pytest.mark.parametrize("recipe", [evaluate, dial, search, deploy, runtimes, points])
 @pytest.mark.parametrize("key", ["min_crop_area", "horizontal_flip", "max_train_samples"])
 def test_what_is_for_training_alone_is_refused_elsewhere(recipe, key):
     with pytest.raises(ValueError, match=f"unknown key '{key}' in the command line"):

@@ -67,7 +67,7 @@ def test_what_the_clock_chooses():
             same.add((choice.budget, choice.batch_size))
         if choice.batch_size == 1 and choice.budget != 0.5:
             assert second.budget is None and (second.resolution is None) == (choice.budget > 0.5)
-    assert "finds {} points more at 0.4 and {} at 0.3".format(gains[0.4, 1], gains[0.3, 1]) in said()
+    assert f"finds {gains[0.4, 1]} points more at 0.4 and {gains[0.3, 1]} at 0.3" in said()
     below = {(budget, size) for budget in (0.65, 0.5, 0.4, 0.3) for size in (8, 32)}
     assert below - same == {(0.3, 32)} and float(gains[0.3, 32]) < 0
 
