@@ -67,7 +67,21 @@ def words_of(place, output):
         "--kernels",
         "false",
     ]
-    return [*words, "--images", "12", "--rounds", "2", "--batch_sizes", "1", "2", "--budgets", "0.85", "0.7", "0.45", "0.4"]
+    return [
+        *words,
+        "--images",
+        "12",
+        "--rounds",
+        "2",
+        "--batch_sizes",
+        "1",
+        "2",
+        "--budgets",
+        "0.85",
+        "0.7",
+        "0.45",
+        "0.4",
+    ]
 
 
 def test_points_are_measured_stored_and_shown(place, tmp_path, monkeypatch):
