@@ -113,6 +113,11 @@ def test_what_importance_is_worth_alone_and_in_a_cascade():
 
     gains = [statistics.mean(tops("merge", at)) - statistics.mean(tops("merge-unlearned", at)) for at in (0.5, 0.3)]
     assert "{:+.2f} points at half of the computation, {:+.2f} at three tenths".format(*gains) in said()
+    small = [
+        statistics.mean(tops("merge-resized", at)) - statistics.mean(tops("merge-resized-unlearned", at))
+        for at in (0.4, 0.3)
+    ]
+    assert "as small as is best {:+.2f} at four tenths and {:+.2f} at three".format(*small) in said()
     worth = []
     for budget in (0.5, 0.4, 0.3):
         learned, twin = tops("cascade", budget), tops("cascade-unlearned", budget)
