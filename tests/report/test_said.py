@@ -6,6 +6,7 @@ import pytest
 from places import ROOT
 
 from hf_dynvit import report
+from hf_dynvit.report.dials import dial_items
 
 
 RECIPES, RESULTS = ROOT / "recipes" / "README.md", ROOT / "recipes" / "results"
@@ -129,6 +130,13 @@ def test_what_importance_is_worth_alone_and_in_a_cascade():
     )
     front = "is worth {1} points in it at four tenths of the computation and {2} at three; at half a cascade without it is as good"
     assert front.format(*worth) in said(ROOT / "README.md") and abs(float(worth[0].split()[0])) < 0.1
+
+
+def test_what_one_model_for_every_budget_costs():
+    results = [of("photos_dial_0"), *(of(f"eval_photos_dial_0_{budget}") for budget in (0.65, 0.5, 0.4, 0.3))]
+    items = dial_items(results[:1], results[1:], [of("board_photos")])
+    lost = [100 * (statistics.mean(cell.accuracy for cell in cells) - one.accuracy) for one, cells in items]
+    assert len(lost) == 4 and f"It is {min(lost):.2f} to {max(lost):.2f} points below models" in said()
 
 
 def test_what_whole_images_cost_on_the_photos():
