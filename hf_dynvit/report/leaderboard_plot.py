@@ -11,6 +11,9 @@ from .rivals import mean
 
 
 COLUMNS = 2  # of panels
+# A panel shows so many points of top-1 below the best, or so many times the distance to the lower quartile: what lies further
+# below would squeeze all others together.
+LEAST_SHOWN, FRAME = 10.0, 2.0
 STAR = {"marker": "*", "markersize": 11, "color": INK, "linestyle": "none"}
 
 
@@ -71,7 +74,7 @@ def _times(batch_size):
         return statistics.mean(1 / speed.best() for speed in found) if found else None
 
     return Scale(
-        f"measured time / that of the fastest dense model, batch {batch_size}",
+        f"measured time / the fastest dense model's, batch {batch_size}",
         of,
         lambda board: smaller_time(board, batch_size),
     )
@@ -89,14 +92,34 @@ def _dense_ms(speed):
     return speed.dense_ms[speed.fastest]
 
 
+class Below(NamedTuple):
+    """The least top-1 that is shown, and how many points are not."""
+
+    least: float
+    count: int
+
+
+def below_frame(tops, stars):
+    """`Below` of the top-1 of a panel's points; None where all are shown, as stars always are."""
+    if not tops:
+        return None
+    best = max(tops)
+    quartile = sorted(tops)[len(tops) // 4]
+    least = min([best - LEAST_SHOWN, best - FRAME * (best - quartile), *(star - 1 for star in stars)])
+    count = sum(top < least for top in tops)
+    return Below(least, count) if count else None
+
+
 def _draw(axis, board, tuned, scale):
     """One panel."""
     methods, grouped = list(dict.fromkeys(cell.method for cell in board.cells)), board.by_cell()
+    tops = []
     for (method, kind), cells in grouped.items():
         if kind != tuned or method == DENSE:
             continue
         points = [(scale.of(runs), 100 * mean(runs, "accuracy")) for runs in cells.values()]
         points = sorted(point for point in points if point[0] is not None)
+        tops += [top for _, top in points]
         if points:
             at = methods.index(method)
             marker = MARKERS[(at + at // 10) % len(MARKERS)]
@@ -111,7 +134,12 @@ def _draw(axis, board, tuned, scale):
     if board.smaller and (at := scale.of_smaller(board)) is not None:
         label = f"dense, {short(board.smaller.model)}"
         axis.plot(at, 100 * board.smaller.accuracy, label=label, markerfacecolor=PAGE, **STAR)
-    axis.set_title("tuned" if tuned else "untrained", loc="left", fontsize=10, color=INK)
+    title = "tuned" if tuned else "untrained"
+    stars = [line.get_ydata()[0] for line in axis.lines if line.get_marker() == STAR["marker"]]
+    if below := below_frame(tops, stars):
+        axis.set_ylim(bottom=below.least)
+        title += f" ({below.count} below {below.least:.0f} % not shown)"
+    axis.set_title(title, loc="left", fontsize=10, color=INK)
     axis.set_xlabel(scale.label)
     axis.grid(color=TRACK, linewidth=0.8)
     axis.tick_params(labelsize=8.5, colors=MUTED)

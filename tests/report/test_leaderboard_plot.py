@@ -9,6 +9,7 @@ from hf_dynvit.measure.dense import OURS
 from hf_dynvit.measure.looks import AtBudget, Looks
 from hf_dynvit.report import Cell, Leaderboard, SmallerDense, leaderboard, leaderboard_plot
 from hf_dynvit.report.leaderboard_looks import look_rows
+from hf_dynvit.report.leaderboard_plot import below_frame
 from hf_dynvit.report.plots import new_figure
 
 
@@ -80,6 +81,27 @@ def test_time_is_relative_to_the_dense_model_of_the_same_run_and_the_mean_of_the
     assert by_cost == {"merge": (0.5, pytest.approx(60.0))}
     assert alone == {"merge": (1.0, pytest.approx(60.0))}
     assert together == {"merge": (pytest.approx((1 / 2 + 1 / 4) / 2), pytest.approx(60.0))}
+
+
+def test_points_far_below_the_others_are_counted_in_place_of_squeezing_them():
+    tops = [92.0, 91.0, 91.0, 86.0, 60.0]
+    assert below_frame(tops, [92.5]) == (80.0, 1) and below_frame(tops, [70.0]) == (69.0, 1)
+    assert below_frame([92.0, 91.0, 91.0, 91.0, 60.0], [92.5]) == (82.0, 1)
+    assert (
+        below_frame(tops[:4], [92.5]) is None and below_frame(tops, [50.0]) is None and below_frame([], [1.0]) is None
+    )
+
+
+def test_a_panel_says_how_many_points_are_below_it(tmp_path, monkeypatch):
+    made, titles = board(), []
+    first = made.cells[0]
+    made.cells += [
+        replace(first, method=name, accuracy=top, throughput=[])
+        for name, top in (("tome", 0.54), ("pitome", 0.53), ("evit", 0.1))
+    ]
+    monkeypatch.setattr("matplotlib.axes.Axes.set_title", lambda axis, title, **how: titles.append(title))
+    drawn(made, tmp_path / "plot.png", monkeypatch)
+    assert titles[0] == "tuned (1 below 45 % not shown)" and titles[1:] == ["tuned"] * 2
 
 
 def test_a_board_in_parts_has_the_smaller_model_of_any_and_says_what_it_reaches():
