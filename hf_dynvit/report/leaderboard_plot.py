@@ -135,7 +135,7 @@ def _draw(axis, board, tuned, scale):
         label = f"dense, {short(board.smaller.model)}"
         axis.plot(at, 100 * board.smaller.accuracy, label=label, markerfacecolor=PAGE, **STAR)
     title = "tuned" if tuned else "untrained"
-    stars = [line.get_ydata()[0] for line in axis.lines if line.get_marker() == STAR["marker"]]
+    stars = [line.get_ydata()[0] for line in axis.lines if line.get_label().startswith("dense, ")]
     if below := below_frame(tops, stars):
         axis.set_ylim(bottom=below.least)
         title += f" ({below.count} below {below.least:.0f} % not shown)"

@@ -12,7 +12,7 @@ INK, MUTED, TRACK, PAGE = "#1f1f1d", "#8a8983", "#e3e2dd", "#ffffff"
 ATTENTION, MLP, HEADS = "#2a6fd6", "#e07b39", "#3b9b6d"
 COLORS = [f"C{index}" for index in range(10)]
 STYLES = ("-", "--", ":")
-MARKERS = "os^Dv<>P*X"
+MARKERS = "os^Dv<>PhX"
 LABELS = {
     "cost": "mean cost (MACs / MACs of the dense model)",
     "milliseconds": "mean ms of an image, by the table of latencies",
