@@ -132,6 +132,23 @@ def test_what_importance_is_worth_alone_and_in_a_cascade():
     assert front.format(*worth) in said(ROOT / "README.md") and abs(float(worth[0].split()[0])) < 0.1
 
 
+def test_what_teaches_importance():
+    taught = [of(f"photos_taught_{name}") for name in ("auxiliary", "reinforce")]
+    words = [f"{100 * one.accuracy:.2f} at {one.cost:.3f}" for one in taught]
+    tops = {}
+    for cell in of("board_photos").cells:
+        if cell.tuned and cell.budget == 0.5:
+            tops.setdefault(cell.method, []).append(100 * cell.accuracy)
+    words += [
+        f"{statistics.mean(tops[name]):.2f} ± {statistics.stdev(tops[name]):.2f}"
+        for name in ("merge", "merge-unlearned")
+    ]
+    sentence = (
+        "auxiliary head {}, by policy gradient {}, where the closed form has {} and merging without importance {}."
+    )
+    assert sentence.format(*words) in said()
+
+
 def test_what_one_model_for_every_budget_costs():
     results = [of("photos_dial_0"), *(of(f"eval_photos_dial_0_{budget}") for budget in (0.65, 0.5, 0.4, 0.3))]
     items = dial_items(results[:1], results[1:], [of("board_photos")])
