@@ -19,10 +19,9 @@ from tqdm.auto import tqdm
 from hf_dynvit import DynViTForImageClassification
 from hf_dynvit.data import ImageArguments
 from hf_dynvit.measure import measured_on
-from hf_dynvit.measure.dense import kernels_at_hand, twin
+from hf_dynvit.measure.dense import kernels_at_hand, of_its_weights, twin
 from hf_dynvit.measure.files import check_new_folder
 from hf_dynvit.measure.trained_models import open_models, shuffled
-from hf_dynvit.model import can_prepack
 from hf_dynvit.model.budgets import check_budget
 from hf_dynvit.objectives.gate_kinds import token_gates
 from hf_dynvit.objectives.task_loss import check_classes
@@ -163,18 +162,12 @@ def builder(vit, gates, batches, tried):
     learned = {}
     left = tqdm(total=sum(map(len, tried.values())), desc="points")
 
-    def made(size, **given):
-        model = DynViTForImageClassification.from_vit(vit, resolution=size, last_layer="read", **given).eval()
-        shared = twin(vit)
-        model.vit, model.classifier = shared.vit, shared.classifier
-        return model.prepack() if can_prepack() else model
-
     def build(size, budget):
         left.update()
         if budget is None:
-            return made(size)
+            return of_its_weights(vit, resolution=size).eval()
         if size not in learned:
-            model = learned[size] = made(size, gates=gates)
+            model = learned[size] = of_its_weights(vit, resolution=size, gates=gates).eval()
             if token_gates(model):
                 fit_importance(model, batches)
             calibrate(model, batches, budgets=[one for one in tried[size] if one is not None])

@@ -34,14 +34,14 @@ def needed(extra):
 
 
 @pytest.mark.parametrize(
-    ("extra", "files"),
-    [("demo", [DEMO]), ("dev", [DEMO, DEV]), ("deploy", [DEMO, DEV, DEPLOY])],
+    ("extra", "files", "some"),
+    [("demo", [DEMO], "matplotlib"), ("dev", [DEMO, DEV], "matplotlib"), ("deploy", [DEMO, DEV, DEPLOY], "openvino")],
 )
-def test_everything_that_is_needed_is_pinned(extra, files):
+def test_everything_that_is_needed_is_pinned(extra, files, some):
     pinned = {canonicalize_name(pin.name) for file in files for pin in pins(file)}
     if extra == "deploy" and importlib.util.find_spec("nncf") is None:
         pytest.skip("needs hf_dynvit[deploy]")
-    assert {"torch", "transformers"} <= needed(extra) and not needed(extra) - pinned
+    assert {"torch", some} <= needed(extra) and not needed(extra) - pinned
 
 
 def test_each_package_has_one_exact_version_and_the_demo_gets_nothing_of_the_tests():

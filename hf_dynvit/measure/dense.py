@@ -90,7 +90,16 @@ def _with_attention(vit, kernel):
 
 def without_gates(vit):
     """Our model of `vit` with no gates and the same weights, prepacked on CPU; of the last layer it runs what is read."""
-    model = DynViTForImageClassification.from_vit(vit, last_layer="read")
+    return of_its_weights(vit)
+
+
+def of_its_weights(vit, **given):
+    """Our model that shares the weights of `vit`, prepacked on CPU; of the last layer it runs what is read.
+
+    Args:
+        given: gates, resolution, ..., as `from_vit` takes them.
+    """
+    model = DynViTForImageClassification.from_vit(vit, last_layer="read", **given)
     shared = twin(vit)
     model.vit, model.classifier = shared.vit, shared.classifier
     if vit.device.type == "cpu" and can_prepack():

@@ -15,9 +15,11 @@ class Points(Results):
     """points.json of recipes/points.py.
 
     Attributes:
-        model: folder or Hub id of the plain ViT. gates: preset or list of them. kernels: whether compiled ones were at work. images: how many of train were used to calibrate
-            and to choose. reported, dataset, split: how many images the accuracy is of, of which data.
-        dense: top-1 of the model as it is; None, and of points too, where that was interrupted. points, choices: of training/points.py.
+        model: folder or Hub id of the plain ViT. gates: preset or list of them. kernels: whether compiled ones were at work.
+        images: how many of train were used to calibrate and to choose. reported, dataset, split: how many images the
+            accuracy is of, of which data.
+        dense: top-1 of the model as it is; None, as that of points, where the measurement was interrupted.
+        points, choices: of training/points.py.
     """
 
     kind: ClassVar[str] = "points"
@@ -31,10 +33,6 @@ class Points(Results):
     dense: float | None
     points: list[Point]
     choices: list[Choice]
-
-    def batch_sizes(self):
-        """Those that points are chosen for."""
-        return sorted({one.batch_size for one in self.choices})
 
     def chosen(self):
         """Places of all points that any `Choice` names, without repetition."""

@@ -7,6 +7,7 @@ from places import ROOT
 
 from hf_dynvit import report
 from hf_dynvit.report.dials import dial_items
+from hf_dynvit.report.leaderboard_gains import gain_rows
 
 
 RECIPES, RESULTS = ROOT / "recipes" / "README.md", ROOT / "recipes" / "results"
@@ -128,8 +129,30 @@ def test_what_importance_is_worth_alone_and_in_a_cascade():
     assert (
         "In a cascade it is worth {} at half, {} at four tenths and {} at three, three seeds".format(*worth) in said()
     )
-    front = "is worth {1} points in it at four tenths of the computation and {2} at three; at half a cascade without it is as good"
-    assert front.format(*worth) in said(ROOT / "README.md") and abs(float(worth[0].split()[0])) < 0.1
+    (row,) = [row for row in gain_rows(board) if (row["method"], row["budget"]) == ("cascade", 0.4)]
+    assert row["over the best other one"].startswith("cascade-unlearned")
+    costs = [
+        statistics.mean(cell.cost for cell in board.cells if cell.tuned and (cell.method, cell.budget) == (name, 0.4))
+        for name in ("cascade", "cascade-unlearned")
+    ]
+    at = "At four tenths it costs {:.3f} against {:.3f}; on the line between the costs of its twin the gain is {}."
+    assert at.format(*costs, row["gain"]) in said()
+    front = "is worth {1} points in it at four tenths of the computation ({gain} at the same cost) and {2} at three;"
+    assert front.format(*worth, gain=row["gain"]) in said(ROOT / "README.md")
+    assert abs(float(worth[0].split()[0])) < 0.1 and "at half a cascade without it is as good" in said(
+        ROOT / "README.md"
+    )
+
+    def looks(cell):
+        return [look["resolution"] for look in cell.cascade]
+
+    cells = [cell for cell in board.cells if cell.tuned and cell.budget == 0.5]
+    found = {name: [looks(cell) for cell in cells if cell.method == name] for name in ("cascade", "cascade-unlearned")}
+    assert found == {"cascade": [[176, 224]] * 3, "cascade-unlearned": [[160, 224]] * 3}
+    alike = of("eval_photos_cascade_160")
+    (twin,) = [cell for cell in cells if (cell.method, cell.seed) == ("cascade-unlearned", 0)]
+    words = [f"{100 * one.accuracy:.2f} at {one.cost:.3f}" for one in (alike, twin)]
+    assert looks(alike) == [160, 224] and "it has {}, and without importance {}, one seed".format(*words) in said()
 
 
 def test_what_teaches_importance():
