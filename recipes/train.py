@@ -4,13 +4,11 @@ Loads a dense checkpoint, puts gates on it (or none: the dense baseline by the s
 validation split, and writes model, card, pictures and results.json to output_dir.
 """
 
-import dataclasses
 import sys
 import time
-from itertools import zip_longest
 from pathlib import Path
 
-from transformers import AutoConfig, TrainingArguments, set_seed
+from transformers import set_seed
 from transformers.utils import logging
 
 from hf_dynvit.data import DataArguments, check_held_out, cropping, load_image_data
@@ -21,9 +19,9 @@ from hf_dynvit.report.run_results import collect, given_results
 from hf_dynvit.search import burn_in
 from hf_dynvit.settings import parse_settings
 from hf_dynvit.training.arguments import DynViTTrainingArguments
-from hf_dynvit.training.checkpoints import check_checkpoint, checkpoints, newest_complete, unusable
-from hf_dynvit.training.presets import FAITHFUL, preset_arguments, preset_of
-from hf_dynvit.training.starting_model import ModelArguments, load_base, load_model, load_teacher, naming
+from hf_dynvit.training.recipe_words import keys_set_aside, preset_defaults
+from hf_dynvit.training.run_folder import find_checkpoint
+from hf_dynvit.training.starting_model import ModelArguments, load_base, load_model, load_teacher
 from hf_dynvit.training.trainer import DynViTTrainer
 
 
@@ -38,9 +36,7 @@ def main(argv=None):
         DataArguments,
         DynViTTrainingArguments,
         defaults=preset_defaults,
-        set_aside=lambda file, argv: (
-            faithful_set_aside(file, argv) | budgets_set_aside(file, argv) | terms_set_aside(argv)
-        ),
+        set_aside=keys_set_aside,
     )
     push_at_end, args.push_to_hub = args.push_to_hub, False  # once, at the end, with the card
     args.resume_from_checkpoint = find_checkpoint(args)
@@ -105,139 +101,6 @@ def main(argv=None):
             push(folder, args.hub_model_id, args.hub_private_repo)
     trainer.accelerator.wait_for_everyone()
     return results.to_json()
-
-
-def preset_defaults(words):
-    """How the preset that the words name (`--gates NAME`), or that made the gates that are kept, wants them taught."""
-    preset = named_preset(words)
-    taught, kept = preset_arguments(preset), last_value(words, "gates") == "keep"
-    if kept or last_value(words, "start_mask"):  # nothing is led from open gates to the budget, nor is a mask undone
-        taught |= {"budget_ramp": 0.0, "curriculum": 0.0, "harm_images": 0}
-    if kept:  # nothing is learned anew
-        taught |= {"importance_images": 0, "bypass_images": 0}
-    return taught
-
-
-def named_preset(words):
-    """The preset that the words name, or that made the gates that are kept; whatever `gates` is where none did."""
-    gates, path = last_value(words, "gates") or ModelArguments.gates, last_value(words, "model_name_or_path")
-    if gates != "keep" or not path:
-        return gates
-    with naming("model_name_or_path", path):
-        config = AutoConfig.from_pretrained(path)
-    return preset_of(config) if config.model_type == "dynvit" else None
-
-
-def faithful_set_aside(file_words, argv):
-    """Keys of a recipe file that do not count: how its own gates are taught, where the command line names other ones.
-
-    So it is where a preset shall do what its publication did, whichever the recipe; other presets take what the file
-    says. What the command line says counts always.
-    """
-    gates = last_value(argv, "gates")
-    if not gates or gates == last_value(file_words, "gates") or named_preset(file_words + argv) not in FAITHFUL:
-        return set()
-    given = {word.partition("=")[0].removeprefix("--") for word in file_words if word.startswith("--")}
-    left = given & teaching_keys()
-    if left:
-        logger.warning(
-            f"gates {gates!r} are taught as published: of the recipe file, {', '.join(sorted(left))} are left aside; what "
-            "the command line says counts"
-        )
-    return left
-
-
-def budgets_set_aside(file_words, argv):
-    """The recipe's tuning budgets do not count where the command line asks for a cascade: its looks have their own."""
-    left = {"tuning_budgets"} if last_value(argv, "cascade") and last_value(file_words, "tuning_budgets") else set()
-    if left:
-        logger.warning(
-            "tuning_budgets of the recipe file are left aside: each look of a cascade has a budget of its own"
-        )
-    return left
-
-
-def terms_set_aside(argv):
-    """What the recipe says of the terms of its data does not count where the command line names other images."""
-    others = any(last_value(argv, key) for key in ("data_files", "dataset_name", "data_dir"))
-    return {"dataset_terms"} if others else set()
-
-
-def teaching_keys():
-    """The training arguments that say how gates are taught: all of ours but those of agents."""
-    ours = {field.name for field in dataclasses.fields(DynViTTrainingArguments)}
-    ours -= {field.name for field in dataclasses.fields(TrainingArguments)}
-    ours |= DynViTTrainingArguments.flat_options().keys()
-    return {name for name in ours if not name.startswith("agent") and name != "n_patch_desired"}
-
-
-def last_value(words, key):
-    """What the command line's words give for a key, the last time it stands there; "" if it does not."""
-    pairs = zip_longest(words, words[1:], fillvalue="")  # the last word has none after it
-    given = [
-        after if word == f"--{key}" else word.partition("=")[2]
-        for word, after in pairs
-        if word.partition("=")[0] == f"--{key}"
-    ]
-    return given[-1] if given else ""
-
-
-def find_checkpoint(args):
-    """The checkpoint to resume from, None to start; refuses an output_dir that already holds a run, or what is not of one."""
-    folder, resume = Path(args.output_dir), args.resume_from_checkpoint
-    check_folder(folder)
-    wanted = str(resume).lower()
-    if wanted not in ("none", "false", "true"):
-        if not Path(resume).is_dir():
-            raise FileNotFoundError(f"there is no checkpoint to resume from: {resume}")
-        check_checkpoint(resume, args)
-        return resume
-    found, passed_over = newest_complete(args) if wanted == "true" or checkpoints(folder) else (None, {})
-    if wanted == "true" and found:
-        return str(found)
-    held = what_it_holds(folder, found, passed_over)
-    if wanted == "true":
-        raise FileNotFoundError(f"there is no checkpoint to resume from in {str(folder)!r}{held and f': it {held}'}")
-    if held:
-        raise ValueError(f"output_dir {str(folder)!r} {held}; or give another output_dir")
-    return None
-
-
-def check_folder(folder):
-    """Refuse an output_dir that is a file, or whose files the model, its code and its card would replace."""
-    if folder.is_file():
-        raise ValueError(f"output_dir {str(folder)!r} is a file: give a folder")
-    of_a_run = checkpoints(folder) or any((folder / name).exists() for name in ("results.json", "model.safetensors"))
-    others = [] if of_a_run else sorted(file.name for file in [*folder.glob("*.py"), *folder.glob("README.md")])
-    if others:
-        raise ValueError(
-            f"output_dir {str(folder)!r} holds {', '.join(others)}, and is the folder of no run: its code and card would take their "
-            "place; give another output_dir"
-        )
-
-
-def what_it_holds(folder, checkpoint, passed_over):
-    """What an output_dir holds of an earlier run, and how to go on with it; "" if nothing."""
-    if checkpoint:
-        return f"already holds a run ({checkpoint.name}): go on with --resume_from_checkpoint true"
-    results, weights = folder / "results.json", folder / "model.safetensors"
-    measure = f"measure it with recipes/evaluate.py --model {folder}"
-    if results.exists() and weights.exists():
-        return f"already holds a run (finished): {measure}"
-    if weights.exists():
-        return f"already holds a run (its model, without results.json, before which it was ended): {measure}"
-    if results.exists():
-        return f"already holds a run (its results.json, without a model: read {results})"
-    if passed_over:
-        wrong = ", ".join(f"{name}: {what}" for name, what in passed_over.items())
-        usable = [name for name in passed_over if not unusable(folder / name)]
-        how = (
-            f"go on from its weights with --resume_from_checkpoint {folder / usable[0]}"
-            if usable
-            else "delete the folder"
-        )
-        return f"already holds a run without a complete checkpoint ({wrong}): {how}"
-    return ""
 
 
 def save_plain(trainer, folder):

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 from places import RECIPES, ROOT
-from recipe_place import evaluate, step_time, train
+from recipe_place import evaluate, step_time
 from transformers import AutoImageProcessor, HfArgumentParser
 
 from hf_dynvit.benchmark import BenchmarkArguments
@@ -16,6 +16,7 @@ from hf_dynvit.data import DataArguments
 from hf_dynvit.measure import forwards
 from hf_dynvit.model.convert import load_vit
 from hf_dynvit.settings import parse_settings
+from hf_dynvit.training import recipe_words
 from hf_dynvit.training.arguments import DynViTTrainingArguments
 from hf_dynvit.training.starting_model import ModelArguments
 
@@ -90,7 +91,7 @@ def understood(words):
     assert name == "train.py"
     words += ["--use_cpu", "true"]  # where there is no GPU, transformers refuses bf16 otherwise
     kinds = ModelArguments, DataArguments, DynViTTrainingArguments
-    defaults = {"defaults": train.preset_defaults, "set_aside": train.faithful_set_aside}
+    defaults = {"defaults": recipe_words.preset_defaults, "set_aside": recipe_words.faithful_set_aside}
     return name, parse_settings(words, *kinds, **defaults)[2]
 
 

@@ -7,6 +7,7 @@ from places import RECIPES
 from recipe_place import deploy, dial, evaluate, points, runtimes, search, step_time, train
 
 from hf_dynvit.settings import parse_settings
+from hf_dynvit.training import recipe_words
 from hf_dynvit.training.starting_model import ModelArguments
 
 
@@ -150,7 +151,7 @@ def test_a_key_with_hyphens_counts_like_any_other(place, tmp_path):
 
     def aside(file_words, argv):
         seen.append(argv)
-        return train.terms_set_aside(argv)
+        return recipe_words.terms_set_aside(argv)
 
     types = (ModelArguments, train.DataArguments, train.DynViTTrainingArguments)
     model, _, training = parse_settings([str(file), *words[1:]], *types, set_aside=aside)

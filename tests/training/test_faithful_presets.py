@@ -15,6 +15,7 @@ from hf_dynvit.data.rows import DataArguments
 from hf_dynvit.model.gate import LearnedGate
 from hf_dynvit.objectives.policy_gradient import layer_returns
 from hf_dynvit.settings import parse_settings
+from hf_dynvit.training import recipe_words
 from hf_dynvit.training.presets import FAITHFUL, preset_arguments, preset_of
 from hf_dynvit.training.starting_model import ModelArguments
 
@@ -27,14 +28,14 @@ def parsed(path, *words):
     _, _, args = parse_settings(
         [str(path), "--use_cpu", "true", "--bf16", "false", *words],
         *kinds,
-        defaults=train.preset_defaults,
-        set_aside=train.faithful_set_aside,
+        defaults=recipe_words.preset_defaults,
+        set_aside=recipe_words.faithful_set_aside,
     )
     return args
 
 
 def test_what_is_kept_is_not_learned_anew_nor_a_mask_undone(tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "named_preset", lambda words: "adavit-plus")
+    monkeypatch.setattr(recipe_words, "named_preset", lambda words: "adavit-plus")
     path, fits = (
         RECIPES / "merge_photos_cpu.yaml",
         ("bypass_images", "importance_images", "harm_images", "budget_ramp"),
@@ -51,7 +52,7 @@ def test_what_is_kept_is_not_learned_anew_nor_a_mask_undone(tmp_path, monkeypatc
 
 
 def taught(args):
-    named = {name: getattr(args, name) for name in train.teaching_keys() if hasattr(args, name)}
+    named = {name: getattr(args, name) for name in recipe_words.teaching_keys() if hasattr(args, name)}
     return named | {"objective_options": args.make_objective().options}
 
 
@@ -84,7 +85,7 @@ def test_the_command_line_and_a_file_for_the_preset_itself_count(tmp_path, prese
 
 def test_what_is_left_aside_of_a_file_is_said_and_other_presets_take_all_of_it(tmp_path, monkeypatch):
     said = []
-    monkeypatch.setattr(train.logger, "warning", said.append)
+    monkeypatch.setattr(recipe_words.logger, "warning", said.append)
     path = RECIPES / "layerskip_cifar10_cpu.yaml"
     args = parsed(path, "--gates", "adavit", "--output_dir", str(tmp_path))
     assert (args.freeze_gates_at, args.gate_learning_rate, args.objective) == (0.7, 3e-3, "cost") and not said
@@ -95,7 +96,7 @@ def test_what_is_left_aside_of_a_file_is_said_and_other_presets_take_all_of_it(t
 
 
 def test_keys_about_teaching_are_all_of_ours_but_those_of_agents():
-    ours = train.teaching_keys()
+    ours = recipe_words.teaching_keys()
     assert {"objective", "gate_weight_decay", "tuning_budgets", "distillation_weight", "curriculum"} <= ours
     assert not {"agent", "agent_options", "n_patch_desired", "learning_rate", "seed"} & ours
     known = {field.name for field in dataclasses.fields(DynViTTrainingArguments)}
