@@ -37,7 +37,7 @@ from hf_dynvit.training.calibration import calibrate, check_budgets, mean_cost
 from hf_dynvit.training.dial import at_best_size, best_looks, fits_units, meet, with_gates
 from hf_dynvit.training.fixed import check_fixable, fix_merges
 from hf_dynvit.training.harm import check_precision
-from hf_dynvit.training.looks import read_looks
+from hf_dynvit.training.looks import chosen, read_looks
 from hf_dynvit.training.timed_calibration import TimedCalibration
 
 
@@ -64,7 +64,7 @@ class CalibrateArguments:
         default_factory=list,
         metadata={
             "help": "several looks at an image, the cheapest first, each as side of images @ mean cost: 160@0.2 224@0.5, "
-            "or auto; only images that are not sure get the next, so that the mean cost is the budget"
+            "auto (two for the budget) or every (three for any budget); only images that are not sure get the next, so that the mean cost is the budget"
         },
     )
     last_layer: str | None = field(
@@ -169,7 +169,7 @@ def main(argv=None):
         raise ValueError("--budgets and --milliseconds need gates that learn: others keep the cost that they have")
     if not (model.config.gates or model.config.cascade or args.gates):
         raise ValueError(f"{args.model} has no gates, and costs what it costs: give --gates merge, or another preset")
-    chooses_looks = args.cascade == ["auto"] and bool(args.gates)  # their budgets follow from the sizes that it tries
+    chooses_looks = bool(chosen(args.cascade) and args.gates)  # their budgets follow from the sizes that it tries
     if args.resolution != "auto" and not chooses_looks:
         check_budgets(model, args.wanted())
     if args.bypass_images:

@@ -108,7 +108,9 @@ def main(argv=None):
         DynViTTrainingArguments,
     )
     if args.looks_together:
-        raise ValueError("looks_together is what the method says: take 'cascade-together' in place of the argument")
+        raise ValueError(
+            "looks_together is what the method says: take 'cascade-together' or 'cascade-every' in place of the argument"
+        )
     folder = Path(args.output_dir)
     if board.complete and not (folder / "leaderboard.json").is_file():
         raise ValueError(f"there are no cells to complete in {str(folder)!r}: leave out complete")

@@ -25,6 +25,7 @@ LEGEND = {  # a method, or how its name ends -> what it is
     "tome": "merging by likeness alone, as often in every image",
     "cascade": "a cheap look, and another one only where it leaves the model unsure",
     "-together": "both looks learn in each step, which takes longer",
+    "-every": "three looks, the same for every budget, learn in each step",
     "-fixed": "merging as often in every image, or in each look",
     "-unlearned": "without learned importance",
     "resized": "smaller images alone",

@@ -15,7 +15,7 @@ from ..objectives.gate_kinds import token_gates, unit_gates
 from .calibration import WORTH_A_WARNING, calibrate, mean_cost, steady_range
 from .closed_form import fit_gates
 from .importance import fit_importance
-from .looks import choose_looks, read_looks
+from .looks import choose_looks, chosen, read_looks
 from .resolution import choose_resolution, nearest_of, nearest_size, sizes_for
 from .sharing import OPEN
 from .starting_model import read_gates
@@ -122,7 +122,7 @@ def best_looks(vit, batches, args):
         return model
 
     dense = DynViTForImageClassification.from_vit(dense_vit(vit)).to(vit.dtype)
-    looks = choose_looks(dense, build, vit.config, args.budget, batches)
+    looks = choose_looks(dense, build, vit.config, args.budget, batches, chosen(args.cascade))
     print("looks: " + ", ".join(f"{look['resolution']} px at a mean cost of {look['budget']}" for look in looks))
     return looks
 

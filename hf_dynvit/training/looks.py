@@ -10,7 +10,10 @@ FIRST_LOOK, SECOND_LOOK = 2 / 3, 5 / 3
 # Above this budget a cascade keeps the looks of this budget, and more images get the second one: dearer looks would have the
 # same size twice, and two looks that see the same know little more than one.
 MOST_SPLIT = 0.5
-LEFT_IN_FIRST = 0.45  # what gates leave of the first look's size
+LEAST_SPLIT = 0.3  # of looks for every budget the first is that of this one
+LEFT_IN_FIRST = 0.45  # what gates leave of the size of looks before the last
+EVERY = [FIRST_LOOK * LEAST_SPLIT, FIRST_LOOK * MOST_SPLIT, SECOND_LOOK * MOST_SPLIT]
+CHOSEN = {"auto": 2, "every": 3}  # words for looks that are chosen, and how many
 
 
 def read_looks(words, config=None, budget=None, gated=True):
@@ -18,22 +21,27 @@ def read_looks(words, config=None, budget=None, gated=True):
     `DynViTConfig`; None for no words.
 
     Args:
-        config, budget, gated: of `looks_for`, which chooses them for ["auto"].
+        config, budget, gated: of `looks_for`, which chooses them for ["auto"] or ["every"].
 
     Raises:
         ValueError: words of another form.
     """
-    if words == ["auto"]:
-        return None if config is None else looks_for(config, budget, gated)
+    if chosen(words):
+        return None if config is None else looks_for(config, budget, gated, chosen(words))
     looks = []
     for word in words:
         found = re.fullmatch(r"(\d+)@(\d*\.?\d+)", word)
         if found is None:
             raise ValueError(
-                f"cascade must be auto or looks such as 160@0.2 224@0.5, side of images @ mean cost, got {word!r}"
+                f"cascade must be auto, every, or looks such as 160@0.2 224@0.5, side of images @ mean cost, got {word!r}"
             )
         looks.append({"resolution": int(found[1]), "budget": float(found[2])})
     return looks or None
+
+
+def chosen(words):
+    """How many looks the words of a cascade leave to be chosen; 0 if they name them, or none."""
+    return CHOSEN.get(words[0], 0) if len(words) == 1 else 0
 
 
 def words_of(cascade):
@@ -41,30 +49,35 @@ def words_of(cascade):
     return [f"{look['resolution']}@{look['budget']:.4f}" for look in cascade or []]
 
 
-def looks_for(config, budget, gated):
-    """Two looks of a cascade (`DynViTConfig`) for a mean cost: a first one for all images, a second one for some.
+def looks_for(config, budget, gated, count=2):
+    """Looks of a cascade (`DynViTConfig`) for a mean cost: a first one for all images, others for some.
 
-    For one in five, and above a budget of `MOST_SPLIT` for more: there the looks are those of `MOST_SPLIT`.
+    Two are for this cost: the second one for one image in five, and above `MOST_SPLIT` for more, for there the looks are those of
+    `MOST_SPLIT`. Three are for every cost: the first looks of cascades for `LEAST_SPLIT` and for `MOST_SPLIT`, and the second one of
+    the latter.
 
     Args:
         config: of a ViT with square images. budget: mean cost of the cascade.
         gated: whether gates meet the budget of a look; else the size of images alone does.
+        count: 2 or 3.
     """
-    side, split = largest_size(config), min(budget, MOST_SPLIT)
-    first, second = round(FIRST_LOOK * split, 4), round(SECOND_LOOK * split, 4)
-    sizes = (nearest_size(config, min(1.0, first / LEFT_IN_FIRST)), None) if gated else ()
-    sizes = sizes or (nearest_size(config, first), nearest_size(config, second))
-    return [{"resolution": size or side, "budget": cost} for size, cost in zip(sizes, (first, second), strict=True)]
+    split = min(budget, MOST_SPLIT)
+    costs = [FIRST_LOOK * split, SECOND_LOOK * split] if count == 2 else EVERY
+    *earlier, last = [round(cost, 4) for cost in costs]
+    shares = [min(1.0, cost / LEFT_IN_FIRST) if gated else cost for cost in earlier]
+    sizes = [nearest_size(config, share) for share in shares] + [None if gated else nearest_size(config, last)]
+    side = largest_size(config)
+    return [{"resolution": size or side, "budget": cost} for size, cost in zip(sizes, [*earlier, last], strict=True)]
 
 
-def choose_looks(dense, build, config, budget, batches):
+def choose_looks(dense, build, config, budget, batches, count=2):
     """As `looks_for`, at the sizes of images at which each look is nearest to the dense model's predictions.
 
     Args:
         dense, batches: as in `choose_resolution`. build: (resolution, mean cost) -> a model that meets that cost.
-        config, budget: as in `looks_for`.
+        config, budget, count: as in `looks_for`.
     """
-    looks = looks_for(config, budget, True)
+    looks = looks_for(config, budget, True, count)
     for look in looks:
         cost = look["budget"]
         _, trials = choose_resolution(

@@ -59,7 +59,9 @@ def prepare(name, vit, budget, batches, last_layer=None):
         first = METHODS[method.twin or name]
         tried = partial(build, importance=first.importance, as_many=first.as_many)
         choose = (
-            choose_looks(dense, tried, vit.config, budget, batches) if gates else looks_for(vit.config, budget, False)
+            choose_looks(dense, tried, vit.config, budget, batches, method.looks)
+            if gates
+            else looks_for(vit.config, budget, False, method.looks)
         )
         return build(None, looks=choose)
     if method.resizes == "never":

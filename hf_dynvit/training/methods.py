@@ -25,7 +25,7 @@ class Method(NamedTuple):
         learns: whether it is nothing without training.
         importance: whether its scores learn the importance of tokens in closed form first.
         resizes: whether images may be smaller: "chosen", as it is best, or "alone", in place of gates.
-        looks: whether it is a cascade of two looks, of gates if there are any and of sizes.
+        looks: of a cascade, of gates if there are any and of sizes: 2 for the budget, or 3 for every budget; 0: no cascade.
         twin: the method whose looks it takes, for both to see the same images; None: its own.
         together: whether all looks learn in each step (`looks_together`), not in turn.
         as_many: whether its merges are fixed then: as many in every image, of a cascade in every one that takes the look, as
@@ -38,7 +38,7 @@ class Method(NamedTuple):
     learns: bool = False
     importance: bool = False
     resizes: str = "never"
-    looks: bool = False
+    looks: int = 0
     twin: str | None = None
     together: bool = False
     as_many: bool = False
@@ -133,12 +133,13 @@ METHODS = {
     "merge-resized-unlearned": Method(_twin, resizes="chosen"),
     "merge-resized-fixed": Method(_twin, importance=True, resizes="chosen", as_many=True),
     "resized": Method(_nothing, resizes="alone"),
-    "cascade": Method(_twin, importance=True, looks=True),
-    "cascade-together": Method(_twin, importance=True, looks=True, twin="cascade", together=True),
-    "cascade-together-unlearned": Method(_twin, looks=True, twin="cascade", together=True),
-    "cascade-fixed": Method(_twin, importance=True, looks=True, twin="cascade", as_many=True),
-    "cascade-unlearned": Method(_twin, looks=True, twin="cascade"),
-    "cascade-resized": Method(_nothing, looks=True),
+    "cascade": Method(_twin, importance=True, looks=2),
+    "cascade-together": Method(_twin, importance=True, looks=2, twin="cascade", together=True),
+    "cascade-every": Method(_twin, importance=True, looks=3, together=True),
+    "cascade-together-unlearned": Method(_twin, looks=2, twin="cascade", together=True),
+    "cascade-fixed": Method(_twin, importance=True, looks=2, twin="cascade", as_many=True),
+    "cascade-unlearned": Method(_twin, looks=2, twin="cascade"),
+    "cascade-resized": Method(_nothing, looks=2),
     "merge-unlearned": Method(_twin),
     "merge-heads": Method(_kinds("merge", "head"), importance=True, fitted=True),
     "merge-sublayers": Method(_kinds("merge", "sublayer"), importance=True, fitted=True),

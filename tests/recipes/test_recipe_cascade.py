@@ -107,7 +107,7 @@ def test_a_trained_cascade_of_sizes_is_saved_as_one(place):
 @pytest.mark.parametrize(
     "words, message",
     [
-        (["--cascade", "24"], "must be auto or looks"),
+        (["--cascade", "24"], "must be auto, every, or looks"),
         ([*LOOKS, "--resolution", "24"], "a cascade is for one --budget"),
         ([*LOOKS, "--budget", "0.2"], "out of reach of this cascade"),
         (["--cascade", "24@0.5", "32@0.2"], "begin with the cheapest"),
@@ -120,7 +120,8 @@ def test_looks_that_are_none_are_refused_before_anything_runs(place, tmp_path, w
     assert not (tmp_path / "out").exists()
 
 
-def test_sizes_of_looks_are_tried(place, tmp_path, capsys):
+@pytest.mark.parametrize("word, costs", [("auto", [0.3333, 0.8333]), ("every", [0.2, 0.3333, 0.8333])])
+def test_sizes_of_looks_are_tried(place, tmp_path, capsys, word, costs):
     words = [
         "--model",
         place.vit,
@@ -129,14 +130,12 @@ def test_sizes_of_looks_are_tried(place, tmp_path, capsys):
         "--gates",
         PATCH,
         "--cascade",
-        "auto",
+        word,
         "--budget",
         "0.6",
     ]
-    dial.main([*words, "--output", str(tmp_path / "auto")])
-    looks = DynViTForImageClassification.from_pretrained(tmp_path / "auto").config.cascade
-    assert [look["budget"] for look in looks] == [0.3333, 0.8333] and all(
-        look["resolution"] in (16, 24, 32) for look in looks
-    )
+    dial.main([*words, "--output", str(tmp_path / word)])
+    looks = DynViTForImageClassification.from_pretrained(tmp_path / word).config.cascade
+    assert [look["budget"] for look in looks] == costs and all(look["resolution"] in (16, 24, 32) for look in looks)
     said = ", ".join(f"{look['resolution']} px at a mean cost of {look['budget']}" for look in looks)
     assert f"looks: {said}" in capsys.readouterr().out

@@ -51,9 +51,10 @@ def test_the_dense_model_can_be_tuned_beside_them(place):
     assert untrained["cost"] == tuned["cost"] == 1.0 and untrained["gates"] is None is tuned["resolution"]
 
 
-@pytest.mark.parametrize("method", ["cascade", "cascade-together"])
+@pytest.mark.parametrize("method", ["cascade", "cascade-together", "cascade-every"])
 def test_a_cascade_is_tuned_look_by_look(place, monkeypatch, method):
     monkeypatch.setattr("hf_dynvit.training.looks.MOST_SPLIT", 0.6)  # less is out of reach of this small model
+    monkeypatch.setattr("hf_dynvit.training.looks.EVERY", [0.4, 0.6, 1.0])
     words = ["--methods", method, "--budgets", "0.7", "--tune", "true", "--seeds", "1"]
     with pytest.raises(ValueError, match="hold out a part of train to calibrate it on"):
         run_board(place, method, *words)
@@ -62,11 +63,13 @@ def test_a_cascade_is_tuned_look_by_look(place, monkeypatch, method):
     monkeypatch.setattr(
         leaderboard_tuning, "DynViTTrainer", lambda **given: trained.append(given["args"]) or build(**given)
     )
-    cells, together = run_board(place, method, *words)["cells"], method == "cascade-together"
+    cells, together = run_board(place, method, *words)["cells"], method != "cascade"
     assert [args.looks_together for args in trained] == [together]
     assert [cell["tuned"] for cell in cells] == ([True] if together else [False, True])  # untrained they are the same
     for cell in cells:
-        assert [look["budget"] for look in cell["cascade"]] == pytest.approx([0.4, 1.0])
+        assert [look["budget"] for look in cell["cascade"]] == pytest.approx(
+            [0.4, 0.6, 1.0] if method == "cascade-every" else [0.4, 1.0]
+        )
         assert cell["cost"] == pytest.approx(0.7, abs=0.2) and cell["resolution"] is None
     assert "at 0.4," in (place.folder / method / "leaderboard.md").read_text()
     with pytest.raises(ValueError, match="looks_together is what the method says: take 'cascade-together'"):
@@ -76,9 +79,9 @@ def test_a_cascade_is_tuned_look_by_look(place, monkeypatch, method):
 def test_a_cascade_and_its_unlearned_twin_have_the_same_looks(tiny_vit, monkeypatch):
     built = []
 
-    def choose(dense, build, config, budget, batches):
+    def choose(dense, build, config, budget, batches, count):
         built.append(build(24, budget))
-        return looks_for(config, budget, True)
+        return looks_for(config, budget, True, count)
 
     monkeypatch.setattr("hf_dynvit.training.method_models.choose_looks", choose)
     names = ("cascade", "cascade-unlearned", "cascade-together", "cascade-fixed")

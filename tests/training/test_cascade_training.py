@@ -160,7 +160,11 @@ def test_words_name_looks():
     half = read_looks(["auto"], config, 0.5)
     assert [look["budget"] for look in half] == [0.3333, 0.8333] and half[0]["resolution"] < half[1]["resolution"]
     assert half == read_looks(["auto"], config, 0.65) == read_looks(["auto"], config, 1.0)  # for more images
-    with pytest.raises(ValueError, match="auto or looks such as 160@0.2 224@0.5"):
+    every = read_looks(["every"], config, 0.3)
+    assert every == read_looks(["every"], config, 0.65) and [look["budget"] for look in every] == [0.2, 0.3333, 0.8333]
+    assert [look["resolution"] for look in every] == [160, 192, 224]
+    assert [look["resolution"] for look in read_looks(["every"], config, 0.5, gated=False)] == [112, 128, 208]
+    with pytest.raises(ValueError, match="auto, every, or looks such as 160@0.2 224@0.5"):
         read_looks(["160"])
 
 
