@@ -1,5 +1,7 @@
 """Gates that learn nothing leave the body to be tuned, packed from the first step; those with a rate refuse other budgets."""
 
+from functools import partial
+
 import pytest
 import torch
 from trainers import build_trainer, weights
@@ -33,6 +35,20 @@ def test_a_predictor_with_a_rate_is_taught_at_the_cost_of_its_rate_and_refuses_o
     trainer.train()
     assert trainer.evaluate()["eval_cost"] == pytest.approx(least, abs=1e-3)
     assert decides(gate_facts(trainer.model)) == "learned token gates (dynamicvit)"
+
+
+def test_a_predictor_is_led_to_its_rate_and_does_not_lose_most_tokens_on_its_way(tiny_vit, tmp_path):
+    wide = partial(
+        tiny_vit, 4, hidden_size=192, num_attention_heads=3, intermediate_size=768
+    )  # a step moves far in it
+    taught = {"gates": "dynamicvit", "max_steps": 40, **preset_arguments("dynamicvit")}
+    trainer = build_trainer(wide, tmp_path, learning_rate=1e-4, **taught)
+    budget, _ = cost_range(trainer.model)
+    trainer.model.set_budget(budget)
+    trainer.train()
+    costs = [entry["cost"] for entry in trainer.state.log_history if "cost" in entry]
+    assert costs[0] > 1 and min(costs) > 0.6 * budget
+    assert costs[-1] == pytest.approx(budget, abs=0.1)
 
 
 def test_importance_is_for_scores_that_read_the_token(tiny_vit, tmp_path):
