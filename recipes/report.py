@@ -33,6 +33,7 @@ from hf_dynvit.report.deployment_results import DEPLOYED, GAINED, GAINED_MEANING
 from hf_dynvit.report.deployment_results import MEANING as DEPLOYED_MEANING
 from hf_dynvit.report.dials import DIALS, dial_items
 from hf_dynvit.report.dials import MEANING as DIALS_MEANING
+from hf_dynvit.report.every_budget import EVERY, every_rows
 from hf_dynvit.report.front import clock_rows, clock_words, strongest, tuned_rows, tuned_words
 from hf_dynvit.report.leaderboard import named
 from hf_dynvit.report.leaderboard import sections as leaderboard_sections
@@ -207,6 +208,8 @@ def render(results):
     parts += section(
         "One model for every budget", DIALS, dial_items(of(Training), evaluations, of(Leaderboard)), DIALS_MEANING
     )
+    every = every_rows(of(Leaderboard))
+    parts += ["### A cascade for every budget", EVERY, table(every)] if every else []
     parts += section("Searched", SEARCHED, [(one,) for one in of(Search)])
     speeds = [(one, speed) for one in evaluations for speed in one.throughput]
     parts += section("Speed", SPEED, speeds, *beyond_promise(*(one.throughput for one in evaluations)))

@@ -136,6 +136,7 @@ METHODS = {
     "cascade": Method(_twin, importance=True, looks=2),
     "cascade-together": Method(_twin, importance=True, looks=2, twin="cascade", together=True),
     "cascade-every": Method(_twin, importance=True, looks=3, together=True),
+    "cascade-every-unlearned": Method(_twin, looks=3, twin="cascade-every", together=True),
     "cascade-together-unlearned": Method(_twin, looks=2, twin="cascade", together=True),
     "cascade-fixed": Method(_twin, importance=True, looks=2, twin="cascade", as_many=True),
     "cascade-unlearned": Method(_twin, looks=2, twin="cascade"),
