@@ -47,7 +47,8 @@ def test_a_predictor_is_led_to_its_rate_and_does_not_lose_most_tokens_on_its_way
     trainer.model.set_budget(budget)
     trainer.train()
     costs = [entry["cost"] for entry in trainer.state.log_history if "cost" in entry]
-    assert costs[0] > 1 and min(costs) > 0.6 * budget
+    assert trainer.schedule.full_cost == 1.0  # what it samples from, not what its rate costs
+    assert costs[0] > 1 and min(costs) > 0.8 * budget
     assert costs[-1] == pytest.approx(budget, abs=0.1)
 
 
