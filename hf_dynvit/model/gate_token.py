@@ -7,6 +7,8 @@ the layer before; and kept tokens that others merge into count in attention as o
 Letters: B images, N tokens, D channels, F numbers per token.
 """
 
+import math
+
 import torch
 
 from .amounts import AMOUNTS, ranking, share_before
@@ -100,12 +102,17 @@ class TokenGate(Gate):
         return self.scorer.macs(num_tokens if alive is None else alive)
 
 
+def _logit(rate):
+    rate = min(rate, 1 - 1e-4)  # of 1, all tokens
+    return math.log(rate / (1 - rate))
+
+
 class LearnedTokenGate(TokenGate, LearnedGate):
     """A `TokenGate` that keeps by a threshold of its logit, which calibration and training move, or by a score that learns.
 
     The logit is a linear map of what the scorer gives, `scale * score` at first where that learns nothing; while gates
     learn, tokens are sampled by it, one by one. In evaluation the amount counts: with `keep`, `top`, ... the best logits
-    stay (DynamicViT), as many as it says from the start.
+    stay (DynamicViT), as many as it says from the start; with `keep`, sampling begins with as many, too.
 
     Args:
         scale: what a score counts in the logit at first, where the scorer gives one number; None: 16, or by rank 1.
@@ -133,6 +140,9 @@ class LearnedTokenGate(TokenGate, LearnedGate):
         check_options("a token gate", scale=scale, by_rank=by_rank)
         options = options if threshold is None else {"threshold": threshold, **options}
         options = {"init_bias": OPEN_BY_RANK, **options} if by_rank else options
+        if keep is not None:  # as many as in evaluation, from the start
+            check_options("a token gate", keep=keep)
+            options = {"init_bias": _logit(keep), **options}
         LearnedGate.__init__(self, 1, 1, **options)
         amounts = {"keep": keep, "top": top, "mass": mass, "samples": samples, "threshold": threshold}
         self._assemble(config, score, rest, amounts)

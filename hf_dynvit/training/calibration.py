@@ -214,10 +214,6 @@ def _check_within(model, budgets, look=None):
                 f"a budget of {budget} is out of reach: {where} can bring the cost of this model to between {least:.3f} "
                 f"and {most:.3f}"
             )
-    if (
-        most - least <= TOLERANCE
-    ):  # a fixed number stays in evaluation; what training samples begins with all that may run
-        most = _cost_of_an_image(model, "open", look)
     return min(1.0, most)
 
 
@@ -228,19 +224,14 @@ def cost_range(model, look=None):
     Args:
         look: of a cascade; None: the last.
     """
+    size, parameter = pair(model.config.image_size), next(model.parameters())
+    image = torch.zeros(1, model.config.num_channels, *size, device=parameter.device, dtype=parameter.dtype)
     costs = []
     with shiftable(model) as shift:
         for amount in (-SHUT, SHUT):
             shift(amount)
-            costs.append(_cost_of_an_image(model, "threshold", look))
+            costs.append(encode(model, image, gating="threshold", look=look)[1].item())
     return tuple(costs)
-
-
-@torch.no_grad()
-def _cost_of_an_image(model, gating, look):
-    size, parameter = pair(model.config.image_size), next(model.parameters())
-    image = torch.zeros(1, model.config.num_channels, *size, device=parameter.device, dtype=parameter.dtype)
-    return encode(model, image, gating=gating, look=look)[1].item()
 
 
 def steady_range(model, look=None):

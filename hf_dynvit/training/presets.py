@@ -83,9 +83,8 @@ PRESET_ARGUMENTS = {
         "gate_learning_rate": 1e-4,
         "gate_weight_decay": 5e-5,
     },
-    # Its rate is fixed, so the budget must be what that costs. Sampled to the end, as published. It begins open and is led to the
-    # rate: a predictor that learns faster drops nearly all tokens on its way, and the body with them.
-    "dynamicvit": {"objective": "cost", "freeze_gates_at": 1.0, "gate_learning_rate": 1e-3},
+    # Its rate is fixed, so the budget must be what that costs. Sampled to the end, with as much noise, as published.
+    "dynamicvit": {"objective": "cost", "freeze_gates_at": 1.0, "gate_noise_end": 1.0},
     # From the first step on as in use; its numbers are fixed, too.
     "cropr": {"objective": "auxiliary", "freeze_gates_at": 1.0},
     # Amounts of tokens that are there from the start: led from open gates they would learn nothing for most of a training.
