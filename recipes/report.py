@@ -92,7 +92,7 @@ def main(argv=None):
     results = stored(STORED, taken) if write else [read(path) for path in by_name(args.files)]
     if not results:
         raise ValueError("give the JSON files of train.py and evaluate.py" + f"; {STORED} holds none" * write)
-    tables = render(results)
+    tables = render(results, plot_of if write else None)
     texts = {readme: between(readme, results=tables)} if readme else {}
     shown = {name: part(results) for name, part in FRONTS.items()} if front else {}
     if any(shown.values()) or write:
@@ -108,7 +108,7 @@ def main(argv=None):
 
 
 def draw_boards(results):
-    """The plots of all leaderboards, where the READMEs show them."""
+    """The plots of all leaderboards, which the READMEs show."""
     for board, name in pictures(results):
         plot(board, STORED / name)
 
@@ -118,7 +118,12 @@ def pictures(results):
     boards = [one for one in results if isinstance(one, Leaderboard)]
     shown = [board for _, board in strongest(boards)]
     found = sorted(named(boards), key=lambda item: shown.index(item[1]) if item[1] in shown else len(shown))
-    return [(board, re.sub(r"\W+", "_", name) + ".png") for name, board in found]
+    return [(board, Path(plot_of(name)).name) for name, board in found]
+
+
+def plot_of(name):
+    """The file of the plot of a board, from where recipes/README.md stands."""
+    return f"{STORED.name}/{re.sub(r'[^A-Za-z0-9_]+', '_', name)}.png"
 
 
 def between(file, **parts):
@@ -181,8 +186,12 @@ def tabled(introduction, made):
 FRONTS = {"front": render_front, "clock": render_clock}  # part of README.md: what is written there
 
 
-def render(results):
-    """The tables as Markdown: trainings, evaluations, speed and so on, each with what it has to say below it."""
+def render(results, plots=None):
+    """The tables as Markdown: trainings, evaluations, speed and so on, each with what it has to say below it.
+
+    Args:
+        plots: of `sections`, where the plots of leaderboards are stored beside.
+    """
 
     def of(kind):
         return [one for one in results if isinstance(one, kind)]
@@ -222,7 +231,7 @@ def render(results):
     parts += section("Deployed", DEPLOYED, deployed_items(of(Deployment)), DEPLOYED_MEANING)
     parts += claims_section(trainings, evaluations, of(Search), steps)
     parts += comparison_section(of(Comparison))
-    parts += leaderboard_sections(of(Leaderboard))
+    parts += leaderboard_sections(of(Leaderboard), plots)
     benchmarks = of(Benchmark)
     drawn = [(one, speed) for one in benchmarks for speed in one.rows]
     parts += section(

@@ -128,8 +128,12 @@ def name_of(board):
     return ", ".join(filter(None, (board.dataset, length(board))))
 
 
-def sections(boards):
-    """Markdown parts: a table for each checkpoint and images, and one of the speeds that were measured."""
+def sections(boards, plots=None):
+    """Markdown parts: a table for each checkpoint and images, and one of the speeds that were measured.
+
+    Args:
+        plots: name of a board -> file of its plot, which is then shown.
+    """
     parts = []
     for name, board in named(boards):
         commands = Commands()
@@ -143,7 +147,9 @@ def sections(boards):
             commit=" and ".join(dict.fromkeys(one for cell in board.cells for one in cell.commits())),
             command=commands.refer([one for cell in board.cells for one in cell.commands()]),
         )
-        parts += [f"### All methods, {name}", introduction, table(accuracy_rows(board))]
+        parts += [f"### All methods, {name}", introduction]
+        parts += [f"![Top-1 of all methods against their cost, {name}]({plots(name)})"] if plots else []
+        parts += [table(accuracy_rows(board))]
         gains = gain_rows(board)
         parts += [GAINS, table(gains)] if gains else []
         speeds = speed_rows(board)

@@ -1,6 +1,7 @@
 """Claims about published results: each is kept as a file, the tables come from all of them, and nothing is half done."""
 
 import json
+import re
 
 import pytest
 from made_results import evaluation, policy, search, speed, training, written
@@ -173,10 +174,16 @@ def test_tables_are_not_emptied_where_nothing_is_stored(project):
 def test_the_tables_of_the_readmes_are_what_the_stored_results_render():
     results = stored(report.STORED)
     for file, parts in (
-        (report.README, {"results": report.render(results)}),
+        (report.README, {"results": report.render(results, report.plot_of)}),
         (report.FRONT, {name: part(results) for name, part in report.FRONTS.items()}),
     ):
         assert file.read_text(encoding="utf-8") == report.between(file, **parts)
+
+
+@pytest.mark.skipif(not KEPT, reason="no results are stored yet")
+def test_plots_are_those_that_are_shown():
+    pictures = re.findall(r"\]\((results/\w+\.png)\)", report.README.read_text(encoding="utf-8"))
+    assert sorted(pictures) == sorted(f"results/{path.name}" for path in report.STORED.glob("*.png"))
 
 
 @pytest.mark.skipif(not KEPT, reason="no results are stored yet")
@@ -188,7 +195,7 @@ def test_a_recipe_points_to_rows_that_are_there(recipe):
 
 
 def test_stored_results_are_small_and_name_no_folders_outside():
-    assert sum(path.stat().st_size for path in KEPT) < 850_000
+    assert sum(path.stat().st_size for path in KEPT) < 830_000
     for path in KEPT:
         content = json.loads(path.read_text(encoding="utf-8"))
         assert with_relative_paths(content, path, ROOT) == content
