@@ -1,10 +1,8 @@
 """The table of cascades for every budget: one model turned to each of them, beside the best that was trained for that alone."""
 
-from ..measure.looks import BUDGETS
-from ..training.methods import METHODS
 from .leaderboard import TOO_DEAR, columns_of, named
 from .leaderboard_gains import gain, reached
-from .leaderboard_looks import one_model
+from .leaderboard_looks import for_every_budget, one_model
 from .rivals import counted, mean, percent
 
 
@@ -28,16 +26,11 @@ def every_rows(boards):
             "difference": gain(*([100 * run.accuracy for run in of] for of in (runs, alone))),
         }
         for name, board in named(boards)
-        for method, turned in one_model(board, BUDGETS).items()
+        for method, turned in one_model(board).items()
         if for_every_budget(method)
         for budget, runs in turned.items()
         for best, alone in _best(columns_of(board).get(budget, {}))
     ]
-
-
-def for_every_budget(method):
-    """Whether a method's looks are the same for every budget; nothing is known of one that is not on the shelf."""
-    return method in METHODS and METHODS[method].looks > 2
 
 
 def _best(column):

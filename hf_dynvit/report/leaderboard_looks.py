@@ -1,5 +1,7 @@
 """The table of a board's cascades: each at every budget that it reaches, beside as many looks at random."""
 
+from ..measure.looks import BUDGETS
+from ..training.methods import METHODS
 from .markdown import ABSENT
 from .rivals import counted, mean, percent
 
@@ -24,7 +26,7 @@ def look_rows(board):
     return [_row(row, reached) for row in rows]
 
 
-def one_model(board, budgets):
+def one_model(board, budgets=BUDGETS):
     """Method -> budget -> an `AtBudget` for each seed of cascades that were tuned for one budget and turned to the others.
 
     Of a method's models those that reach the most of the budgets, with the most seeds, of equal ones the dearest; none that
@@ -37,6 +39,11 @@ def one_model(board, budgets):
         if len(best) > 1:
             found[method] = best
     return found
+
+
+def for_every_budget(method):
+    """Whether a method's looks are the same for every budget; nothing is known of one that is not on the shelf."""
+    return method in METHODS and METHODS[method].looks > 2
 
 
 def _turned(runs, budgets):

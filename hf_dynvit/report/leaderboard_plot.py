@@ -4,6 +4,7 @@ import statistics
 from collections.abc import Callable
 from typing import NamedTuple
 
+from .leaderboard_looks import for_every_budget, one_model
 from .leaderboard_results import DENSE
 from .names import short
 from .plots import COLORS, INK, MARKERS, MUTED, PAGE, TRACK, new_figure
@@ -22,12 +23,14 @@ class Scale(NamedTuple):
 
     Attributes:
         of: cells that differ by seed alone -> place; None where it was not measured of any.
+        turned: whether it has a place for a cascade for every budget at each of them.
         of_smaller: board -> place of the next smaller dense model, or None.
     """
 
     label: str
     of: Callable
     of_smaller: Callable
+    turned: bool = False
 
 
 def plot(board, path):
@@ -63,6 +66,7 @@ def _costs():
         "mean cost (MACs / MACs of the dense model)",
         lambda runs: mean(runs, "cost"),
         lambda board: board.smaller.gmacs / board.dense.gmacs,
+        turned=True,
     )
 
 
@@ -110,6 +114,11 @@ def below_frame(tops, stars):
     return Below(least, count) if count else None
 
 
+def marker_of(at):
+    """The marker of a method by its place: another one for each that has the same color."""
+    return MARKERS[(at % 10 + 3 * (at // 10)) % len(MARKERS)]
+
+
 def _draw(axis, board, tuned, scale):
     """One panel."""
     methods, grouped = list(dict.fromkeys(cell.method for cell in board.cells)), board.by_cell()
@@ -117,13 +126,13 @@ def _draw(axis, board, tuned, scale):
     for (method, kind), cells in grouped.items():
         if kind != tuned or method == DENSE:
             continue
-        points = [(scale.of(runs), 100 * mean(runs, "accuracy")) for runs in cells.values()]
+        everywhere = one_model(board).get(method) if tuned and scale.turned and for_every_budget(method) else None
+        points = [(scale.of(runs), 100 * mean(runs, "accuracy")) for runs in (everywhere or cells).values()]
         points = sorted(point for point in points if point[0] is not None)
         tops += [top for _, top in points]
         if points:
             at = methods.index(method)
-            marker = MARKERS[(at + at // 10) % len(MARKERS)]
-            style = {"color": COLORS[at % 10], "marker": marker, "markersize": 5, "linewidth": 1.4}
+            style = {"color": COLORS[at % 10], "marker": marker_of(at), "markersize": 5, "linewidth": 1.4}
             axis.plot(*zip(*points, strict=True), label=method, **style)
     taught = grouped.get((DENSE, True)) if tuned else None
     if taught:  # what was given has learned other things, or less

@@ -168,3 +168,19 @@ def test_the_best_in_bold_has_met_the_budget():
     made.cells.append(replace(made.cells[0], method="dearer", accuracy=0.9, cost=0.53, throughput=[]))
     rows = leaderboard.accuracy_rows(made)
     assert [row["0.5"] for row in rows] == ["**55.00** at 0.500", "90.00 at 0.530"]
+
+
+def test_no_two_methods_look_alike():
+    assert len({(at % 10, leaderboard_plot.marker_of(at)) for at in range(32)}) == 32
+
+
+def test_a_cascade_for_every_budget_is_drawn_at_each():
+    at = [AtBudget(budget=one, accuracy=one, cost=one, at_random=0.1, cost_at_random=one) for one in (0.5, 0.4, 0.3)]
+    looks, made = Looks(accuracy=[0.5], cost=[0.3], shares=[1.0], at_random=0.5, at=at), board()
+    made.cells = [replace(made.cells[0], tuned=True, method="cascade-every", looks=looks)]
+    for scale, points in ((leaderboard_plot._costs(), 3), (leaderboard_plot._times(2), 1)):
+        axis = new_figure(2, 2).subplots()
+        leaderboard_plot._draw(axis, made, True, scale)
+        (line,) = (line for line in axis.get_lines() if line.get_label() == "cascade-every")
+        assert len(line.get_xdata()) == points
+        assert points == 1 or (list(line.get_xdata()), list(line.get_ydata())) == ([0.3, 0.4, 0.5], [30.0, 40.0, 50.0])
