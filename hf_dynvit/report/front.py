@@ -32,6 +32,15 @@ LEGEND = {  # a method, or how its name ends -> what it is
     "-resized": "their size is chosen too",
     "novelty": "tokens like others merge, by a rule",
     "evit": "those that [CLS] attends to least are fused",
+    "topk": "those that [CLS] attends to least are dropped",
+    "topk-merge": "those that [CLS] attends to least merge into others",
+    "dynamicvit": "a predictor that is sampled in training says which stay",
+    "cropr": "a linear score says which stay, taught by a head of its own",
+    "diffrate": "merging and its rates are learned for each layer",
+    "avit": "a token leaves when its halting scores add up to one",
+    "ats": "tokens stay that are sampled by attention and values",
+    "pitome": "those that are like many others merge, as often in every image",
+    "contrast": "those nearest to the mean of their image are dropped",
     "random-merge": "tokens merge that are drawn at random",
 }
 ONE_MODEL = "{}, one model"

@@ -151,6 +151,7 @@ METHODS = {
     "novelty": Method(_novelty),
     "evit": Method(_keeping("evit"), 0.02),
     "topk": Method(_keeping("topk"), 0.02),
+    "topk-merge": Method(_keeping("topk", rest="merge"), 0.02),
     "ats": Method(_sampling, 0.002),
     "dynamicvit": Method(_keeping("dynamicvit"), 0.02, learns=True),
     "cropr": Method(_cropping, 0.0, learns=True),

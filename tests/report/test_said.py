@@ -7,6 +7,7 @@ from places import ROOT
 
 from hf_dynvit import report
 from hf_dynvit.report.dials import dial_items
+from hf_dynvit.report.every_budget import every_rows
 from hf_dynvit.report.leaderboard_gains import gain_rows
 
 
@@ -153,6 +154,28 @@ def test_what_importance_is_worth_alone_and_in_a_cascade():
     (twin,) = [cell for cell in cells if (cell.method, cell.seed) == ("cascade-unlearned", 0)]
     words = [f"{100 * one.accuracy:.2f} at {one.cost:.3f}" for one in (alike, twin)]
     assert looks(alike) == [160, 224] and "it has {}, and without importance {}, one seed".format(*words) in said()
+
+
+def test_what_one_cascade_for_every_budget_loses():
+    rows = every_rows([of("board_photos")])
+    worth = [f"{row['difference']} at {row['budget']}" for row in rows]
+    assert f"on the photos the differences are {', '.join(worth[:-1])} and {worth[-1]}." in said()
+    worst = min(float(row["difference"].split()[0]) for row in rows)
+    assert rows[-1]["budget"] == 0.3 and f"at most {-worst:.2f} points below the best model of each" in said(
+        ROOT / "README.md"
+    )
+
+
+def test_what_640_steps_reach_on_tiny_imagenet():
+    (dense,) = [cell for cell in of("board_tiny_640").cells if cell.method == "dense" and cell.tuned]
+    found = {}
+    for asked in (0.46, 0.6):
+        one = of(f"eval_tiny_640_{asked}")
+        gain = f"{100 * (one.accuracy - dense.accuracy):+.2f}"
+        assert one.budget == asked
+        found[asked] = f"{100 * one.accuracy:.2f} at {one.cost:.3f} ({gain})"
+    text = f"has {found[0.46]} and {found[0.6]}, the dense model in as many steps {100 * dense.accuracy:.2f}."
+    assert text in said()
 
 
 def test_what_teaches_importance():
