@@ -3,9 +3,10 @@
 import statistics
 
 import pytest
+import torch
 from places import ROOT
 
-from hf_dynvit import report
+from hf_dynvit import DynViTConfig, DynViTForImageClassification, report
 from hf_dynvit.report.dials import dial_items
 from hf_dynvit.report.every_budget import every_rows
 from hf_dynvit.report.leaderboard_gains import gain_rows
@@ -164,6 +165,23 @@ def test_what_one_cascade_for_every_budget_loses():
     assert rows[-1]["budget"] == 0.3 and f"at most {-worst:.2f} points below the best model of each" in said(
         ROOT / "README.md"
     )
+
+
+def test_what_fixed_places_leave_to_save():
+    (evit,) = [
+        cell for cell in of("board_photos").cells if (cell.method, cell.budget, cell.tuned) == ("evit", 0.3, True)
+    ]
+    (gate,) = evit.gates
+    config = {
+        "hidden_size": 192,
+        "num_attention_heads": 3,
+        "intermediate_size": 768,
+        "gates": [{**gate, "keep": 0.005}],
+    }
+    with torch.no_grad():
+        least = DynViTForImageClassification(DynViTConfig(**config)).eval()(torch.zeros(1, 3, 224, 224)).cost.item()
+    assert gate["layers"] == [3, 6, 9] and round(gate["keep"], 2) == 0.1
+    assert f"so a ViT-Ti costs {least:.2f} whatever they keep: at 0.3 `evit` keeps a tenth of the tokens" in said()
 
 
 def test_what_640_steps_reach_on_tiny_imagenet():
