@@ -192,7 +192,9 @@ def test_what_640_steps_reach_on_tiny_imagenet():
         gain = f"{100 * (one.accuracy - dense.accuracy):+.2f}"
         assert one.budget == asked
         found[asked] = f"{100 * one.accuracy:.2f} at {one.cost:.3f} ({gain})"
-        assert asked == 0.6 or f"and {gain[1:]} points after 640 whose looks learn together" in said(ROOT / "README.md")
+        assert asked == 0.6 or f"and {gain[1:]} points after 640 whose looks learn together" in said(
+            ROOT / "README.md"
+        )
     text = f"has {found[0.46]} and {found[0.6]}, the dense model in as many steps {100 * dense.accuracy:.2f}."
     assert text in said()
 
