@@ -64,7 +64,7 @@ class CalibrateArguments:
         default_factory=list,
         metadata={
             "help": "several looks at an image, the cheapest first, each as side of images @ mean cost: 160@0.2 224@0.5, "
-            "auto (two for the budget) or every (three for any budget); only images that are not sure get the next, so that the mean cost is the budget"
+            "auto (two for the budget) or every (three for any); only unsure images get the next: the mean cost is the budget"
         },
     )
     last_layer: str | None = field(

@@ -118,12 +118,17 @@ def pictures(results):
     boards = [one for one in results if isinstance(one, Leaderboard)]
     shown = [board for _, board in strongest(boards)]
     found = sorted(named(boards), key=lambda item: shown.index(item[1]) if item[1] in shown else len(shown))
-    return [(board, Path(plot_of(name)).name) for name, board in found]
+    return [(board, file_of(name)) for name, board in found]
+
+
+def file_of(name):
+    """The name of the plot of a board, by the board's name."""
+    return re.sub(r"\W+", "_", name) + ".png"
 
 
 def plot_of(name):
-    """The file of the plot of a board, from where recipes/README.md stands."""
-    return f"{STORED.name}/{re.sub(r'[^A-Za-z0-9_]+', '_', name)}.png"
+    """The same from where recipes/README.md stands."""
+    return f"{STORED.name}/{file_of(name)}"
 
 
 def between(file, **parts):

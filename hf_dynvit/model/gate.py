@@ -55,7 +55,8 @@ def draw(logits, bound=1.0, keep=None, valid=None):
 
 
 def cut(threshold):
-    """The logit above which evaluation keeps: that of the threshold, whatever the temperature, as published."""
+    """The logit above which evaluation keeps: that of the threshold, whatever the temperature, as published. Of a rate: at
+    which that share is sampled."""
     return math.log(threshold / (1 - threshold))
 
 

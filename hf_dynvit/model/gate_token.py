@@ -7,13 +7,11 @@ the layer before; and kept tokens that others merge into count in attention as o
 Letters: B images, N tokens, D channels, F numbers per token.
 """
 
-import math
-
 import torch
 
 from .amounts import AMOUNTS, ranking, share_before
 from .decisions import UNTOUCHED, Action, patches_there
-from .gate import NO_EXPLORATION, Gate, LearnedGate, Score
+from .gate import NO_EXPLORATION, Gate, LearnedGate, Score, cut
 from .gate_patch import PatchGate
 from .host import host_of
 from .options import check_choice, check_options
@@ -102,11 +100,6 @@ class TokenGate(Gate):
         return self.scorer.macs(num_tokens if alive is None else alive)
 
 
-def _logit(rate):
-    rate = min(rate, 1 - 1e-4)  # of 1, all tokens
-    return math.log(rate / (1 - rate))
-
-
 class LearnedTokenGate(TokenGate, LearnedGate):
     """A `TokenGate` that keeps by a threshold of its logit, which calibration and training move, or by a score that learns.
 
@@ -142,7 +135,7 @@ class LearnedTokenGate(TokenGate, LearnedGate):
         options = {"init_bias": OPEN_BY_RANK, **options} if by_rank else options
         if keep is not None:  # as many as in evaluation, from the start
             check_options("a token gate", keep=keep)
-            options = {"init_bias": _logit(keep), **options}
+            options = {"init_bias": cut(min(keep, 1 - 1e-4)), **options}
         LearnedGate.__init__(self, 1, 1, **options)
         amounts = {"keep": keep, "top": top, "mass": mass, "samples": samples, "threshold": threshold}
         self._assemble(config, score, rest, amounts)

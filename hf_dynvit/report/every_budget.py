@@ -34,10 +34,11 @@ def every_rows(boards):
 
 
 def _best(column):
-    """[(method, its cells)], the most accurate of those for one budget that met it; nothing if there is none."""
+    """[(method, its cells)], the most accurate of those for one budget that met it, of equal ones that with more seeds; nothing
+    if there is none."""
     met = {
         method: runs
         for method, runs in column.items()
         if not for_every_budget(method) and mean(runs, "cost") <= runs[0].budget + TOO_DEAR
     }
-    return sorted(met.items(), key=lambda one: mean(one[1], "accuracy"))[-1:]
+    return sorted(met.items(), key=lambda one: (round(mean(one[1], "accuracy"), 6), len(one[1])))[-1:]

@@ -87,7 +87,7 @@ PRESET_ARGUMENTS = {
     "dynamicvit": {"objective": "cost", "freeze_gates_at": 1.0, "gate_noise_end": 1.0},
     # From the first step on as in use; its numbers are fixed, too.
     "cropr": {"objective": "auxiliary", "freeze_gates_at": 1.0},
-    # Amounts of tokens that are there from the start: led from open gates they would learn nothing for most of a training.
+    # They begin at the budget: led there from open gates, most of a training would pass before they drop anything.
     **dict.fromkeys(("avit", "diffrate"), {"objective": "cost", "calibrate_first": True}),
     **dict.fromkeys(("evit", "topk", "ats", "tome", "random-tokens", "pitome"), _RULE),
 }

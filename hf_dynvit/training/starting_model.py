@@ -47,8 +47,9 @@ class ModelArguments:
     )
     cascade: list[str] = HfArg(
         default_factory=list,
-        help="several looks at an image, the cheapest first, each as side of images @ mean cost: 160@0.2 224@0.5, auto (two for the "
-        "budget) or every (three for any budget); steps train them in turn, and only images that are not sure get the next, so that the mean cost is the budget",
+        help="several looks at an image, the cheapest first, each as side of images @ mean cost: 160@0.2 224@0.5, auto (two for "
+        "the budget) or every (three for any); steps train them in turn, and only unsure images get the next, so that the mean "
+        "cost is the budget",
     )
     last_layer: str | None = HfArg(
         default=None,

@@ -50,6 +50,13 @@ def test_it_stands_beside_the_best_that_met_each_budget():
     assert rows[0.3]["difference"] == "+1.00 ± 1.41"
 
 
+def test_of_equal_ones_that_with_more_seeds_stands_beside_it():
+    own = [cell("merge", 0.5, accuracy, seed=seed) for seed, accuracy in enumerate((0.90, 0.92))]
+    for others in ([*own, cell("tome", 0.5, 0.91)], [cell("tome", 0.5, 0.91), *own]):
+        (row,) = every_rows([board(every(), *others)])
+        assert row["best for that budget alone"].startswith("merge 91.00 ± 1.41")
+
+
 @pytest.mark.parametrize("method", ["cascade", "cascade-together", "made-up"])
 def test_it_is_for_looks_that_are_the_same_for_every_budget(method):
     cells = [cell(method, 0.4, 0.91, at=REACHED), cell("merge", 0.5, 0.9), cell("tome", 0.5, 0.9)]

@@ -38,9 +38,8 @@ def test_a_predictor_with_a_rate_is_taught_at_the_cost_of_its_rate_and_refuses_o
 
 
 def test_a_predictor_samples_at_its_rate_from_the_first_step_to_the_last(tiny_vit, tmp_path):
-    wide = partial(
-        tiny_vit, 4, hidden_size=192, num_attention_heads=3, intermediate_size=768
-    )  # a step moves far in it
+    # So wide that a step moves its logits as far as those of a ViT-Ti.
+    wide = partial(tiny_vit, 4, hidden_size=192, num_attention_heads=3, intermediate_size=768)
     taught = {"gates": "dynamicvit", "max_steps": 40, **preset_arguments("dynamicvit")}
     trainer = build_trainer(wide, tmp_path, learning_rate=1e-4, gate_learning_rate=1e-2, **taught)
     budget, _ = cost_range(trainer.model)
