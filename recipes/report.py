@@ -9,7 +9,6 @@ were tuned alike, and shows further below the models that were timed, and the co
 """
 
 import argparse
-import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,7 +34,7 @@ from hf_dynvit.report.dials import DIALS, dial_items
 from hf_dynvit.report.dials import MEANING as DIALS_MEANING
 from hf_dynvit.report.every_budget import EVERY, every_rows
 from hf_dynvit.report.front import clock_rows, clock_words, strongest, tuned_rows, tuned_words
-from hf_dynvit.report.leaderboard import named
+from hf_dynvit.report.leaderboard import named, plot_name
 from hf_dynvit.report.leaderboard import sections as leaderboard_sections
 from hf_dynvit.report.leaderboard_plot import plot
 from hf_dynvit.report.looks import LOOKS, looks_items
@@ -92,7 +91,7 @@ def main(argv=None):
     results = stored(STORED, taken) if write else [read(path) for path in by_name(args.files)]
     if not results:
         raise ValueError("give the JSON files of train.py and evaluate.py" + f"; {STORED} holds none" * write)
-    tables = render(results, plot_of if write else None)
+    tables = render(results, STORED.name if write else None)
     texts = {readme: between(readme, results=tables)} if readme else {}
     shown = {name: part(results) for name, part in FRONTS.items()} if front else {}
     if any(shown.values()) or write:
@@ -118,17 +117,7 @@ def pictures(results):
     boards = [one for one in results if isinstance(one, Leaderboard)]
     shown = [board for _, board in strongest(boards)]
     found = sorted(named(boards), key=lambda item: shown.index(item[1]) if item[1] in shown else len(shown))
-    return [(board, file_of(name)) for name, board in found]
-
-
-def file_of(name):
-    """The name of the plot of a board, by the board's name."""
-    return re.sub(r"\W+", "_", name) + ".png"
-
-
-def plot_of(name):
-    """The same from where recipes/README.md stands."""
-    return f"{STORED.name}/{file_of(name)}"
+    return [(board, plot_name(name)) for name, board in found]
 
 
 def between(file, **parts):
@@ -195,7 +184,7 @@ def render(results, plots=None):
     """The tables as Markdown: trainings, evaluations, speed and so on, each with what it has to say below it.
 
     Args:
-        plots: of `sections`, where the plots of leaderboards are stored beside.
+        plots: of `sections`, where the plots of leaderboards are stored.
     """
 
     def of(kind):

@@ -1,5 +1,6 @@
 """Every method beside the others at the same budgets: parts of a board as one, and its tables."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -128,11 +129,16 @@ def name_of(board):
     return ", ".join(filter(None, (board.dataset, length(board))))
 
 
+def plot_name(name):
+    """The file of the plot of a board, by the board's name."""
+    return re.sub(r"\W+", "_", name) + ".png"
+
+
 def sections(boards, plots=None):
     """Markdown parts: a table for each checkpoint and images, and one of the speeds that were measured.
 
     Args:
-        plots: name of a board -> file of its plot, which is then shown.
+        plots: the folder of plots by `plot_name`, from where the text will stand; None: they are not shown.
     """
     parts = []
     for name, board in named(boards):
@@ -148,7 +154,7 @@ def sections(boards, plots=None):
             command=commands.refer([one for cell in board.cells for one in cell.commands()]),
         )
         parts += [f"### All methods, {name}", introduction]
-        parts += [f"![Top-1 of all methods against their cost, {name}]({plots(name)})"] if plots else []
+        parts += [f"![Top-1 of all methods against their cost, {name}]({plots}/{plot_name(name)})"] if plots else []
         parts += [table(accuracy_rows(board))]
         gains = gain_rows(board)
         parts += [GAINS, table(gains)] if gains else []

@@ -174,7 +174,7 @@ def test_tables_are_not_emptied_where_nothing_is_stored(project):
 def test_the_tables_of_the_readmes_are_what_the_stored_results_render():
     results = stored(report.STORED)
     for file, parts in (
-        (report.README, {"results": report.render(results, report.plot_of)}),
+        (report.README, {"results": report.render(results, report.STORED.name)}),
         (report.FRONT, {name: part(results) for name, part in report.FRONTS.items()}),
     ):
         assert file.read_text(encoding="utf-8") == report.between(file, **parts)
