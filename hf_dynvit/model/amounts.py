@@ -6,6 +6,8 @@ Each takes scores (B, N), which of the tokens there are, bool (B, N), and a numb
 Letters: B images, N tokens.
 """
 
+import math
+
 import torch
 
 
@@ -43,6 +45,11 @@ def samples(scores, there, points):
     ends = (ordered.cumsum(1) / total * points + 0.5).floor()
     hit = ends.diff(dim=1, prepend=ends.new_zeros(ends.shape[0], 1)) > 0
     return torch.zeros_like(there).scatter(1, order, hit) & there
+
+
+def kept_of(amount, number, count):
+    """How many of `count` tokens stay by `keep` or `top` with that number."""
+    return min(count, number) if amount == "top" else math.ceil(count * number - SLACK)
 
 
 AMOUNTS = {"keep": keep, "top": top, "mass": mass, "samples": samples}

@@ -90,11 +90,14 @@ def shifted(logits, shift):
 
 
 class Score(nn.Linear):
-    """A linear map from features to logits that is `init_weight` everywhere and `init_bias` (None: no bias) when fresh."""
+    """A linear map from features to logits that is `init_weight` everywhere and `init_bias` (None: no bias) when fresh.
 
-    def __init__(self, in_features, out_features, init_bias, init_weight=0.0):
+    With an `init_std` its weights are drawn around `init_weight`.
+    """
+
+    def __init__(self, in_features, out_features, init_bias, init_weight=0.0, init_std=0.0):
         super().__init__(in_features, out_features, bias=init_bias is not None)
-        self.init_bias, self.init_weight = init_bias, init_weight
+        self.init_bias, self.init_weight, self.init_std = init_bias, init_weight, init_std
 
 
 class Gate(nn.Module):

@@ -40,6 +40,7 @@ class AuxiliaryObjective(Objective):
         auxiliary_target: str = choice(
             "labels", "prediction", help="what they predict: 'labels', or the model's 'prediction'"
         )
+        auxiliary_learning_rate: float = option(1e-3, help="peak learning rate of the heads, which begin at random")
         auxiliary_ratio: int = at_least_one(4, help="width of a head's MLP, in channels of the model")
 
     trains_packed = True
@@ -49,6 +50,10 @@ class AuxiliaryObjective(Objective):
     def __init__(self, options):
         super().__init__(options)
         self._seen, self._hooks = {}, []
+
+    @property
+    def heads_learning_rate(self):
+        return self.options.auxiliary_learning_rate
 
     def prepare(self, trainer):
         super().prepare(trainer)

@@ -13,7 +13,7 @@ class Step(NamedTuple):
 
     progress: float  # share of the training steps that are done
     budget: float  # mean cost to aim at in this step
-    noise: float  # scale of the noise of sampled decisions, from 1 to `gate_noise_end`
+    noise: float  # scale of the noise of sampled decisions, from `gate_noise_start` to `gate_noise_end`
 
 
 class Objective:
@@ -26,6 +26,7 @@ class Objective:
             Otherwise they are sampled straight-through, in masked layout, and the prediction's loss reaches the gates.
         heads: an `nn.Module` that learns beside the model and is no part of it: it is in the optimizer and, as a file of its
             own, in checkpoints, but never saved with a model. None: nothing. A class whose objects have one `has_heads`.
+        heads_learning_rate: peak learning rate of the heads; None: that of the body.
     """
 
     @dataclass
@@ -36,6 +37,7 @@ class Objective:
     trains_packed = False
     has_heads = False
     heads = None
+    heads_learning_rate = None
 
     def __init__(self, options):
         self.options, self.trainer, self.logged = options, None, {}

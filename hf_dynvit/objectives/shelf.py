@@ -6,6 +6,7 @@ from .auxiliary import AuxiliaryObjective
 from .base import Objective
 from .cost import CostObjective
 from .options import parse_options
+from .rate import RateObjective
 from .reinforce import ReinforceObjective
 from .usage import UsageObjective
 
@@ -13,6 +14,7 @@ from .usage import UsageObjective
 OBJECTIVES = {
     "cost": CostObjective,
     "usage": UsageObjective,
+    "rate": RateObjective,
     "reinforce": ReinforceObjective,
     "auxiliary": AuxiliaryObjective,
 }

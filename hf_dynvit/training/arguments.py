@@ -44,7 +44,8 @@ class DynViTTrainingArguments(TrainingArguments):
 
     objective: str = HfArg(
         default="cost",
-        help="what teaches gates: 'cost' (mean cost = budget), 'usage' (AdaViT) or 'reinforce' (policy gradient)",
+        help="what teaches gates: 'cost' (mean cost = budget), 'usage' (AdaViT), 'rate' (DynamicViT), 'auxiliary' (Token Cropr) or "
+        "'reinforce' (policy gradient)",
     )
     objective_options: dict | str | None = HfArg(
         default=None, help="the objective's own options, as a dict or its JSON or YAML"
@@ -55,8 +56,12 @@ class DynViTTrainingArguments(TrainingArguments):
     gate_weight_decay: float | None = HfArg(
         default=0.0, help="weight decay of the gates' weights; None: that of the body"
     )
+    gate_noise_start: float = HfArg(
+        default=1.0, help="Gumbel noise scale of the gates at the start; 0, with gate_noise_end 0: as in evaluation"
+    )
     gate_noise_end: float = HfArg(
-        default=0.0, help="Gumbel noise scale of the gates at the end of their training, annealed linearly from 1"
+        default=0.0,
+        help="the same at the end of their training, annealed linearly from gate_noise_start",
     )
     budget_ramp: float = HfArg(default=0.3, help="fraction of training in which the budget falls from 1")
     calibrate_first: bool = HfArg(
@@ -137,7 +142,7 @@ class DynViTTrainingArguments(TrainingArguments):
             raise ValueError("agent_evaluation 'chosen' needs an agent to choose: name one, got agent 'none'")
         if self.agent_options is not None:
             self.agent_options = as_dict("agent_options", self.agent_options)
-        for name in ("budget_ramp", "gate_noise_end", "freeze_gates_at"):
+        for name in ("budget_ramp", "gate_noise_start", "gate_noise_end", "freeze_gates_at"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
         wrong = [budget for budget in self.tuning_budgets if not 0.0 < budget <= 1.0]

@@ -31,6 +31,12 @@ def parameter_groups(model, args, decaying):
     return [group for group in groups if group["params"]]
 
 
+def heads_group(objective, args):
+    """The group of the heads of an objective, at their own learning rate if they have one."""
+    rate = {} if objective.heads_learning_rate is None else {"lr": objective.heads_learning_rate}
+    return {"params": list(objective.heads.parameters()), "weight_decay": args.weight_decay, **rate}
+
+
 @contextmanager
 def learning(model, body):
     """Inside, the gates learn, and the body if `body`; afterwards all learns that did before, whatever froze since."""

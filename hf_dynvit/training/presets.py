@@ -84,11 +84,13 @@ PRESET_ARGUMENTS = {
         "gate_weight_decay": 5e-5,
     },
     # Its rate is fixed, so the budget must be what that costs. Sampled to the end, with as much noise, as published.
-    "dynamicvit": {"objective": "cost", "freeze_gates_at": 1.0, "gate_noise_end": 1.0},
+    "dynamicvit": {"objective": "rate", "freeze_gates_at": 1.0, "gate_noise_end": 1.0, "gate_learning_rate": 1e-3},
     # From the first step on as in use; its numbers are fixed, too.
     "cropr": {"objective": "auxiliary", "freeze_gates_at": 1.0},
-    # They begin at the budget: led there from open gates, most of a training would pass before they drop anything.
-    **dict.fromkeys(("avit", "diffrate"), {"objective": "cost", "calibrate_first": True}),
+    # They begin at the budget: led there from open gates, most of a training would pass before they drop anything. Nothing
+    # is sampled: what a threshold keeps is what is trained, as published.
+    "avit": {**_ORDERED, "gate_noise_start": 0.0},
+    "diffrate": {"objective": "cost", "calibrate_first": True, "gate_noise_start": 0.0},
     **dict.fromkeys(("evit", "topk", "ats", "tome", "random-tokens", "pitome"), _RULE),
 }
 

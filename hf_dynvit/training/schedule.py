@@ -33,9 +33,10 @@ class GateSchedule:
         return state.global_step / max(1, state.max_steps)
 
     def noise(self):
-        """Gumbel noise scale, annealed linearly to `gate_noise_end`."""
+        """Gumbel noise scale, annealed linearly from `gate_noise_start` to `gate_noise_end`."""
         done = min(1.0, self.progress() / max(self.args.freeze_gates_at, 1e-9))
-        return 1.0 - (1.0 - self.args.gate_noise_end) * done
+        start, end = self.args.gate_noise_start, self.args.gate_noise_end
+        return start - (start - end) * done
 
     def budget(self, look=None):
         """The mean cost to aim at now, in a look of a cascade at its own."""

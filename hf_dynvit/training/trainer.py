@@ -11,7 +11,7 @@ from .calibration import WORTH_A_WARNING, calibrate, check_budgets
 from .checkpoints import CheckpointTrainer, ObjectiveState
 from .checks import check_arguments, check_cascade, check_trainer, compares, learns, warn_of_16_bits
 from .metrics import compute_metrics as default_metrics
-from .parameter_groups import learning, parameter_groups
+from .parameter_groups import heads_group, learning, parameter_groups
 from .preparation import finish, pixels, prepare
 from .processes import draw_apart, prepare_processes, refuse_sharding
 from .schedule import GateSchedule, PackedTuning
@@ -167,7 +167,7 @@ class DynViTTrainer(CheckpointTrainer):
             return super().create_optimizer(model)
         groups = parameter_groups(model, self.args, self.get_decay_parameter_names(model))
         if self.objective.heads is not None:
-            groups.append({"params": list(self.objective.heads.parameters()), "weight_decay": self.args.weight_decay})
+            groups.append(heads_group(self.objective, self.args))
         cls, options = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(self.args, model)
         self.optimizer = cls(groups, **options)
         return self.optimizer

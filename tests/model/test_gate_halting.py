@@ -12,6 +12,8 @@ from hf_dynvit.model.gate_halting import FULL
 @pytest.mark.parametrize("score, halts", [(0.0, 1), (-5.0, 0), (1.0, 3), (2.0, 8)])
 def test_tokens_halt_where_the_sum_is_full(tiny_vit, layout, score, halts):
     model = DynViTForImageClassification.from_vit(tiny_vit(6), gates=[{"gate": "halting", "init_bias": score}])
+    for gate in model.learned_gates():
+        torch.nn.init.zeros_(gate.score.weight)
     decisions = run(model, layout, images(2)).decisions
     first = next((layer for layer, d in enumerate(decisions) if d.attention_tokens.sum() == 2), 8)
     assert first == halts  # sigmoid(-score) times layers reaches 0.99: 0.5, 0.993, 0.27, 0.12
@@ -34,6 +36,15 @@ def test_the_sum_is_that_of_all_layers_before(tiny_vit, layout):
     compacted = run(model, layout, pixels)
     for one, other in zip(compacted.decisions, hidden.decisions, strict=True):
         assert torch.equal(one.attention_tokens, other.attention_tokens)
+
+
+def test_fresh_no_token_halts_and_at_a_budget_not_all_before_one_layer(tiny_vit):
+    model = DynViTForImageClassification.from_vit(tiny_vit(6), gates="avit", budget=0.6).eval()
+    pixels = images(8)
+    assert all(d.attention_tokens is None or d.attention_tokens.all() for d in model(pixels).decisions)
+    calibrate(model, [pixels], 0.6)
+    left = [d.attention_tokens[:, 1:].float().mean().item() for d in model(pixels).decisions[1:]]
+    assert sum(0.05 < share < 0.95 for share in left) >= 2
 
 
 def test_it_is_brought_to_a_budget(tiny_vit):

@@ -135,6 +135,7 @@ def test_a_failed_step_leaves_no_hook_and_no_gradient(tiny_vit, tmp_path):
 
 def test_gradients_of_heads_are_clipped_as_those_of_the_model(tiny_vit, tmp_path):
     options = {"optim": "sgd", "learning_rate": 1.0, "auxiliary_weight": 100.0, "max_steps": 1, "weight_decay": 0.0}
+    options["auxiliary_learning_rate"] = 1.0
     moved = []
     for most in (1e-3, 0.0):
         trainer = trainer_of(tiny_vit, tmp_path, max_grad_norm=most, lr_scheduler_type="constant", **options)
@@ -143,6 +144,24 @@ def test_gradients_of_heads_are_clipped_as_those_of_the_model(tiny_vit, tmp_path
         after = weights(trainer.objective.heads)
         moved.append(sum((after[name] - before[name]).square().sum() for name in before).sqrt().item())
     assert moved[0] == pytest.approx(1e-3, rel=0.1) and moved[1] > 0.1
+
+
+def test_heads_learn_at_a_rate_of_their_own(tiny_vit, tmp_path):
+    options = {
+        "optim": "sgd",
+        "max_steps": 1,
+        "max_grad_norm": 0.0,
+        "weight_decay": 0.0,
+        "lr_scheduler_type": "constant",
+    }
+    moved = []
+    for rate, body in ((0.1, 0.0), (0.1, 1.0), (0.2, 0.0)):
+        trainer = trainer_of(tiny_vit, tmp_path, auxiliary_learning_rate=rate, learning_rate=body, **options)
+        before = weights(trainer.objective.heads)
+        trainer.train()
+        after = weights(trainer.objective.heads)
+        moved.append(sum((after[name] - before[name]).square().sum() for name in before).sqrt().item())
+    assert moved[0] > 0 and moved[1:] == pytest.approx([moved[0], 2 * moved[0]], rel=1e-3)
 
 
 def test_a_checkpoint_without_the_models_weights_is_not_complete(tiny_vit, tmp_path):
