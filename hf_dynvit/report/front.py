@@ -27,6 +27,7 @@ LEGEND = {  # a method, or how its name ends -> what it is
     "-together": "both looks learn in each step, which takes longer",
     "-every": "three looks, the same for every budget, learn in each step",
     "-fixed": "merging as often in every image, or in each look",
+    "-placed": "before the three layers where that harms least",
     "-unlearned": "without learned importance",
     "resized": "smaller images alone",
     "-resized": "their size is chosen too",

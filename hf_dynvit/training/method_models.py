@@ -10,7 +10,7 @@ from .closed_form import fit_gates
 from .fixed import fix_merges
 from .importance import fit_importance
 from .looks import choose_looks, looks_for
-from .methods import DENSE, METHODS, WORKING
+from .methods import DENSE, METHODS, WORKING, places
 from .resolution import choose_resolution, nearest_of, nearest_size, sizes_for, within
 from .timed_calibration import OutOfReach
 
@@ -33,7 +33,9 @@ def prepare(name, vit, budget, batches, last_layer=None):
     if method.resizes == "alone":
         size = nearest_size(vit.config, budget, last_layer)
         return DynViTForImageClassification.from_vit(vit, resolution=size, last_layer=last_layer)
-    amount = None if method.least is None else _amount(name, vit, budget, batches[:1], last_layer)
+    if method.placed:
+        return _placed(name, vit, budget, batches, last_layer)
+    amount = None if method.least is None else _amount(name, method.gates, vit, budget, batches[:1], last_layer)
     gates = method.gates(vit.config, amount)
 
     def build(resolution, budget=budget, looks=None, importance=method.importance, as_many=method.as_many):
@@ -70,12 +72,34 @@ def prepare(name, vit, budget, batches, last_layer=None):
     return nearest_of(within(trials, budget)).model
 
 
-def _amount(name, vit, budget, batches, last_layer):
-    """The amount at which a method costs nearest to the budget."""
+def _placed(name, vit, budget, batches, last_layer):
+    """The model of a method whose gates stand where its predictions are nearest to the dense model's, as sizes are chosen."""
+    method, built = METHODS[name], {}
+    for layers in places(vit.config.num_hidden_layers):
+
+        def gates(config, amount, layers=layers):
+            return [{**entry, "layers": layers} for entry in method.gates(config, amount)]
+
+        try:
+            amount = _amount(name, gates, vit, budget, [batches[0][:1]], last_layer)
+        except OutOfReach as error:
+            refused = error
+            continue
+        options = {"gates": gates(vit.config, amount), "budget": budget, "last_layer": last_layer}
+        built[tuple(layers)] = DynViTForImageClassification.from_vit(vit, **options)
+    if not built:
+        raise refused
+    dense = DynViTForImageClassification.from_vit(vit)
+    best, _ = choose_resolution(dense, built.get, built, batches)
+    return best.model
+
+
+def _amount(name, gates_for, vit, budget, batches, last_layer):
+    """The amount at which a method costs nearest to the budget; gates_for: (configuration, amount) -> its gates."""
     method = METHODS[name]
 
     def cost(amount):
-        gates = method.gates(vit.config, amount)
+        gates = gates_for(vit.config, amount)
         return mean_cost(DynViTForImageClassification.from_vit(vit, gates=gates, last_layer=last_layer), batches)
 
     low, high = method.least, 1.0

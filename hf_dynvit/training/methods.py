@@ -31,6 +31,8 @@ class Method(NamedTuple):
         as_many: whether its merges are fixed then: as many in every image, of a cascade in every one that takes the look, as
             there were on average (`fix_merges`).
         fitted: whether gates of heads and sub-layers are among them, which are fitted in closed form (`fit_gates`).
+        placed: whether its gates stand before the three layers where they harm the prediction least (`places`), not where the
+            literature has them. What they cost must not depend on the image.
     """
 
     gates: Callable
@@ -43,6 +45,7 @@ class Method(NamedTuple):
     together: bool = False
     as_many: bool = False
     fitted: bool = False
+    placed: bool = False
 
     def untrained(self):
         """Whether it is something of its own without training."""
@@ -110,6 +113,15 @@ def _kinds(*kinds):
     return lambda config, amount: [entry for entry in preset_gates("adavit-plus", config) if entry["gate"] in kinds]
 
 
+def places(depth):
+    """Three layers each, of `depth`, that gates may stand before: the quarters, or earlier and nearer to each other."""
+    quarter = max(1, depth // 4)
+    tried = [
+        [first + step * gap for step in range(3)] for gap in range(quarter, 0, -1) for first in range(quarter, 0, -1)
+    ]
+    return [place for place in tried if place[-1] < depth]
+
+
 def _nothing(config, amount):
     """The plain ViT."""
 
@@ -152,6 +164,9 @@ METHODS = {
     "evit": Method(_keeping("evit"), 0.02),
     "topk": Method(_keeping("topk"), 0.02),
     "topk-merge": Method(_keeping("topk", rest="merge"), 0.02),
+    "evit-placed": Method(_keeping("evit"), 0.02, placed=True),
+    "topk-merge-placed": Method(_keeping("topk", rest="merge"), 0.02, placed=True),
+    "random-merge-placed": Method(_keeping("random-tokens", rest="merge"), 0.02, placed=True),
     "ats": Method(_sampling, 0.002),
     "dynamicvit": Method(_keeping("dynamicvit"), 0.02, learns=True),
     "cropr": Method(_cropping, 0.0, learns=True),

@@ -15,8 +15,9 @@ from hf_dynvit.report.leaderboard import named
 from hf_dynvit.training.calibration import mean_cost
 from hf_dynvit.training.looks import looks_for
 from hf_dynvit.training.method_models import prepare
-from hf_dynvit.training.methods import METHODS, check_methods
-from hf_dynvit.training.resolution import Trial, within
+from hf_dynvit.training.methods import METHODS, check_methods, places
+from hf_dynvit.training.resolution import Trial, trial, within
+from hf_dynvit.training.timed_calibration import OutOfReach
 
 
 def test_methods_meet_budgets_untrained_and_tuned_and_go_on_where_they_were(place, capsys):
@@ -74,6 +75,26 @@ def test_a_cascade_is_tuned_look_by_look(place, monkeypatch, method):
     assert "at 0.4," in (place.folder / method / "leaderboard.md").read_text()
     with pytest.raises(ValueError, match="looks_together is what the method says: take 'cascade-together'"):
         run_board(place, method, *words, "--looks_together", "true")
+
+
+def test_gates_are_placed_where_they_harm_least(tiny_vit, monkeypatch):
+    assert places(12)[0] == [3, 6, 9] and places(12)[-1] == [1, 2, 3] and places(4) == [[1, 2, 3]]
+    torch.manual_seed(3)
+    vit, pixels = tiny_vit(8), images(8)
+    with torch.no_grad():
+        wanted = [DynViTForImageClassification.from_vit(vit).eval()(pixels).logits]
+    chosen = prepare("evit-placed", vit, 0.5, [pixels])
+    distances = {}
+    for place in places(8):
+        monkeypatch.setattr("hf_dynvit.training.method_models.places", lambda depth, place=place: [place])
+        alone = prepare("evit-placed", vit, 0.5, [pixels]).eval()
+        assert alone.config.gates[0]["layers"] == place
+        assert mean_cost(alone, [pixels]) == pytest.approx(0.5, abs=0.03)
+        distances[tuple(place)] = trial(None, alone, wanted, [pixels]).distance
+    assert len(set(distances.values())) == 4
+    assert tuple(chosen.config.gates[0]["layers"]) == min(distances, key=distances.get) != (2, 4, 6)
+    with pytest.raises(OutOfReach, match="a budget of 0.05 is out of reach of evit-placed"):
+        prepare("evit-placed", vit, 0.05, [pixels])
 
 
 def test_a_cascade_and_its_unlearned_twin_have_the_same_looks(tiny_vit, monkeypatch):
