@@ -57,7 +57,9 @@ class DynViTTrainingArguments(TrainingArguments):
         default=0.0, help="weight decay of the gates' weights; None: that of the body"
     )
     gate_noise_start: float = HfArg(
-        default=1.0, help="Gumbel noise scale of the gates at the start; 0, with gate_noise_end 0: as in evaluation"
+        default=1.0,
+        help="Gumbel noise scale, at the start, of gates that are sampled (cost, usage, rate); 0, with gate_noise_end 0: none, they decide as in "
+        "evaluation",
     )
     gate_noise_end: float = HfArg(
         default=0.0,
