@@ -92,12 +92,19 @@ def shifted(logits, shift):
 class Score(nn.Linear):
     """A linear map from features to logits that is `init_weight` everywhere and `init_bias` (None: no bias) when fresh.
 
-    With an `init_std` its weights are drawn around `init_weight`.
+    With an `init_std` its weights are drawn around `init_weight`, the same in every layer and at every start.
     """
 
     def __init__(self, in_features, out_features, init_bias, init_weight=0.0, init_std=0.0):
         super().__init__(in_features, out_features, bias=init_bias is not None)
         self.init_bias, self.init_weight, self.init_std = init_bias, init_weight, init_std
+
+    def fresh(self):
+        """The weights (units, F) before anything has moved them, float32."""
+        weights = torch.full(self.weight.shape, float(self.init_weight))
+        if self.init_std:
+            weights += self.init_std * torch.randn(weights.shape, generator=torch.Generator().manual_seed(0))
+        return weights
 
 
 class Gate(nn.Module):

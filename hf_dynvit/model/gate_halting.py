@@ -16,8 +16,8 @@ from .gate_patch import PatchGate
 
 FULL = 0.99  # 1 - epsilon of the paper: the sum at which a token halts
 SHARP = 10.0  # logit per halting score that is left
-# Deviation of the weights when fresh: tokens that were alike would all leave before one layer.
-SPREAD = 0.2
+# Deviation of the fresh scores of normed tokens: tokens that were alike would all leave before one layer.
+SPREAD = 1.5
 
 
 class HaltingGate(LearnedGate):
@@ -32,7 +32,7 @@ class HaltingGate(LearnedGate):
 
     def __init__(self, config, init_bias=10.0, **options):
         super().__init__(config.hidden_size, 1, init_bias=init_bias, **options)
-        self.score = Score(config.hidden_size, 1, init_bias, init_std=SPREAD)
+        self.score = Score(config.hidden_size, 1, init_bias, init_std=SPREAD / config.hidden_size**0.5)
 
     def halting(self, tokens, state=UNTOUCHED, shift=None):
         """The sum of halting scores (B, N), this layer's included; shift: of an `Exploration`, added to the scores."""

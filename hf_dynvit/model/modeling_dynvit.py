@@ -45,9 +45,7 @@ class DynViTPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module):
         super()._init_weights(module)
         if isinstance(module, Score):  # open: nothing is skipped before the gates have learned to
-            init.constant_(module.weight, module.init_weight)
-            if module.init_std:
-                init.normal_(module.weight, mean=module.init_weight, std=module.init_std)
+            init.copy_(module.weight, module.fresh())
             if module.bias is not None:
                 init.constant_(module.bias, module.init_bias)
         if isinstance(module, Bypass):

@@ -59,19 +59,19 @@ def _merge(layers, config):
     return [{"gate": "merge", "distance": 4.0, "layers": layers[2:] or layers[1:]}]
 
 
-def _quarters(layers):
+def quarters(layers):
     """Three depths, of 12 layers the fourth, seventh and tenth, as EViT and DynamicViT have them; never the first layer."""
     return sorted({len(layers) * quarter // 4 for quarter in (1, 2, 3)} - {0})
 
 
 def _evit(layers, config):
     """EViT (Liang et al., 2022): what [CLS] attends to stays, seven tenths three times, and the rest becomes one token."""
-    return [{"gate": "token", "score": "cls_attention", "keep": 0.7, "rest": "fuse", "layers": _quarters(layers)}]
+    return [{"gate": "token", "score": "cls_attention", "keep": 0.7, "rest": "fuse", "layers": quarters(layers)}]
 
 
 def _topk(layers, config):
     """The same without the token of the rest (Haurum et al., 2023): a baseline that few methods beat."""
-    return [{"gate": "token", "score": "cls_attention", "keep": 0.7, "layers": _quarters(layers)}]
+    return [{"gate": "token", "score": "cls_attention", "keep": 0.7, "layers": quarters(layers)}]
 
 
 def _ats(layers, config):
@@ -83,12 +83,12 @@ def _ats(layers, config):
 
 def _dynamicvit(layers, config):
     """DynamicViT (Rao et al., 2021): a predictor at three depths, trained by sampling; then the best seven tenths stay."""
-    return [{"gate": "token", "score": "predictor", "keep": 0.7, "layers": _quarters(layers)}]
+    return [{"gate": "token", "score": "predictor", "keep": 0.7, "layers": quarters(layers)}]
 
 
 def _random_tokens(layers, config):
     """The baseline of the three: as many tokens at the same depths, drawn at random."""
-    return [{"gate": "token", "score": "random", "keep": 0.7, "layers": _quarters(layers)}]
+    return [{"gate": "token", "score": "random", "keep": 0.7, "layers": quarters(layers)}]
 
 
 def _tome(layers, config):

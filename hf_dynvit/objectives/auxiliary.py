@@ -29,7 +29,7 @@ class AuxiliaryObjective(Objective):
     """Cross entropy of the heads, mean over the gates.
 
     Raises:
-        ValueError: from `prepare` of a trainer that trains, no gates of tokens with a linear score, gates that are frozen from
+        ValueError: from `prepare` of a trainer that trains a model with gates, none of tokens with a linear score, gates that are frozen from
             the start, or whose thresholds do not begin at the budget, several processes, a multi-label problem, or an optimizer
             of one's own, which would not know the heads.
     """
@@ -57,7 +57,7 @@ class AuxiliaryObjective(Objective):
 
     def prepare(self, trainer):
         super().prepare(trainer)
-        if trainer.train_dataset is None:
+        if trainer.train_dataset is None or not trainer.model.config.gates:
             return
         model, args, gates = trainer.model, trainer.args, token_gates(trainer.model)
         if not gates:

@@ -3,7 +3,8 @@
     loss = rate_weight * mean_b mean_s (kept_bs - rate_s)^2
 
 over the images b and the gates s. `kept` is the share of all patches that is left after a gate, and `rate` what its fixed
-number leaves in evaluation: of 0.7 at three depths 0.7, 0.49 and 0.343. The gradient reaches gates straight-through.
+number leaves in evaluation: of 0.7 at three depths 0.7, 0.49 and 0.343, of gates that fuse one token of the rest more. The
+gradient reaches gates straight-through, in the masked layout.
 `cost` has one target for all gates together, under which one of them may keep what another one drops.
 """
 
@@ -13,6 +14,7 @@ import torch
 
 from ..model.amounts import kept_of
 from ..model.decisions import UNTOUCHED, patches_there
+from ..model.matching import count
 from .base import Objective
 from .options import option
 
@@ -21,8 +23,8 @@ class RateObjective(Objective):
     """Each gate that keeps a number of tokens is held to it.
 
     Raises:
-        ValueError: from `prepare` of a trainer that trains, no learned gates of tokens with `keep` or `top`, others that learn,
-            or gates of tokens that keep no fixed number.
+        ValueError: from `prepare` of a trainer that trains a model with gates, none that learn and decide tokens with `keep` or
+            `top`, others that learn, gates of tokens that keep no fixed number, or gates that are frozen from the start.
     """
 
     @dataclass
@@ -31,8 +33,12 @@ class RateObjective(Objective):
 
     def prepare(self, trainer):
         super().prepare(trainer)
-        if trainer.train_dataset is None:
+        if trainer.train_dataset is None or not trainer.model.config.gates:
             return
+        if trainer.args.freeze_gates_at == 0.0:
+            raise ValueError(
+                "objective 'rate' teaches gates, and freeze_gates_at 0.0 leaves no step for it: give more"
+            )
         stages = _stages(trainer.model)
         taught = [gate for gate in trainer.model.learned_gates() if gate in stages.values()]
         others = [type(gate).__name__ for gate in trainer.model.learned_gates() if gate not in stages.values()]
@@ -52,18 +58,23 @@ class RateObjective(Objective):
         losses, distances, left = [], [], None
         for layer, gate in _stages(model).items():
             keep = outputs.decisions[layer].attention_tokens
-            patches = patches_there(keep, UNTOUCHED, gate.protected)
-            count = patches[0].sum().item()
-            left = count if left is None else left
+            patches = keep.shape[1] - count(gate.protected, keep.shape[1])
+            left = patches if left is None else left
             stays = kept_of(gate.amount, gate.number, left)
-            kept = (keep * patches).sum(1) / count  # (B,)
-            losses.append(((kept - stays / count) ** 2).mean())
-            distances.append((kept.detach().mean() - stays / count).abs())
+            stays += gate.pairs and stays < left  # the token of the rest
+            kept = (keep * patches_there(keep, UNTOUCHED, gate.protected)).sum(1) / patches  # (B,)
+            losses.append(((kept - stays / patches) ** 2).mean())
+            distances.append((kept.detach().mean() - stays / patches).abs())
             left = stays if gate.drop else left
         self.log(rate_error=torch.stack(distances).mean())
         return self.options.rate_weight * torch.stack(losses).mean()
 
 
 def _stages(model):
-    """Layer -> gate that decides tokens."""
-    return {index: gates["attention_tokens"] for index, gates in enumerate(model.gates) if "attention_tokens" in gates}
+    """Layer -> gate that decides tokens, of the layers that run."""
+    mask = model.config.layer_mask
+    return {
+        layer: gates["attention_tokens"]
+        for layer, gates in enumerate(model.gates)
+        if "attention_tokens" in gates and (mask is None or any(mask[layer]))
+    }

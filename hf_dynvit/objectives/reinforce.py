@@ -9,7 +9,7 @@ G_lb: return of R_b for layer l; A = G - baseline, normalised over the batch; V:
 proportional part of the cost penalty is the derivative of the loss of `cost`. With `cost_weights: latency` the reward sees
 milliseconds instead, by a table of this device: of each layer for its tokens, with its gates, over those of the dense
 model for a batch of one image; the budget stays one of MACs. Decisions pass no gradient on, so training
-runs packed, which skips what they drop; `cost` and `usage` need all tokens for their straight-through gradients.
+runs packed, which skips what they drop; `cost`, `usage` and `rate` need all tokens for their straight-through gradients.
 """
 
 from dataclasses import asdict, dataclass

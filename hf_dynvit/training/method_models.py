@@ -74,23 +74,25 @@ def prepare(name, vit, budget, batches, last_layer=None):
 
 def _placed(name, vit, budget, batches, last_layer):
     """The model of a method whose gates stand where its predictions are nearest to the dense model's, as sizes are chosen."""
-    method, built = METHODS[name], {}
-    for layers in places(vit.config.num_hidden_layers):
+    amounts, refused = {}, None
 
-        def gates(config, amount, layers=layers):
-            return [{**entry, "layers": layers} for entry in method.gates(config, amount)]
+    def gates(layers, config, amount):
+        return [{**entry, "layers": list(layers)} for entry in METHODS[name].gates(config, amount)]
 
+    def build(layers):
+        options = {"gates": gates(layers, vit.config, amounts[layers]), "budget": budget, "last_layer": last_layer}
+        return DynViTForImageClassification.from_vit(vit, **options)
+
+    for layers in map(tuple, places(vit.config.num_hidden_layers)):
         try:
-            amount = _amount(name, gates, vit, budget, [batches[0][:1]], last_layer)
+            amounts[layers] = _amount(name, partial(gates, layers), vit, budget, [batches[0][:1]], last_layer)
         except OutOfReach as error:
             refused = error
-            continue
-        options = {"gates": gates(vit.config, amount), "budget": budget, "last_layer": last_layer}
-        built[tuple(layers)] = DynViTForImageClassification.from_vit(vit, **options)
-    if not built:
+    if not amounts:
         raise refused
-    dense = DynViTForImageClassification.from_vit(vit)
-    best, _ = choose_resolution(dense, built.get, built, batches)
+    with torch.random.fork_rng():  # the place of a method that draws is the same in each start
+        torch.manual_seed(0)
+        best, _ = choose_resolution(DynViTForImageClassification.from_vit(vit), build, amounts, batches)
     return best.model
 
 

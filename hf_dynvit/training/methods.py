@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from ..model.configuration_dynvit import pair
-from ..model.preset_gates import preset_gates
+from ..model.preset_gates import preset_gates, quarters
 from .sharing import SHARES
 
 
@@ -114,12 +114,13 @@ def _kinds(*kinds):
 
 
 def places(depth):
-    """Three layers each, of `depth`, that gates may stand before: the quarters, or earlier and nearer to each other."""
+    """Layers, of `depth`, that gates may stand before: the quarters, or three that are earlier or nearer to each other."""
     quarter = max(1, depth // 4)
-    tried = [
+    tried = [quarters(range(depth))]
+    tried += [
         [first + step * gap for step in range(3)] for gap in range(quarter, 0, -1) for first in range(quarter, 0, -1)
     ]
-    return [place for place in tried if place[-1] < depth]
+    return [place for index, place in enumerate(tried) if place[-1] < depth and place not in tried[:index]]
 
 
 def _nothing(config, amount):
@@ -185,6 +186,8 @@ def register_method(name, method):
         raise ValueError(
             f"{name!r} must be a Method under a name of its own, got {method!r}; there are {sorted(METHODS)}"
         )
+    if method.placed and method != Method(method.gates, method.least or 0.0, placed=True):
+        raise ValueError(f"{name!r} is placed, which goes with an amount (least) and nothing else, got {method!r}")
     METHODS[name] = method
 
 

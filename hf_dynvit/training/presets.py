@@ -31,7 +31,8 @@ _AS_PUBLISHED = {
 }
 FAITHFUL = ("adavit-official", "layerskip-dynavit")
 
-# The gates have an order from the start: they are not led to the budget, and learn slowly, so as not to lose it.
+# The gates have an order from the start, or, of `avit`, begin at the budget at random: they are not led there, and learn
+# slowly, so as not to lose it.
 _ORDERED = {"objective": "cost", "calibrate_first": True, "gate_learning_rate": 1e-3}
 
 # Nothing is learned but the body, from the first step in the packed layout.
@@ -84,13 +85,19 @@ PRESET_ARGUMENTS = {
         "gate_weight_decay": 5e-5,
     },
     # Its rate is fixed, so the budget must be what that costs. Sampled to the end, with as much noise, as published.
-    "dynamicvit": {"objective": "rate", "freeze_gates_at": 1.0, "gate_noise_end": 1.0, "gate_learning_rate": 1e-3},
+    "dynamicvit": {
+        "objective": "rate",
+        "freeze_gates_at": 1.0,
+        "gate_noise_start": 1.0,
+        "gate_noise_end": 1.0,
+        "gate_learning_rate": 1e-3,
+    },
     # From the first step on as in use; its numbers are fixed, too.
-    "cropr": {"objective": "auxiliary", "freeze_gates_at": 1.0},
+    "cropr": {"objective": "auxiliary", "freeze_gates_at": 1.0, "gate_learning_rate": 1e-2},
     # They begin at the budget: led there from open gates, most of a training would pass before they drop anything. Nothing
     # is sampled: what a threshold keeps is what is trained, as published.
-    "avit": {**_ORDERED, "gate_noise_start": 0.0},
-    "diffrate": {"objective": "cost", "calibrate_first": True, "gate_noise_start": 0.0},
+    "avit": {**_ORDERED, "gate_noise_start": 0.0, "gate_noise_end": 0.0},
+    "diffrate": {**_ORDERED, "gate_noise_start": 0.0, "gate_noise_end": 0.0, "gate_learning_rate": 1e-2},
     **dict.fromkeys(("evit", "topk", "ats", "tome", "random-tokens", "pitome"), _RULE),
 }
 
@@ -121,7 +128,7 @@ def gate_facts(model):
     """
     names, learned = {kind: name for name, kind in GATES.items()}, {}
     for gate in model.learned_gates():
-        moved = (gate.score.weight.detach().float() - gate.score.init_weight).abs().max().item()
+        moved = (gate.score.weight.detach().float().cpu() - gate.score.fresh()).abs().max().item()
         name = next((names[kind] for kind in type(gate).__mro__ if kind in names), type(gate).__name__)
         learned[name] = max(learned.get(name, 0.0), moved)
     return {"gates": model.config.gates, "preset": preset_of(model.config), "learned": learned}

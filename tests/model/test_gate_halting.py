@@ -6,6 +6,7 @@ from models import GATE_SETS, gated, images, run
 
 from hf_dynvit import DynViTForImageClassification, calibrate
 from hf_dynvit.model.gate_halting import FULL
+from hf_dynvit.training.presets import gate_facts
 
 
 @pytest.mark.parametrize("layout", ["masked", "packed"])
@@ -36,6 +37,18 @@ def test_the_sum_is_that_of_all_layers_before(tiny_vit, layout):
     compacted = run(model, layout, pixels)
     for one, other in zip(compacted.decisions, hidden.decisions, strict=True):
         assert torch.equal(one.attention_tokens, other.attention_tokens)
+
+
+def test_fresh_no_token_of_a_wide_model_halts_and_it_counts_as_not_learned(tiny_vit):
+    vit = tiny_vit(12, hidden_size=1024, num_attention_heads=4, intermediate_size=64)
+    model, other = (DynViTForImageClassification.from_vit(vit, gates="avit").eval() for _ in range(2))
+    assert all(d.attention_tokens is None or d.attention_tokens.all() for d in model(images(16)).decisions)
+    assert gate_facts(model)["learned"] == {"halting": 0.0}
+    first, second = (one.learned_gates()[3].score for one in (model, other))
+    assert torch.equal(first.weight, second.weight) and first.weight.std() > 0
+    with torch.no_grad():
+        second.weight[0, 0] += 1.0
+    assert gate_facts(other)["learned"] == {"halting": 1.0}
 
 
 def test_fresh_no_token_halts_and_at_a_budget_not_all_before_one_layer(tiny_vit):

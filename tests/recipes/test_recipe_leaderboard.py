@@ -7,7 +7,7 @@ import torch
 from models import images
 from recipe_place import merge, report, run_board
 
-from hf_dynvit import DynViTForImageClassification
+from hf_dynvit import DynViTForImageClassification, register_method
 from hf_dynvit.deploy.compiled import program_of
 from hf_dynvit.model.scorers import SCORERS
 from hf_dynvit.report import leaderboard_tuning, read
@@ -78,7 +78,8 @@ def test_a_cascade_is_tuned_look_by_look(place, monkeypatch, method):
 
 
 def test_gates_are_placed_where_they_harm_least(tiny_vit, monkeypatch):
-    assert places(12)[0] == [3, 6, 9] and places(12)[-1] == [1, 2, 3] and places(4) == [[1, 2, 3]]
+    assert places(12)[0] == [3, 6, 9] and places(12)[-1] == [1, 2, 3] and len(places(12)) == 9
+    assert places(10)[:2] == [[2, 5, 7], [2, 4, 6]] and places(4) == [[1, 2, 3]] and places(2) == [[1]]
     torch.manual_seed(3)
     vit, pixels = tiny_vit(8), images(8)
     with torch.no_grad():
@@ -95,6 +96,18 @@ def test_gates_are_placed_where_they_harm_least(tiny_vit, monkeypatch):
     assert tuple(chosen.config.gates[0]["layers"]) == min(distances, key=distances.get) != (2, 4, 6)
     with pytest.raises(OutOfReach, match="a budget of 0.05 is out of reach of evit-placed"):
         prepare("evit-placed", vit, 0.05, [pixels])
+    with pytest.raises(ValueError, match="is placed, which goes with an amount .* and nothing else"):
+        register_method("elsewhere", METHODS["evit-placed"]._replace(resizes="chosen"))
+
+
+def test_the_place_of_what_draws_is_the_same_in_each_start(tiny_vit):
+    vit, pixels = tiny_vit(8), images(4)
+    chosen = []
+    for seed in range(3):
+        torch.manual_seed(seed)
+        chosen.append(prepare("random-merge-placed", vit, 0.5, [pixels]).config.gates)
+        assert torch.initial_seed() == seed
+    assert chosen[1:] == chosen[:-1]
 
 
 def test_a_cascade_and_its_unlearned_twin_have_the_same_looks(tiny_vit, monkeypatch):

@@ -50,6 +50,26 @@ def test_a_predictor_samples_at_its_rate_from_the_first_step_to_the_last(tiny_vi
     assert sum(costs) / 40 == pytest.approx(budget, abs=0.03) and trainer.schedule.noise() == 1.0
 
 
+@pytest.mark.parametrize(
+    "gates, options, noises",
+    (
+        ("avit", {}, (0.0, 0.0, 0.0)),
+        ("diffrate", {}, (0.0, 0.0, 0.0)),
+        ("dynamicvit", {}, (1.0, 1.0, 1.0)),
+        ("adavit", {}, (1.0, 0.5, 0.0)),
+        ("adavit", {"gate_noise_start": 0.8, "gate_noise_end": 0.2}, (0.8, 0.5, 0.2)),
+    ),
+)
+def test_noise_is_annealed_from_its_start_to_its_end(tiny_vit, tmp_path, gates, options, noises):
+    taught = {**preset_arguments(gates), "freeze_gates_at": 1.0, **options}
+    trainer = build_trainer(partial(tiny_vit, 4), tmp_path, gates=gates, max_steps=8, **taught)
+    found = []
+    for step in (0, 4, 8):
+        trainer.state.global_step, trainer.state.max_steps = step, 8
+        found.append(trainer.objective.exploration(trainer.schedule.step()).noise)
+    assert found == pytest.approx(noises)
+
+
 def test_importance_is_for_scores_that_read_the_token(tiny_vit, tmp_path):
     images = torch.randn(2, 8, 3, 32, 32)
     gates = [{"gate": "token", "score": "linear", "threshold": 0.5, "layers": [0]}]

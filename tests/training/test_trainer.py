@@ -184,6 +184,7 @@ def test_an_empty_dataset_is_refused(make_trainer, tmp_path):
         ({"tuning_budgets": [0.5, 1.5]}, "tuning_budgets must be in"),
         ({"budget_ramp": 1.5}, "budget_ramp must be in"),
         ({"gate_noise_end": -0.5}, "gate_noise_end must be in"),
+        ({"gate_noise_start": 1.5}, "gate_noise_start must be in"),
         ({"objective": "usage", "usage_target": 1.5}, "usage_target of objective 'usage' must be a number in"),
     ],
 )
