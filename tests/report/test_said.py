@@ -10,6 +10,7 @@ from hf_dynvit import DynViTConfig, DynViTForImageClassification, report
 from hf_dynvit.report.dials import dial_items
 from hf_dynvit.report.every_budget import every_rows
 from hf_dynvit.report.leaderboard_gains import gain_rows
+from hf_dynvit.report.rivals import percent
 
 
 RECIPES, RESULTS = ROOT / "recipes" / "README.md", ROOT / "recipes" / "results"
@@ -131,19 +132,42 @@ def test_what_importance_is_worth_alone_and_in_a_cascade():
     assert (
         "In a cascade it is worth {} at half, {} at four tenths and {} at three, three seeds".format(*worth) in said()
     )
-    (row,) = [row for row in gain_rows(board) if (row["method"], row["budget"]) == ("cascade", 0.4)]
-    assert row["over the best other one"].startswith("cascade-unlearned")
-    costs = [
-        statistics.mean(cell.cost for cell in board.cells if cell.tuned and (cell.method, cell.budget) == (name, 0.4))
-        for name in ("cascade", "cascade-unlearned")
-    ]
+
+    def cost(method, budget):
+        found = [cell.cost for cell in board.cells if (cell.method, cell.budget, cell.tuned) == (method, budget, True)]
+        return statistics.mean(found)
+
+    costs, twin = [cost(name, 0.4) for name in ("cascade", "cascade-unlearned")], "cascade-unlearned"
+    share = (costs[0] - costs[1]) / (cost(twin, 0.5) - costs[1])
+    low, high = (statistics.mean(tops(twin, budget)) for budget in (0.4, 0.5))
+    on_line = f"{statistics.mean(tops('cascade', 0.4)) - low - share * (high - low):+.2f}"
     at = "At four tenths it costs {:.3f} against {:.3f}; on the line between the costs of its twin the gain is {}."
-    assert at.format(*costs, row["gain"]) in said()
+    assert at.format(*costs, on_line) in said()
     front = "is worth {1} points in it at four tenths of the computation ({gain} at the same cost) and {2} at three;"
-    assert front.format(*worth, gain=row["gain"]) in said(ROOT / "README.md")
+    assert front.format(*worth, gain=on_line) in said(ROOT / "README.md")
     assert abs(float(worth[0].split()[0])) < 0.1 and "at half a cascade without it is as good" in said(
         ROOT / "README.md"
     )
+
+    rows = {(row["method"], row["budget"]): row["over its twin"] for row in gain_rows(board)}
+    together, every = rows["cascade-together", 0.5], rows["cascade-every", 0.4]
+    words = (
+        f"If the looks learn together (`cascade-together`) it is worth {together.split(' (')[0]} at half, three seeds of both, and "
+        f"turned to four tenths nothing; with three looks (`cascade-every`) {every.split(' (')[0]} at four tenths, one seed of the twin."
+    )
+    assert words in said() and together.endswith("(3 seeds))") and "seeds" not in every
+    turned = [
+        [
+            100 * at.accuracy
+            for cell in board.cells
+            if cell.method == name and cell.budget == 0.5
+            for at in cell.looks.at
+            if at.budget == 0.4
+        ]
+        for name in ("cascade-together-unlearned", "cascade-together")
+    ]
+    pair = " against ".join(f"{statistics.mean(tops):.2f} ± {statistics.stdev(tops):.2f}" for tops in turned)
+    assert f"one whose looks learn together is so at four tenths, too ({pair})" in said(ROOT / "README.md")
 
     def looks(cell):
         return [look["resolution"] for look in cell.cascade]
@@ -158,7 +182,7 @@ def test_what_importance_is_worth_alone_and_in_a_cascade():
 
 
 def test_what_one_cascade_for_every_budget_loses():
-    rows = every_rows([of("board_photos")])
+    rows = [row for row in every_rows([of("board_photos")]) if row["method"] == "cascade-every"]
     worth = [f"{row['difference']} at {row['budget']}" for row in rows]
     assert f"on the photos the differences are {', '.join(worth[:-1])} and {worth[-1]}." in said()
     worst = min(float(row["difference"].split()[0]) for row in rows)
@@ -182,6 +206,15 @@ def test_what_fixed_places_leave_to_save():
         least = DynViTForImageClassification(DynViTConfig(**config)).eval()(torch.zeros(1, 3, 224, 224)).cost.item()
     assert gate["layers"] == [3, 6, 9] and round(gate["keep"], 2) == 0.1
     assert f"so a ViT-Ti costs {least:.2f} whatever they keep: at 0.3 `evit` keeps a tenth of the tokens" in said()
+    cells = [cell for cell in of("board_photos").cells if cell.tuned and cell.budget == 0.3]
+    names = ("evit-placed", "evit", "topk-merge-placed", "tome", "merge")
+    runs = {name: [cell for cell in cells if cell.method == name] for name in names}
+    words = (
+        "(`-placed`, at 0.3 before layers 2, 4 and 6) `evit` has {} in place of {}, and `topk-merge` {}, where `tome` has {} and "
+        "`merge` {}."
+    )
+    assert words.format(*(percent(runs[name]) for name in names)) in said()
+    assert {tuple(runs[name][0].gates[0]["layers"]) for name in names if name.endswith("-placed")} == {(2, 4, 6)}
 
 
 def test_what_640_steps_reach_on_tiny_imagenet():
