@@ -41,7 +41,7 @@ def test_a_predictor_samples_at_its_rate_from_the_first_step_to_the_last(tiny_vi
     # So wide that a step moves its logits as far as those of a ViT-Ti.
     wide = partial(tiny_vit, 4, hidden_size=192, num_attention_heads=3, intermediate_size=768)
     taught = {"gates": "dynamicvit", "max_steps": 40, **preset_arguments("dynamicvit")}
-    trainer = build_trainer(wide, tmp_path, learning_rate=1e-4, **taught)
+    trainer = build_trainer(wide, tmp_path, learning_rate=1e-4, **{**taught, "gate_learning_rate": 1e-3})
     budget, _ = cost_range(trainer.model)
     trainer.model.set_budget(budget)
     trainer.train()
