@@ -106,6 +106,22 @@ def test_what_the_agent_learns_on_cifar_10():
     assert sentence.format(**reached) in said()
 
 
+def test_what_the_agent_learns_on_photos():
+    runs = {run.variant: run for run in of("agents_photos_twins").runs}
+    dense = runs["none"]
+
+    def words(variant):
+        run = runs[variant]
+        return f"{100 * run.accuracy:.2f}", f"{run.train_seconds / dense.train_seconds:.2f}"
+
+    names = ("agentvit-plus", "agentvit-plus:credit=none", "agentvit-plus:credit=saliency", "none:max_steps=95")
+    pairs, twin, saliency, fewer = map(words, names)
+    assert (
+        f"it has {pairs[0]} in {pairs[1]} of the dense model's time, the twin {twin[0]} in {twin[1]}, by saliency {saliency[0]} in "
+        f"{saliency[1]}, the dense model {100 * dense.accuracy:.2f}, and {fewer[0]} in as few steps as take {fewer[1]}"
+    ) in said()
+
+
 def test_what_importance_is_worth_alone_and_in_a_cascade():
     board = of("board_photos")
 
@@ -215,6 +231,16 @@ def test_what_fixed_places_leave_to_save():
     )
     assert words.format(*(percent(runs[name]) for name in names)) in said()
     assert {tuple(runs[name][0].gates[0]["layers"]) for name in names if name.endswith("-placed")} == {(2, 4, 6)}
+
+
+def test_what_gates_learn_in_so_few_steps():
+    cells = [cell for cell in of("board_photos").cells if cell.tuned and cell.budget == 0.5]
+    tops = {cell.method: f"{100 * cell.accuracy:.2f}" for cell in cells if cell.seed == 0}
+    words = (
+        "`diffrate` has {diffrate}, `cropr` {cropr} and `dynamicvit` {dynamicvit}, one seed; as many tokens by attention's order "
+        "have {topk} (`topk`) and at random {random-tokens} (`random-tokens`)."
+    )
+    assert words.format(**tops) in said()
 
 
 def test_what_640_steps_reach_on_tiny_imagenet():
