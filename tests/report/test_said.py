@@ -237,7 +237,7 @@ def test_what_gates_learn_in_so_few_steps():
     cells = [cell for cell in of("board_photos").cells if cell.tuned and cell.budget == 0.5]
     tops = {cell.method: f"{100 * cell.accuracy:.2f}" for cell in cells if cell.seed == 0}
     words = (
-        "`diffrate` has {diffrate}, `cropr` {cropr} and `dynamicvit` {dynamicvit}, one seed; as many tokens by attention's order "
+        "`diffrate` has {diffrate}, `cropr` {cropr}, `dynamicvit` {dynamicvit} and `avit` {avit}, one seed; as many tokens by attention's order "
         "have {topk} (`topk`) and at random {random-tokens} (`random-tokens`)."
     )
     assert words.format(**tops) in said()
