@@ -1,4 +1,4 @@
-"""The rate objective (DynamicViT, Rao et al., 2021, Eq. 12): in training each gate keeps as many tokens as in evaluation.
+"""The rate objective (the ratio loss of DynamicViT, Rao et al., 2021): in training each gate keeps as many tokens as in evaluation.
 
     loss = rate_weight * mean_b mean_s (kept_bs - rate_s)^2
 
