@@ -29,9 +29,9 @@ class AuxiliaryObjective(Objective):
     """Cross entropy of the heads, mean over the gates.
 
     Raises:
-        ValueError: from `prepare` of a trainer that trains a model with gates, none of tokens with a linear score, gates that are frozen from
-            the start, or whose thresholds do not begin at the budget, several processes, a multi-label problem, or an optimizer
-            of one's own, which would not know the heads.
+        ValueError: from `prepare` of a trainer that trains a model with gates, none of tokens with a linear score, gates that
+            are frozen from the start, or whose thresholds do not begin at the budget, several processes, a multi-label
+            problem, or an optimizer of one's own, which would not know the heads.
     """
 
     @dataclass

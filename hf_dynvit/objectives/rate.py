@@ -1,4 +1,4 @@
-"""The rate objective (the ratio loss of DynamicViT, Rao et al., 2021): in training each gate keeps as many tokens as in evaluation.
+"""The rate objective, the ratio loss of DynamicViT (Rao et al., 2021): each gate keeps as many tokens in training as in use.
 
     loss = rate_weight * mean_b mean_s (kept_bs - rate_s)^2
 

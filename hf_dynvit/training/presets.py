@@ -85,8 +85,7 @@ PRESET_ARGUMENTS = {
         "gate_weight_decay": 5e-5,
     },
     # Its rate is fixed, so the budget must be what that costs. Sampled to the end, with as much noise, and predictors that learn
-    # a hundred times as fast as a body at 1e-4, as published. Slower ones have hardly learned after a short tuning: nearly all
-    # tokens are sampled alike, and the order that evaluation takes is one that the body has never met.
+    # a hundred times as fast as a body at 1e-4, as published: slower ones have hardly learned after a short tuning.
     "dynamicvit": {
         "objective": "rate",
         "freeze_gates_at": 1.0,

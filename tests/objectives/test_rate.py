@@ -58,14 +58,6 @@ def test_the_rates_are_what_evaluation_keeps(tiny_vit, tmp_path, gates, mask):
     assert trainer.objective.loss(model, {}, outputs, None) == 0.0
 
 
-def test_tokens_that_pass_by_come_back_for_the_next_gate(tiny_vit, tmp_path):
-    trainer = taught(tiny_vit, tmp_path, [predictors(0, 1, keep=0.5, rest="pass")])
-    outputs = trainer.model.train()(torch.randn(4, 3, 32, 32), gating="sample")
-    by_hand = [((outputs.decisions[i].attention_tokens[:, 1:].mean(1) - 0.5) ** 2).mean() for i in (0, 1)]
-    loss = trainer.objective.loss(trainer.model, {}, outputs, None)
-    torch.testing.assert_close(loss, 2.0 * sum(by_hand) / 2)
-
-
 def test_gates_that_begin_far_from_their_rates_are_each_led_there(tiny_vit, tmp_path):
     gates = [predictors(0, keep=0.7), predictors(1, keep=0.5)]
     trainer = taught(
