@@ -152,6 +152,8 @@ METHODS = {
     "cascade-every-unlearned": Method(_twin, looks=3, twin="cascade-every", together=True),
     "cascade-together-unlearned": Method(_twin, looks=2, twin="cascade", together=True),
     "cascade-fixed": Method(_twin, importance=True, looks=2, twin="cascade", as_many=True),
+    "cascade-together-fixed": Method(_twin, importance=True, looks=2, twin="cascade", together=True, as_many=True),
+    "cascade-every-fixed": Method(_twin, importance=True, looks=3, twin="cascade-every", together=True, as_many=True),
     "cascade-unlearned": Method(_twin, looks=2, twin="cascade"),
     "cascade-resized": Method(_nothing, looks=2),
     "merge-unlearned": Method(_twin),
