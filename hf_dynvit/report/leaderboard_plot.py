@@ -15,6 +15,9 @@ COLUMNS = 2  # of panels
 # A panel shows so many points of top-1 below the best, or so many times the distance to the lower quartile: what lies further
 # below would squeeze all others together.
 LEAST_SHOWN, FRAME = 10.0, 2.0
+# So many methods have a color each. Of more those have one that no other beats in some panel, and those that readers look for.
+FEW, KNOWN = 10, ("tome", "evit", "random-merge")
+OTHERS = "other methods"
 STAR = {"marker": "*", "markersize": 11, "color": INK, "linestyle": "none"}
 
 
@@ -36,6 +39,7 @@ class Scale(NamedTuple):
 def plot(board, path):
     """Write the plot of a board; untrained and tuned methods apart, for they may lie far apart."""
     panels = [(tuned, scale) for tuned in (False, True) for scale in scales(board, tuned)]
+    named = in_color(board, [points_of(board, *panel) for panel in panels])
     rows = -(-len(panels) // COLUMNS)
     figure = new_figure(1.8 + 4.2 * min(len(panels), COLUMNS), 0.2 + 4 * rows, layout="constrained")
     grid = figure.subplots(rows, min(len(panels), COLUMNS), squeeze=False)
@@ -43,13 +47,50 @@ def plot(board, path):
     for axis in axes[len(panels) :]:
         axis.remove()
     for axis, (tuned, scale) in zip(axes, panels, strict=False):
-        _draw(axis, board, tuned, scale)
+        _draw(axis, board, tuned, scale, named)
     for line in grid:
         line[0].set_ylabel("top-1, %")
     drawn = axes[: len(panels)]
     handles = {label: one for axis in drawn for one, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    others = handles.pop(OTHERS, None)
+    handles |= {OTHERS: others} if others else {}  # last
     figure.legend(handles.values(), handles.keys(), loc="outside right center", fontsize="small", frameon=False)
     figure.savefig(path, dpi=120, facecolor=PAGE)
+
+
+def points_of(board, tuned, scale):
+    """Method -> [(place, top-1 in per cent), ...] by rising place, of one panel; but for the dense model's."""
+    found = {}
+    for (method, kind), cells in board.by_cell().items():
+        if kind != tuned or method == DENSE:
+            continue
+        everywhere = one_model(board).get(method) if tuned and scale.turned and for_every_budget(method) else None
+        points = [(scale.of(runs), 100 * mean(runs, "accuracy")) for runs in (everywhere or cells).values()]
+        found[method] = sorted(point for point in points if point[0] is not None)
+    return {method: points for method, points in found.items() if points}
+
+
+def in_color(board, panels):
+    """The methods that have a color and a name, in the order of the board.
+
+    Args:
+        panels: what `points_of` gives of each.
+    """
+    methods = [method for method in dict.fromkeys(cell.method for cell in board.cells) if method != DENSE]
+    if len(methods) <= FEW:
+        return methods
+    leading = {*KNOWN, *(method for points in panels for method in _leading(points))}
+    return [method for method in methods if method in leading]
+
+
+def _leading(points):
+    """Methods with a point that has no other at most as far to the right and at least as high."""
+    every = [point for found in points.values() for point in found]
+
+    def beaten(point):
+        return any(at <= point[0] and top >= point[1] and (at, top) != point for at, top in every)
+
+    return [method for method, found in points.items() if not all(map(beaten, found))]
 
 
 def scales(board, tuned):
@@ -119,21 +160,18 @@ def marker_of(at):
     return MARKERS[(at % 10 + 3 * (at // 10)) % len(MARKERS)]
 
 
-def _draw(axis, board, tuned, scale):
-    """One panel."""
-    methods, grouped = list(dict.fromkeys(cell.method for cell in board.cells)), board.by_cell()
-    tops = []
-    for (method, kind), cells in grouped.items():
-        if kind != tuned or method == DENSE:
-            continue
-        everywhere = one_model(board).get(method) if tuned and scale.turned and for_every_budget(method) else None
-        points = [(scale.of(runs), 100 * mean(runs, "accuracy")) for runs in (everywhere or cells).values()]
-        points = sorted(point for point in points if point[0] is not None)
-        tops += [top for _, top in points]
-        if points:
-            at = methods.index(method)
+def _draw(axis, board, tuned, scale, named):
+    """One panel; `named`: the methods in color, above the others."""
+    found, grouped = points_of(board, tuned, scale), board.by_cell()
+    tops = [top for points in found.values() for _, top in points]
+    for method, points in found.items():
+        if method in named:
+            at = named.index(method)
             style = {"color": COLORS[at % 10], "marker": marker_of(at), "markersize": 5, "linewidth": 1.4}
             axis.plot(*zip(*points, strict=True), label=method, **style)
+        else:
+            style = {"color": MUTED, "marker": ".", "markersize": 5, "linewidth": 0.6, "zorder": 1.5, "alpha": 0.7}
+            axis.plot(*zip(*points, strict=True), label=OTHERS, **style)
     taught = grouped.get((DENSE, True)) if tuned else None
     if taught:  # what was given has learned other things, or less
         runs = next(iter(taught.values()))  # of the same model, whatever budgets it was given

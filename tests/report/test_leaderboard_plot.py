@@ -174,13 +174,39 @@ def test_no_two_methods_look_alike():
     assert len({(at % 10, leaderboard_plot.marker_of(at)) for at in range(32)}) == 32
 
 
+def test_of_many_methods_those_have_a_color_that_lead_somewhere(tmp_path, monkeypatch):
+    made, first = board(), board().cells[0]
+    made.cells = [replace(first, method=f"method {at}", accuracy=0.5 - at / 100) for at in range(9)]
+    made.cells += [replace(first, method="tome", accuracy=0.1), replace(first, method="dense", accuracy=0.9)]
+    panels = [leaderboard_plot.points_of(made, True, scale) for scale in leaderboard_plot.scales(made, True)]
+    assert len(leaderboard_plot.in_color(made, panels)) == 10 and "dense" not in panels[0]
+    quick = {"accuracy": 0.4, "throughput": [speed(1, 9.0)]}
+    made.cells += [replace(first, method="quick", **quick), replace(first, method="cheap", accuracy=0.3, cost=0.4)]
+    panels = [leaderboard_plot.points_of(made, True, scale) for scale in leaderboard_plot.scales(made, True)]
+    assert [len(panel) for panel in panels] == [12, 12, 11]  # not all were timed at both
+    assert leaderboard_plot.in_color(made, panels) == ["method 0", "tome", "quick", "cheap"]
+    legends = []
+    monkeypatch.setattr(
+        "matplotlib.figure.Figure.legend", lambda figure, handles, labels, **how: legends.append(list(labels))
+    )
+    leaderboard_plot.plot(made, tmp_path / "plot.png")
+    assert legends == [["method 0", "tome", "quick", "cheap", "dense, tuned", "other methods"]]
+    assert sum(line.get_label() == "other methods" for line in _lines(made, panels)) == 8
+
+
+def _lines(made, panels):
+    axis, scale = new_figure(2, 2).subplots(), leaderboard_plot.scales(made, True)[0]
+    leaderboard_plot._draw(axis, made, True, scale, leaderboard_plot.in_color(made, panels))
+    return axis.get_lines()
+
+
 def test_a_cascade_for_every_budget_is_drawn_at_each():
     at = [AtBudget(budget=one, accuracy=one, cost=one, at_random=0.1, cost_at_random=one) for one in (0.5, 0.4, 0.3)]
     looks, made = Looks(accuracy=[0.5], cost=[0.3], shares=[1.0], at_random=0.5, at=at), board()
     made.cells = [replace(made.cells[0], tuned=True, method="cascade-every", looks=looks)]
     for scale, points in ((leaderboard_plot._costs(), 3), (leaderboard_plot._times(2), 1)):
         axis = new_figure(2, 2).subplots()
-        leaderboard_plot._draw(axis, made, True, scale)
+        leaderboard_plot._draw(axis, made, True, scale, ["cascade-every"])
         (line,) = (line for line in axis.get_lines() if line.get_label() == "cascade-every")
         assert len(line.get_xdata()) == points
         assert points == 1 or (list(line.get_xdata()), list(line.get_ydata())) == ([0.3, 0.4, 0.5], [30.0, 40.0, 50.0])
