@@ -170,7 +170,7 @@ def clock_rows(evaluations, boards=()):
 
 def _timed(evaluations, boards):
     """(row but for its times, `Speed`s) of all that was timed and is not dense, in the order of the rows."""
-    above, timed = {name: board for name, board in strongest(boards)}, _strongest_timed(boards)
+    above, timed = {name: board for name, board in strongest(boards)}, strongest_timed(boards)
     compared = {board.dataset for _, board in timed}
     found = [
         (one.dataset, one, {"decides": model_name(one), "device": place(one), "commit": one.commit})
@@ -197,7 +197,7 @@ def _timed_cells(board):
     return [cell for cell in board.cells if cell.tuned and cell.throughput and cell.method != DENSE]
 
 
-def _strongest_timed(boards):
+def strongest_timed(boards):
     """(name, board) of each data set and checkpoint: of several recipes the first by `rank` of which cells were timed."""
     found = {}
     for name, board in named(boards):
