@@ -33,7 +33,7 @@ from hf_dynvit.report.deployment_results import MEANING as DEPLOYED_MEANING
 from hf_dynvit.report.dials import DIALS, dial_items
 from hf_dynvit.report.dials import MEANING as DIALS_MEANING
 from hf_dynvit.report.every_budget import EVERY, every_rows
-from hf_dynvit.report.fastest import FASTEST, fastest_rows
+from hf_dynvit.report.fastest import fastest_rows, fastest_words
 from hf_dynvit.report.front import clock_rows, clock_words, strongest, tuned_rows, tuned_words
 from hf_dynvit.report.leaderboard import named, plot_name
 from hf_dynvit.report.leaderboard import sections as leaderboard_sections
@@ -166,7 +166,7 @@ def render_clock(results):
         return [one for one in results if isinstance(one, kind)]
 
     timed = of(Evaluation), of(Leaderboard)
-    parts = tabled(FASTEST, fastest_rows(of(Leaderboard)))
+    parts = tabled(fastest_words(timed[1]), fastest_rows(timed[1]))
     parts += tabled(clock_words(*timed), clock_rows(*timed))
     parts += tabled(GAINED_EVERYWHERE, front_rows(of(Runtimes)))
     parts += tabled(GAINED_MEANING, rows(GAINED, fastest_deployed(of(Deployment))))

@@ -170,7 +170,7 @@ def clock_rows(evaluations, boards=()):
 
 def _timed(evaluations, boards):
     """(row but for its times, `Speed`s) of all that was timed and is not dense, in the order of the rows."""
-    above, timed = {name: board for name, board in strongest(boards)}, strongest_timed(boards)
+    timed, above = strongest_timed(boards), [board for _, board in strongest(boards)]
     compared = {board.dataset for _, board in timed}
     found = [
         (one.dataset, one, {"decides": model_name(one), "device": place(one), "commit": one.commit})
@@ -178,8 +178,7 @@ def _timed(evaluations, boards):
         if one.throughput and not one.is_dense() and one.dataset not in compared
     ]
     for name, board in timed:
-        shown = next((short_name for short_name, other in above.items() if other == board), None)
-        name, of = shown or name, " of those above" if shown else ""
+        of = " of those above" if board in above else ""
         for cell in _timed_cells(board):
             decides = f"{cell.method} at {cell.budget:g}, seed {cell.seed}{of}"
             found.append((name, cell, {"decides": decides, "device": cell.timed_on, "commit": cell.timed_commit}))
@@ -198,10 +197,12 @@ def _timed_cells(board):
 
 
 def strongest_timed(boards):
-    """(name, board) of each data set and checkpoint: of several recipes the first by `rank` of which cells were timed."""
-    found = {}
+    """(name, board) of each data set and checkpoint: of several recipes the first by `rank` of which cells were timed. One that
+    `tuned_rows` shows has the same name there."""
+    found, shown = {}, strongest(boards)
     for name, board in named(boards):
         if _timed_cells(board):
+            name = next((short_name for short_name, other in shown if other == board), name)
             found.setdefault((board.dataset, board.model), (name, board))
     return list(found.values())
 

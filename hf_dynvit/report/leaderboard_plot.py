@@ -16,8 +16,8 @@ COLUMNS = 2  # of panels
 # below would squeeze all others together.
 LEAST_SHOWN, FRAME = 10.0, 2.0
 # So many methods have a color each. Of more those have one that no other beats in some panel, and those that readers look for.
-FEW, KNOWN = 10, ("tome", "evit", "random-merge")
-OTHERS = "other methods"
+FEW, KNOWN = 10, ("cascade-together", "tome", "evit", "random-merge")
+OTHERS = "others, each beaten\nin every panel"
 STAR = {"marker": "*", "markersize": 11, "color": INK, "linestyle": "none"}
 
 
@@ -84,11 +84,13 @@ def in_color(board, panels):
 
 
 def _leading(points):
-    """Methods with a point that has no other at most as far to the right and at least as high."""
+    """Methods with a point in sight that has no other at most as far to the right and at least as high."""
     every = [point for found in points.values() for point in found]
+    below = below_frame([top for _, top in every], [])
 
     def beaten(point):
-        return any(at <= point[0] and top >= point[1] and (at, top) != point for at, top in every)
+        hidden = below is not None and point[1] < below.least
+        return hidden or any(at <= point[0] and top >= point[1] and (at, top) != point for at, top in every)
 
     return [method for method, found in points.items() if not all(map(beaten, found))]
 

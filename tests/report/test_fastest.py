@@ -6,21 +6,20 @@ import pytest
 from made_results import speed
 from test_front import board, cell
 
-from hf_dynvit.measure.dense import AHEAD, AHEAD_EAGER, OURS
-from hf_dynvit.report.fastest import fastest_rows
+from hf_dynvit.measure.dense import AHEAD, AHEAD_EAGER, OURS, TUNED
+from hf_dynvit.report.fastest import fastest_rows, fastest_words
 
 
 HERE, THERE = "a CPU, 2 threads, float32", "another CPU, 2 threads, float32"
 DENSE = (cell("dense", 0.9, 1.0), cell("dense", 0.92, 1.0, seed=1))
 
 
-def timed(cell, *gains, on=HERE, rivals=(AHEAD, AHEAD_EAGER), program_ms=None):
-    """A cell that is so many times as fast at batch 1, 2, ..."""
-    ways = ("eager", "sdpa", *rivals, OURS)
-    speeds = [
-        replace(speed(size, dense_ms=dict.fromkeys(ways, 3.0 * gain)), program_ms=program_ms)
-        for size, gain in enumerate(gains, 1)
-    ]
+def timed(cell, *gains, on=HERE, rivals=(AHEAD, AHEAD_EAGER), dense_cost=0.93, program_ms=None):
+    """A cell that is so many times as fast at batch 1, 2, ... as the fastest dense model, ours."""
+    speeds = []
+    for size, gain in enumerate(gains, 1):
+        ways = dict.fromkeys(("eager", "sdpa", *rivals), 3.5 * gain) | {OURS: 3.0 * gain}
+        speeds.append(replace(speed(size, dense_ms=ways), dense_cost=dense_cost, program_ms=program_ms))
     return replace(cell, throughput=speeds, timed_on=on)
 
 
@@ -49,11 +48,22 @@ def test_accuracy_is_that_of_all_seeds_and_a_compiled_model_the_faster_way():
     assert shown(*both)[0][1].startswith("merge at 0.5: 1.50×")
 
 
-@pytest.mark.parametrize("other", [{"on": THERE}, {"rivals": (AHEAD,)}])
+@pytest.mark.parametrize("other", [{"on": THERE}, {"rivals": (AHEAD,)}, {"dense_cost": 1.0}])
 def test_what_was_timed_elsewhere_or_against_older_dense_models_does_not_compete(other):
     quick, slow = timed(cell("tome", 0.95), 9.0, **other), timed(cell("merge", 0.95), 1.2)
     same = timed(cell("evit", 0.95), 1.1)
     assert shown(quick, slow, same)[0] == ["0", "merge at 0.5: 1.20×, 95.00"]
+    words = fastest_words([board(*DENSE, quick, slow, same, timed(cell("merge", 0.9, 0.65), 1.0))])
+    assert words.endswith("today's dense models: `merge` at 0.65, 0.5; `evit` at 0.5.")
+
+
+def test_a_size_at_which_a_method_was_not_timed_is_that_of_the_others():
+    one, two = timed(cell("tome", 0.95), 2.0), timed(cell("merge", 0.95), 1.2, 1.3)
+    assert shown(one, two)[0] == ["0", "tome at 0.5: 2.00×, 95.00", "merge at 0.5: 1.30×, 95.00"]
+    assert shown(one, replace(two, throughput=two.throughput[1:]))[0][2] == "merge at 0.5: 1.30×, 95.00"
+    assert shown(timed(cell("tome", 0.95), 2.0, rivals=()))[:1] == []  # on a GPU another dense model is compiled
+    tuned = timed(cell("tome", 0.95), 2.0, rivals=(TUNED,))
+    assert shown(tuned)[0] == ["0", "tome at 0.5: 2.00×, 95.00"]
 
 
 def test_without_a_tuned_dense_model_or_times_there_is_no_row():

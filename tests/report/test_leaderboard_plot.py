@@ -181,7 +181,7 @@ def test_of_many_methods_those_have_a_color_that_lead_somewhere(tmp_path, monkey
     panels = [leaderboard_plot.points_of(made, True, scale) for scale in leaderboard_plot.scales(made, True)]
     assert len(leaderboard_plot.in_color(made, panels)) == 10 and "dense" not in panels[0]
     quick = {"accuracy": 0.4, "throughput": [speed(1, 9.0)]}
-    made.cells += [replace(first, method="quick", **quick), replace(first, method="cheap", accuracy=0.3, cost=0.4)]
+    made.cells += [replace(first, method="quick", **quick), replace(first, method="cheap", accuracy=0.42, cost=0.4)]
     panels = [leaderboard_plot.points_of(made, True, scale) for scale in leaderboard_plot.scales(made, True)]
     assert [len(panel) for panel in panels] == [12, 12, 11]  # not all were timed at both
     assert leaderboard_plot.in_color(made, panels) == ["method 0", "tome", "quick", "cheap"]
@@ -190,8 +190,24 @@ def test_of_many_methods_those_have_a_color_that_lead_somewhere(tmp_path, monkey
         "matplotlib.figure.Figure.legend", lambda figure, handles, labels, **how: legends.append(list(labels))
     )
     leaderboard_plot.plot(made, tmp_path / "plot.png")
-    assert legends == [["method 0", "tome", "quick", "cheap", "dense, tuned", "other methods"]]
-    assert sum(line.get_label() == "other methods" for line in _lines(made, panels)) == 8
+    assert legends == [["method 0", "tome", "quick", "cheap", "dense, tuned", leaderboard_plot.OTHERS]]
+    lines = _lines(made, panels)
+    others = [line for line in lines if line.get_label() == leaderboard_plot.OTHERS]
+    named = [line for line in lines if line.get_label() in legends[0][:-2]]
+    assert len(others) == 8 and {line.get_color() for line in others} == {leaderboard_plot.MUTED}
+    assert max(line.get_zorder() for line in others) < min(line.get_zorder() for line in named)
+    made.cells += [
+        replace(first, method="equal", accuracy=0.5),
+        replace(first, method="hidden", accuracy=0.01, cost=0.1),
+    ]
+    panels = [leaderboard_plot.points_of(made, True, scale) for scale in leaderboard_plot.scales(made, True)]
+    assert leaderboard_plot.in_color(made, panels) == [
+        "method 0",
+        "tome",
+        "quick",
+        "cheap",
+        "equal",
+    ]  # none below the frame
 
 
 def _lines(made, panels):
