@@ -52,9 +52,7 @@ def test_the_dense_model_can_be_tuned_beside_them(place):
     assert untrained["cost"] == tuned["cost"] == 1.0 and untrained["gates"] is None is tuned["resolution"]
 
 
-@pytest.mark.parametrize(
-    "method", ["cascade", "cascade-together", "cascade-every", "cascade-together-fixed", "cascade-every-fixed"]
-)
+@pytest.mark.parametrize("method", ["cascade", "cascade-together", "cascade-every", "cascade-every-fixed"])
 def test_a_cascade_is_tuned_look_by_look(place, monkeypatch, method):
     monkeypatch.setattr("hf_dynvit.training.looks.MOST_SPLIT", 0.6)  # less is out of reach of this small model
     fixed = method.endswith("-fixed")
