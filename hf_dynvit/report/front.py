@@ -24,6 +24,7 @@ LEGEND = {  # a method, or how its name ends -> what it is
     "-sublayers": "sub-layers alone",
     "tome": "merging by likeness alone, as often in every image",
     "cascade": "a cheap look, and another one only where it leaves the model unsure",
+    "cascade-resized": "such looks of the plain ViT, at two sizes of images",
     "-together": "both looks learn in each step, which takes longer",
     "-every": "three looks, the same for every budget, learn in each step",
     "-fixed": "merging as often in every image, or in each look",

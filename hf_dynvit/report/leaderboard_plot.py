@@ -17,7 +17,7 @@ COLUMNS = 2  # of panels
 LEAST_SHOWN, FRAME = 10.0, 2.0
 # So many methods have a color each. Of more those have one that no other beats in some panel, and those that readers look for.
 FEW, KNOWN = 10, ("cascade-together", "tome", "evit", "random-merge")
-OTHERS = "others, each beaten\nin every panel"
+OTHERS = "others, beaten\nwherever they are shown"
 STAR = {"marker": "*", "markersize": 11, "color": INK, "linestyle": "none"}
 
 
@@ -39,15 +39,16 @@ class Scale(NamedTuple):
 def plot(board, path):
     """Write the plot of a board; untrained and tuned methods apart, for they may lie far apart."""
     panels = [(tuned, scale) for tuned in (False, True) for scale in scales(board, tuned)]
-    named = in_color(board, [points_of(board, *panel) for panel in panels])
+    points = [points_of(board, *panel) for panel in panels]
+    named = in_color(board, points)
     rows = -(-len(panels) // COLUMNS)
     figure = new_figure(1.8 + 4.2 * min(len(panels), COLUMNS), 0.2 + 4 * rows, layout="constrained")
     grid = figure.subplots(rows, min(len(panels), COLUMNS), squeeze=False)
     axes = [axis for line in grid for axis in line]
     for axis in axes[len(panels) :]:
         axis.remove()
-    for axis, (tuned, scale) in zip(axes, panels, strict=False):
-        _draw(axis, board, tuned, scale, named)
+    for axis, panel, found in zip(axes, panels, points, strict=False):
+        _draw(axis, board, *panel, found, named)
     for line in grid:
         line[0].set_ylabel("top-1, %")
     drawn = axes[: len(panels)]
@@ -60,11 +61,11 @@ def plot(board, path):
 
 def points_of(board, tuned, scale):
     """Method -> [(place, top-1 in per cent), ...] by rising place, of one panel; but for the dense model's."""
-    found = {}
+    found, turned = {}, one_model(board) if tuned and scale.turned else {}
     for (method, kind), cells in board.by_cell().items():
         if kind != tuned or method == DENSE:
             continue
-        everywhere = one_model(board).get(method) if tuned and scale.turned and for_every_budget(method) else None
+        everywhere = turned.get(method) if for_every_budget(method) else None
         points = [(scale.of(runs), 100 * mean(runs, "accuracy")) for runs in (everywhere or cells).values()]
         found[method] = sorted(point for point in points if point[0] is not None)
     return {method: points for method, points in found.items() if points}
@@ -162,10 +163,9 @@ def marker_of(at):
     return MARKERS[(at % 10 + 3 * (at // 10)) % len(MARKERS)]
 
 
-def _draw(axis, board, tuned, scale, named):
-    """One panel; `named`: the methods in color, above the others."""
-    found, grouped = points_of(board, tuned, scale), board.by_cell()
-    tops = [top for points in found.values() for _, top in points]
+def _draw(axis, board, tuned, scale, found, named):
+    """One panel; `found`: what `points_of` gives of it, `named`: the methods in color, above the others."""
+    grouped, tops = board.by_cell(), [top for points in found.values() for _, top in points]
     for method, points in found.items():
         if method in named:
             at = named.index(method)

@@ -201,18 +201,13 @@ def test_of_many_methods_those_have_a_color_that_lead_somewhere(tmp_path, monkey
         replace(first, method="hidden", accuracy=0.01, cost=0.1),
     ]
     panels = [leaderboard_plot.points_of(made, True, scale) for scale in leaderboard_plot.scales(made, True)]
-    assert leaderboard_plot.in_color(made, panels) == [
-        "method 0",
-        "tome",
-        "quick",
-        "cheap",
-        "equal",
-    ]  # none below the frame
+    assert "hidden" in panels[0]  # the cheapest, and below the frame
+    assert leaderboard_plot.in_color(made, panels) == ["method 0", "tome", "quick", "cheap", "equal"]
 
 
 def _lines(made, panels):
     axis, scale = new_figure(2, 2).subplots(), leaderboard_plot.scales(made, True)[0]
-    leaderboard_plot._draw(axis, made, True, scale, leaderboard_plot.in_color(made, panels))
+    leaderboard_plot._draw(axis, made, True, scale, panels[0], leaderboard_plot.in_color(made, panels))
     return axis.get_lines()
 
 
@@ -222,7 +217,9 @@ def test_a_cascade_for_every_budget_is_drawn_at_each():
     made.cells = [replace(made.cells[0], tuned=True, method="cascade-every", looks=looks)]
     for scale, points in ((leaderboard_plot._costs(), 3), (leaderboard_plot._times(2), 1)):
         axis = new_figure(2, 2).subplots()
-        leaderboard_plot._draw(axis, made, True, scale, ["cascade-every"])
+        leaderboard_plot._draw(
+            axis, made, True, scale, leaderboard_plot.points_of(made, True, scale), ["cascade-every"]
+        )
         (line,) = (line for line in axis.get_lines() if line.get_label() == "cascade-every")
         assert len(line.get_xdata()) == points
         assert points == 1 or (list(line.get_xdata()), list(line.get_ydata())) == ([0.3, 0.4, 0.5], [30.0, 40.0, 50.0])

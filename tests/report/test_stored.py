@@ -195,7 +195,7 @@ def test_a_recipe_points_to_rows_that_are_there(recipe):
 
 
 def test_stored_results_are_small_and_name_no_folders_outside():
-    assert sum(path.stat().st_size for path in KEPT) < 840_000
+    assert sum(path.stat().st_size for path in KEPT) < 830_000
     for path in KEPT:
         content = json.loads(path.read_text(encoding="utf-8"))
         assert with_relative_paths(content, path, ROOT) == content
