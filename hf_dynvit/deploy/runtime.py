@@ -97,17 +97,19 @@ class DynViTRuntime:
         looks = np.ones(len(logits), dtype=np.int64)
         if len(self._runs) == 1:
             return Output(logits, cost, looks)
-        total = _log_softmax(logits)
-        for run in self._runs[1:]:
-            sure = np.exp(total.max(1)) / looks
+        first, *later = (np.float32(look.get("weight", 1.0)) for look in self.config["cascade"])
+        total, weights = _log_softmax(logits) + np.log(first), np.full(len(logits), first)
+        for run, weight in zip(self._runs[1:], later, strict=True):
+            sure = np.exp(total.max(1)) / weights
             there = np.flatnonzero((looks == looks.max()) & ~(sure >= confidence))
             if not len(there):
                 break
             logits, spent = self._look(run, pixel_values[there])
-            total[there] = np.logaddexp(total[there], _log_softmax(logits))
+            total[there] = np.logaddexp(total[there], _log_softmax(logits) + np.log(weight))
             cost[there] += spent
             looks[there] += 1
-        return Output(total - np.log(looks, dtype=np.float32)[:, None], cost, looks)
+            weights[there] += weight
+        return Output(total - np.log(weights)[:, None], cost, looks)
 
     def _confidence(self, budget):
         """From which probability on an image needs no further look; beyond all without a table."""

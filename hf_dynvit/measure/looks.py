@@ -10,14 +10,14 @@ import torch
 from tqdm import tqdm
 
 from ..model.budgets import looked_up
-from ..model.cascade import SURE, mean_probability
+from ..model.cascade import SURE, counted, look_weights, mean_probability
 
 
 BUDGETS = (0.8, 0.65, 0.5, 0.4, 0.3)  # at which a cascade is looked at, those that its table reaches
 
 
 class EachLook(NamedTuple):
-    """After each look, by the mean probability of all looks so far; tensors (L, B) on CPU.
+    """After each look, by the weighted mean probability of all looks so far; tensors (L, B) on CPU.
 
     Attributes:
         sure: probability of the most likely class. read: that class. spent: cost of the look alone.
@@ -67,13 +67,13 @@ def each_look(model, batches):
 
 def _after_each(model, pixel_values):
     """The probabilities are float32, as in the forward: where it rounds two to the same, no threshold can lie between them."""
-    total, parts = None, []
-    for look in range(len(model.config.cascade)):
+    total, weights, parts = None, 0.0, []
+    for look, weight in enumerate(look_weights(model.config)):
         out = model(pixel_values, look=look)
-        found = out.logits.float().log_softmax(-1)
+        found, weights = counted(out.logits, weight), weights + weight
         total = found if total is None else torch.logaddexp(total, found)
         most, read = total.max(-1)
-        parts.append((mean_probability(most, look + 1).double(), read, out.cost.double()))
+        parts.append((mean_probability(most, weights).double(), read, out.cost.double()))
     return EachLook(*(torch.stack(part).cpu() for part in zip(*parts, strict=True)))
 
 

@@ -1,14 +1,15 @@
 """A cascade: every image gets a cheap look, and only those that it leaves unsure get another one, of more pixels or tokens.
 
-Whether an image needs another look is said by the probability of its most likely class, the mean over the looks so far
-(IDK cascades, Wang et al., 2017; DVT, Wang et al., 2021, gives its second model more tokens). All looks are of the same
-weights; each has a size of images and thresholds of its own. From which confidence an image is done follows from the
-budget, by a table that calibration measures (training/cascade_calibration.py), so that a forward can be asked for any
-mean cost between the first look's and all looks'.
+Whether an image needs another look is said by the probability of its most likely class, the weighted mean over the looks
+so far (IDK cascades, Wang et al., 2017, and DVT, Wang et al., 2021, which gives its second model more tokens, take the last
+look alone: a weight of it that outgrows the others). All looks are of the same model; each has a size of images and thresholds
+of its own. From which confidence an image is done follows from the budget, by a table that calibration measures
+(training/cascade_calibration.py), so that a forward can be asked for any mean cost between the first look's and all looks'.
 
 Letters: B images, C classes.
 """
 
+import math
 from functools import partial
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ from .budgets import WIDEST_SHIFT, check_budget, check_reach, check_table, looke
 
 
 MOST_LOOKS = 8
+MOST_WEIGHT = 1e6  # of a look: beside it those before count nothing in float32
 SURE = 1.001  # a confidence that no image has, whatever the rounding
 REFUSED = ("decisions", "output_attentions", "output_hidden_states", "patches")  # they mean nothing of several looks
 
@@ -28,13 +30,15 @@ def check_looks(config):
     if not isinstance(looks, (list, tuple)) or not 2 <= len(looks) <= MOST_LOOKS:
         raise ValueError(f"cascade must be a list of 2 to {MOST_LOOKS} looks, got {looks!r}")
     for look in looks:
-        if not isinstance(look, dict) or not {"budget"} <= set(look) <= {"budget", "resolution", "shift"}:
+        if not isinstance(look, dict) or not {"budget"} <= set(look) <= {"budget", "resolution", "shift", "weight"}:
             raise ValueError(
-                f'looks of a cascade are dicts of "budget", and maybe "resolution" and "shift", got {look!r}'
+                f'looks of a cascade are dicts of "budget", and maybe "resolution", "shift" and "weight", got {look!r}'
             )
         check_budget(look["budget"])
-        shift = look.get("shift", 0.0)
-        if type(shift) is bool or not isinstance(shift, (int, float)) or not abs(shift) <= WIDEST_SHIFT:
+        shift, weight = look.get("shift", 0.0), look.get("weight", 1.0)
+        if not _is_number(weight) or not 1 / MOST_WEIGHT <= weight <= MOST_WEIGHT:
+            raise ValueError(f"weights of a cascade must be in [{1 / MOST_WEIGHT:g}, {MOST_WEIGHT:g}], got {weight!r}")
+        if not _is_number(shift) or not abs(shift) <= WIDEST_SHIFT:
             raise ValueError(f"shifts of a cascade must be in [-{WIDEST_SHIFT}, {WIDEST_SHIFT}], got {shift!r}")
     check_rising([look["budget"] for look in looks])
     given = [name for name in ("resolution", "budget_shifts", "layer_mask") if getattr(config, name) is not None]
@@ -48,6 +52,10 @@ def check_looks(config):
     if config.budget_confidences is not None:
         check_table(config.budget_confidences, "budget_confidences", "confidence", 0.0, SURE)
         check_reach(config.budget_confidences, config.budget)
+
+
+def _is_number(value):
+    return isinstance(value, (int, float)) and type(value) is not bool
 
 
 def check_each_look(config):
@@ -82,6 +90,11 @@ def set_look_shifts(config, shifts):
     config.cascade = [{**look, "shift": float(shift)} for look, shift in zip(config.cascade, shifts, strict=True)]
 
 
+def look_weights(config):
+    """How much each look's probabilities count in the mean: floats."""
+    return [float(look.get("weight", 1.0)) for look in config.cascade]
+
+
 def check_single_label(labels):
     """Raise ValueError for labels that are not one class for each image."""
     if labels is not None and (labels.dim() != 1 or labels.is_floating_point()):
@@ -112,16 +125,22 @@ def view(config, batch, look=None, budget=None):
     return chosen.get("resolution"), chosen.get("shift", 0.0)
 
 
-def mean_probability(total, looks):
-    """The mean over a number of looks, of the logarithm of a sum of probabilities (B,); looks: int64 (B,) or a number."""
-    return (total - torch.as_tensor(looks, device=total.device).log()).exp()
+def counted(logits, weight):
+    """The logarithm of a look's probabilities times its weight, float32 (B, C), of its logits (B, C)."""
+    return logits.float().log_softmax(-1) + math.log(weight)
+
+
+def mean_probability(total, weight):
+    """The mean over looks, of the logarithm of the sum of what `counted` gives (B,); weight: float32 (B,) or a number, the sum of
+    theirs."""
+    return (total - torch.as_tensor(weight, dtype=total.dtype, device=total.device).log()).exp()
 
 
 class Seen(NamedTuple):
     """What all looks together give.
 
     Attributes:
-        logits: (B, C), the logarithm of the mean probability over the looks that an image has taken.
+        logits: (B, C), the logarithm of the weighted mean probability over the looks that an image has taken.
         cost: (B,), of all of them. looks: (B,) int64, their number.
     """
 
@@ -156,21 +175,21 @@ def in_looks(model, pixel_values, budget=None, look=None, **options):
     # What wraps an instance's forward is around this one already, and must not be entered twice: an `autocast` of accelerate's
     # that is stays on for the rest of the process.
     one_look = partial(type(model).forward, model) if isinstance(model, torch.nn.Module) else model
-    total, cost, looks = None, 0.0, 0
-    for index in range(len(model.config.cascade)):
+    total, cost, looks, weights = None, 0.0, 0, 0.0
+    for index, weight in enumerate(look_weights(model.config)):
         there = unsure.nonzero().squeeze(1) if packed and index else None
         if there is not None and len(there) == 0:
             break
         seen = pixel_values if there is None else pixel_values[there]
         out = one_look(seen, look=index, return_dict=True, **options)
-        found, spent = out.logits.float().log_softmax(-1), out.cost
+        found, spent = counted(out.logits, weight), out.cost
         if there is not None:
             found = found.new_full((batch, found.shape[1]), -torch.inf).index_copy(0, there, found)
             spent = spent.new_zeros(batch).index_copy(0, there, spent)
         elif index:
             found, spent = found.masked_fill(~unsure.unsqueeze(1), -torch.inf), spent * unsure
         total = found if total is None else torch.logaddexp(total, found)
-        cost, looks = cost + spent, looks + unsure.long()
+        cost, looks, weights = cost + spent, looks + unsure.long(), weights + weight * unsure
         # What is not a number is unsure: it shows in the logits of all looks.
-        unsure = unsure & ~(mean_probability(total.amax(-1), looks) >= confidence)
-    return Seen((total - looks.log().unsqueeze(1)).to(out.logits.dtype), cost, looks)
+        unsure = unsure & ~(mean_probability(total.amax(-1), weights) >= confidence)
+    return Seen((total - weights.log().unsqueeze(1)).to(out.logits.dtype), cost, looks)

@@ -61,9 +61,10 @@ class DynViTConfig(ViTConfig):
             the images'. None: as they come. Positions are interpolated from a square of them: image_size must be square,
             patch_size one number.
         cascade (`list[dict]`, *optional*):
-            Two or more looks at an image, the cheapest first (cascade.py): `{"budget": 0.2, "resolution": 160, "shift": 0.0}`,
-            each with its mean cost, the size of images and what is added to the gates' logits. The last two may be missing;
-            `resolution` and `budget_shifts` are not for a cascade. None: one look.
+            Two or more looks at an image, the cheapest first (cascade.py): `{"budget": 0.2, "resolution": 160, "shift": 0.0,
+            "weight": 1.0}`, each with its mean cost, the size of images, what is added to the gates' logits, and how much its
+            probabilities count in the mean over the looks that an image takes. The last three may be missing; `resolution` and
+            `budget_shifts` are not for a cascade. None: one look.
         budget_confidences (`list[list[float]]`, *optional*):
             Of a cascade, in place of `budget_shifts`: pairs (budget, confidence from which an image needs no further look).
             None: all images take all looks.

@@ -9,7 +9,7 @@ from transformers.utils import CONFIG_NAME
 
 from ..model.bypass import bypass_of
 from ..training.calibration import mean_cost
-from ..training.looks import words_of
+from ..training.looks import weighted, words_of
 from ..training.methods import METHODS, WORKING
 from ..training.preparation import finish
 from ..training.presets import as_taught
@@ -53,12 +53,14 @@ def tuned(place, start, method, budget, seed):
 def brought(place, earlier, method, budget, seed):
     """A model that an `Earlier` board trained, after what ends its training has run anew on this board's pixels.
 
-    That is the importance of tokens and the thresholds, as the method has them; the backbone stays as it is.
+    That is the importance of tokens and the thresholds, as the method has them, and how much each look of a cascade counts; the
+    backbone stays as it is.
 
     Raises:
         ValueError: the earlier board has no such model.
     """
     model = place.load(earlier.model(method, budget, seed))
+    model.config.cascade = weighted(model.config.cascade or []) or None
     args, _ = taught(place, model, method, budget, seed)
     trainer = _trainer(place, model, args, None)
     finish(trainer)

@@ -91,9 +91,11 @@ def seen(results):
 
 
 def looks_text(cascade):
-    """ "160 px at 0.2, all at 0.5": the size of images and the cost of each look."""
+    """ "160 px at 0.2, 224 px at 0.5 (1 : 4)": the size of images and the cost of each look, and what they count if not alike."""
     sizes = [f"{look['resolution']} px" if look.get("resolution") else "all pixels" for look in cascade]
-    return ", ".join(f"{size} at {look['budget']:g}" for size, look in zip(sizes, cascade, strict=True))
+    weights = [look.get("weight", 1.0) for look in cascade]
+    counts = f" ({' : '.join(f'{weight:g}' for weight in weights)})" if len(set(weights)) > 1 else ""
+    return ", ".join(f"{size} at {look['budget']:g}" for size, look in zip(sizes, cascade, strict=True)) + counts
 
 
 def masked(results):

@@ -15,7 +15,7 @@ from hf_dynvit.deploy.stream import resizing
 from hf_dynvit.model.resolution import resized
 
 
-LOOKS = [{"budget": 0.52, "resolution": 24}, {"budget": 0.9}]
+LOOKS = [{"budget": 0.52, "resolution": 24, "weight": 0.5}, {"budget": 0.9, "weight": 3.0}]
 MERGE = [{"gate": "merge", "distance": 4.0, "layers": [1]}]
 
 

@@ -7,7 +7,7 @@ from models import gated, images
 from hf_dynvit.measure.looks import each_look, measure_looks
 
 
-LOOKS = [{"budget": 0.52, "resolution": 24}, {"budget": 0.9}]
+LOOKS = [{"budget": 0.52, "resolution": 24}, {"budget": 0.9, "weight": 3.0}]
 
 
 @torch.no_grad()
@@ -16,7 +16,7 @@ def test_shares_costs_and_chance_are_those_of_the_looks(tiny_vit):
     first, second = (model(x, look=look) for look in (0, 1))
     sure = first.logits.softmax(-1).amax(-1).sort().values
     model.config.budget_confidences, model.config.budget = [[0.5, 0.0], [0.9, (sure[1] + sure[2]).item() / 2]], 0.9
-    both = (first.logits.softmax(-1) + second.logits.softmax(-1)).argmax(-1)
+    both = (first.logits.softmax(-1) + 3 * second.logits.softmax(-1)).argmax(-1)
     labels = torch.cat([first.logits.argmax(-1)[:6], both[6:]])
     batches = [{"pixel_values": x[:5], "labels": labels[:5]}, {"pixel_values": x[5:], "labels": labels[5:]}]
     found = measure_looks(model, batches)

@@ -1,4 +1,4 @@
-"""A cascade: only images that a cheap look leaves unsure get another, and each class has the mean probability of its looks."""
+"""A cascade: only images that a cheap look leaves unsure get another, and each class has the mean probability of its looks, by their weights."""
 
 import copy
 import types
@@ -50,6 +50,27 @@ def test_unsure_images_alone_are_looked_at_again(mixed, layout):
     assert_close(out.logits.softmax(-1), expected, atol=1e-5, rtol=1e-5)
     assert_close(out.cost, looks[0].cost + again * looks[1].cost)
     assert out.decisions is None and looks[0].decisions is not None
+
+
+@pytest.mark.parametrize("layout", ["packed", "masked"])
+def test_looks_count_by_their_weights(tiny_vit, layout):
+    weights, looks = (0.5, 2.0, 7.0), [LOOKS[0], {"budget": 0.7, "resolution": 24}, LOOKS[1]]
+    looks = [{**look, "weight": weight} for look, weight in zip(looks, weights, strict=True)]
+    model, x = cascade(tiny_vit(), looks), images(8)
+    model.layout = layout
+    with torch.no_grad():
+        first, second, third = (model(x, look=look).logits.softmax(-1) for look in range(3))
+        both = (0.5 * first + 2 * second) / 2.5
+        sure = torch.maximum(first.amax(-1), both.amax(-1)).sort().values
+        confidence = (sure[3] + sure[4]).item() / 2
+        model.config.budget_confidences = [[0.6, confidence / 2], [0.9, confidence]]
+        out = model(x)
+    after_one, after_two = (one.amax(-1) >= confidence for one in (first, both))
+    assert out.looks.tolist() == (1 + (~after_one).long() * (1 + (~after_two).long())).tolist()
+    assert {2, 3} & set(out.looks.tolist()) and 3 in out.looks
+    taken = [first, both, (0.5 * first + 2 * second + 7 * third) / 9.5]
+    expected = torch.stack(taken)[out.looks - 1, torch.arange(8)]
+    assert_close(out.logits.softmax(-1), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_a_wrapper_of_its_forward_is_entered_once(mixed):
@@ -187,6 +208,9 @@ def test_a_look_needs_a_cascade(tiny_vit):
         ({"cascade": [LOOKS[1], LOOKS[0]]}, "begin with the cheapest"),
         ({"cascade": [{"resolution": 24}, LOOKS[1]]}, 'dicts of "budget"'),
         ({"cascade": [{"budget": 0.2, "shift": float("nan")}, LOOKS[1]]}, "shifts of a cascade"),
+        ({"cascade": [{"budget": 0.2, "weight": 0.0}, LOOKS[1]]}, "weights of a cascade must be in"),
+        ({"cascade": [{"budget": 0.2, "weight": True}, LOOKS[1]]}, "weights of a cascade must be in"),
+        ({"cascade": [{"budget": 0.2, "weight": float("nan")}, LOOKS[1]]}, "weights of a cascade must be in"),
         ({"cascade": [{"budget": 0.2, "resolution": 25}, LOOKS[1]]}, "multiples of patch_size"),
         ({"cascade": LOOKS, "resolution": 24}, "cannot be given beside"),
         ({"cascade": LOOKS, "budget_shifts": [[0.5, 0.0], [1.0, 1.0]]}, "cannot be given beside"),

@@ -152,16 +152,20 @@ def test_every_budget_of_the_table_is_what_it_costs(tiny_vit):
 
 
 def test_words_name_looks():
-    assert read_looks(["160@0.2", "224@1"]) == [{"resolution": 160, "budget": 0.2}, {"resolution": 224, "budget": 1.0}]
+    first, second = read_looks(["160@0.2", "224@1"])
+    assert first == {"resolution": 160, "budget": 0.2, "weight": 1.0}
+    assert second == {"resolution": 224, "budget": 1.0, "weight": 4.0}  # a later look has seen more
     assert read_looks([]) is None
     config = DynViTConfig(hidden_size=192, num_attention_heads=3, intermediate_size=768)
     first, second = read_looks(["auto"], config, 0.3)
-    assert first == {"resolution": 160, "budget": 0.2} and second == {"resolution": 224, "budget": 0.5}
+    assert first == {"resolution": 160, "budget": 0.2, "weight": 1}
+    assert second == {"resolution": 224, "budget": 0.5, "weight": 4}
     half = read_looks(["auto"], config, 0.5)
     assert [look["budget"] for look in half] == [0.3333, 0.8333] and half[0]["resolution"] < half[1]["resolution"]
     assert half == read_looks(["auto"], config, 0.65) == read_looks(["auto"], config, 1.0)  # for more images
     every = read_looks(["every"], config, 0.3)
     assert every == read_looks(["every"], config, 0.65) and [look["budget"] for look in every] == [0.2, 0.3333, 0.8333]
+    assert [look["weight"] for look in every] == [1, 4, 16]
     assert [look["resolution"] for look in every] == [160, 192, 224]
     assert [look["resolution"] for look in read_looks(["every"], config, 0.5, gated=False)] == [112, 128, 208]
     with pytest.raises(ValueError, match="auto, every, or looks such as 160@0.2 224@0.5"):
