@@ -27,7 +27,7 @@ MEANS = (
     "Top-1 in per cent, ± its deviation over seeds, at the mean cost that was met; the checkpoint has {dense:.2f}. *Untrained*: "
     "thresholds and importance were found on {count} images without labels, amounts on the first batch of them; the backbone is "
     "as it was. *Tuned*: "
-    "by the same recipe, from the same checkpoint, on as many images (`cascade-together`, `cascade-every` and what is named after them: on each of them once for every look). Smaller images (*px*): resized inside the model; of a cascade each look at its cost. Bold: the best of those that met the "
+    "by the same recipe, from the same checkpoint, on as many images (`cascade-together`, `cascade-every` and what is named after them: on each of them once for every look). Smaller images (*px*): resized inside the model; of a cascade each look at its cost, and in brackets what each counts in the mean, if not alike. Bold: the best of those that met the "
     "budget, if none has more seeds. On {place}, "
     "{images} images of {dataset}, {model}, commit {commit}, {command}:"
 )

@@ -156,6 +156,8 @@ METHODS = {
     "cascade-every-fixed": Method(_twin, importance=True, looks=3, twin="cascade-every", together=True, as_many=True),
     "cascade-unlearned": Method(_twin, looks=2, twin="cascade"),
     "cascade-resized": Method(_nothing, looks=2),
+    "cascade-together-resized": Method(_nothing, looks=2, together=True),
+    "cascade-every-resized": Method(_nothing, looks=3, together=True),
     "merge-unlearned": Method(_twin),
     "merge-heads": Method(_kinds("merge", "head"), importance=True, fitted=True),
     "merge-sublayers": Method(_kinds("merge", "sublayer"), importance=True, fitted=True),

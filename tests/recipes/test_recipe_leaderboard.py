@@ -52,6 +52,21 @@ def test_the_dense_model_can_be_tuned_beside_them(place):
     assert untrained["cost"] == tuned["cost"] == 1.0 and untrained["gates"] is None is tuned["resolution"]
 
 
+@pytest.mark.parametrize("method, looks", [("cascade-together-resized", 2), ("cascade-every-resized", 3)])
+def test_looks_of_the_plain_vit_learn_together(place, monkeypatch, method, looks):
+    monkeypatch.setattr("hf_dynvit.training.looks.EVERY", [0.2, 0.6, 1.0])
+    trained, build = [], leaderboard_tuning.DynViTTrainer
+    monkeypatch.setattr(
+        leaderboard_tuning, "DynViTTrainer", lambda **given: trained.append(given["args"]) or build(**given)
+    )
+    words = ["--methods", method, "--budgets", "0.7", "--tune", "true", "--validation_fraction", "0.2"]
+    (cell,) = run_board(place, method, *words)["cells"]
+    assert [args.looks_together for args in trained] == [True] and cell["tuned"]
+    assert cell["gates"] is None and cell["resolution"] is None and len(cell["cascade"]) == looks
+    assert len({look["resolution"] for look in cell["cascade"]}) == looks
+    assert [look["weight"] for look in cell["cascade"]] == [4.0**look for look in range(looks)]
+
+
 @pytest.mark.parametrize("method", ["cascade", "cascade-together", "cascade-every", "cascade-every-fixed"])
 def test_a_cascade_is_tuned_look_by_look(place, monkeypatch, method):
     monkeypatch.setattr("hf_dynvit.training.looks.MOST_SPLIT", 0.6)  # less is out of reach of this small model
