@@ -8,7 +8,7 @@ cell, and leaderboard.md and leaderboard.png at the end, to output_dir; the same
 measures kept cascades at other budgets where that is missing, and with --batch_sizes that it did not have it times what is
 there: the models that it tuned are kept, so they can be trained beside other work and timed when there is none. With --trained
 FOLDER the models of boards that were tuned before are measured in place of new ones, on images that another --crop_pct cuts:
-thresholds and importance, which are found on such images, are found anew.
+thresholds and importance, which are found on such images, are found anew, and the looks of a cascade count as they would today.
 With --plugin FILE.py a file of your own runs first, that registers scorers and methods (so in every recipe, where a model has them).
 Parts that were run apart, with an output_dir each, become one table in report.py.
 """
@@ -25,9 +25,11 @@ from hf_dynvit.report import read, write
 from hf_dynvit.report.leaderboard import publish
 from hf_dynvit.report.leaderboard_cells import Place
 from hf_dynvit.report.leaderboard_tuning import Earlier, brought, tuned
+from hf_dynvit.report.names import counts_text
 from hf_dynvit.report.names import place as place_of
 from hf_dynvit.settings import parse_settings
 from hf_dynvit.training.arguments import DynViTTrainingArguments, is_default
+from hf_dynvit.training.looks import as_today
 from hf_dynvit.training.method_models import prepare
 from hf_dynvit.training.methods import METHODS, check_methods
 from hf_dynvit.training.starting_model import ModelArguments
@@ -128,6 +130,7 @@ def main(argv=None):
     if place.smaller is not None:
         results.smaller = place.smaller_dense(results.smaller)
         save()
+    check_counts(results, board)
     finished = {(cell.method, cell.budget, cell.tuned, cell.seed) for cell in results.cells}
     for one in itertools.product(board.methods, board.budgets, board.seeds) if board.trained else ():
         if (*one[:2], True, one[2]) not in finished:
@@ -160,6 +163,22 @@ def main(argv=None):
     publish([results], folder)
     print(f"{len(results.cells)} cells, their table and plot: {folder / 'leaderboard.md'}")
     return results.to_json()
+
+
+def check_counts(results, board):
+    """Raise ValueError for a cascade whose seeds would count their looks in two ways."""
+    for cell in results.cells:
+        seeds = {
+            one.seed for one in results.cells if (one.method, one.budget) == (cell.method, cell.budget) and one.tuned
+        }
+        more = (
+            cell.tuned and (cell.method in board.methods and cell.budget in board.budgets) and set(board.seeds) - seeds
+        )
+        if cell.cascade and more and not board.complete and as_today(cell.cascade) != cell.cascade:
+            raise ValueError(
+                f"the looks of {cell.method} at {cell.budget}, seed {cell.seed}, count {counts_text(cell.cascade)}, as they no longer "
+                f"do for a new seed {sorted(more)}: give another output_dir, and --trained for those that there are"
+            )
 
 
 def with_rest(cell, place, results, start):

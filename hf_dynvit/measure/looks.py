@@ -48,7 +48,7 @@ class Looks:
         accuracy, cost: of all images after one look, after two, ...; the costs add up.
         shares: of the images that take one look, two, ... at the model's budget.
         at_random: expected accuracy if these shares of the images, whichever, took one look, two, ...
-        at: the same at other budgets; no weight changes for it, only from which confidence an image is done.
+        at: the same at other budgets; the model is the same, only it changes from which confidence an image is done.
     """
 
     accuracy: list[float]

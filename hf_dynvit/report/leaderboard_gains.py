@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from ..training.methods import DENSE, METHODS
 from .markdown import ABSENT
-from .names import looks_text
+from .names import counts_text, looks_text
 from .rivals import counted, mean, percent
 
 
@@ -106,5 +106,7 @@ def _tops(runs):
 def reached(runs, top1=None):
     """ "92.07 ± 0.13 at 0.504, 192 px (3 seeds)": cells that differ by seed alone; top1: what stands first, if not that."""
     pixels = f", {runs[0].resolution} px" if runs[0].resolution else ""
-    pixels = f", {looks_text(runs[0].cascade)}" if runs[0].cascade else pixels
+    if runs[0].cascade:
+        others = dict.fromkeys(counts_text(run.cascade) for run in runs if run.cascade)
+        pixels = f", {looks_text(runs[0].cascade)}" + f" (of several, {' or '.join(others)})" * (len(others) > 1)
     return f"{top1 or percent(runs)} at {mean(runs, 'cost'):.3f}{pixels}{counted(runs)}"

@@ -7,7 +7,7 @@ from .rivals import counted, mean, percent
 
 
 LOOKS = (
-    "One cascade at every budget: no weight is changed between the columns, only from which confidence an image is done. In each "
+    "One cascade at every budget: the model is the same in all columns, only it changes from which confidence an image is done. In each "
     "cell top-1 at its cost, and in brackets what it is worth that an image decides: the gain over as many looks for images at "
     "random, at what these cost. A row is a method as it was brought to one budget (*for*), trained with so many seeds or not:"
 )

@@ -9,7 +9,7 @@ from transformers.utils import CONFIG_NAME
 
 from ..model.bypass import bypass_of
 from ..training.calibration import mean_cost
-from ..training.looks import weighted, words_of
+from ..training.looks import as_today, words_of
 from ..training.methods import METHODS, WORKING
 from ..training.preparation import finish
 from ..training.presets import as_taught
@@ -60,7 +60,8 @@ def brought(place, earlier, method, budget, seed):
         ValueError: the earlier board has no such model.
     """
     model = place.load(earlier.model(method, budget, seed))
-    model.config.cascade = weighted(model.config.cascade or []) or None
+    if model.config.cascade:
+        model.set_cascade(as_today(model.config.cascade))
     args, _ = taught(place, model, method, budget, seed)
     trainer = _trainer(place, model, args, None)
     finish(trainer)

@@ -22,7 +22,7 @@ LOOKS = {  # of an evaluation and its `Looks`
 MEANING = (
     "A cascade gives another look to the images that it is not sure of. *At random*: the expected top-1 if as many images, "
     "whichever, took as many looks; the difference is what the decision per image is worth. *After one look, two, ...*: if all "
-    "images took as many, by their mean."
+    "images took as many."
 )
 
 

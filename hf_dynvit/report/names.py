@@ -4,6 +4,7 @@ from pathlib import PurePosixPath
 
 
 WORDS = {"sublayer": "sub-layer"}
+ALIKE = "alike"  # looks of a cascade of which none counts more than another
 SAME = 0.0005  # deviations that three digits do not show
 SCORES = {
     "cls_attention": "[CLS] attention",
@@ -93,9 +94,14 @@ def seen(results):
 def looks_text(cascade):
     """ "160 px at 0.2, 224 px at 0.5 (1 : 4)": the size of images and the cost of each look, and what they count if not alike."""
     sizes = [f"{look['resolution']} px" if look.get("resolution") else "all pixels" for look in cascade]
-    weights = [look.get("weight", 1.0) for look in cascade]
-    counts = f" ({' : '.join(f'{weight:g}' for weight in weights)})" if len(set(weights)) > 1 else ""
+    counts = f" ({counts_text(cascade)})" if counts_text(cascade) != ALIKE else ""
     return ", ".join(f"{size} at {look['budget']:g}" for size, look in zip(sizes, cascade, strict=True)) + counts
+
+
+def counts_text(cascade):
+    """ "1 : 4": what each look counts in the mean, or `ALIKE`."""
+    weights = [look.get("weight", 1.0) for look in cascade]
+    return " : ".join(f"{weight:g}" for weight in weights) if len(set(weights)) > 1 else ALIKE
 
 
 def masked(results):

@@ -150,8 +150,10 @@ def trained_alike(runs, trainings):
 
 
 def _seen(results):
-    """Size of images, of a cascade that and the cost of each look, and what is left out of the last layer."""
-    looks = results.cascade and [(look.get("resolution"), look["budget"]) for look in results.cascade]
+    """Size of images, of a cascade that, cost and weight of each look, and what is left out of the last layer."""
+    looks = results.cascade and [
+        (look.get("resolution"), look["budget"], look.get("weight", 1.0)) for look in results.cascade
+    ]
     return results.resolution, looks, results.last_layer
 
 

@@ -20,8 +20,8 @@ CHOSEN = {"auto": 2, "every": 3}  # words for looks that are chosen, and how man
 
 
 def read_looks(words, config=None, budget=None, gated=True):
-    """["160@0.2", "224@0.5"], the side that images are resized to and the mean cost of each look -> looks as in
-    `DynViTConfig`; None for no words.
+    """["160@0.2", "224@0.5x3"], the side that images are resized to and the mean cost of each look -> looks as in
+    `DynViTConfig`; None for no words. What stands after x is how much a look counts; else it is as `weighted` has it.
 
     Args:
         config, budget, gated: of `looks_for`, which chooses them for ["auto"] or ["every"].
@@ -33,18 +33,25 @@ def read_looks(words, config=None, budget=None, gated=True):
         return None if config is None else looks_for(config, budget, gated, chosen(words))
     looks = []
     for word in words:
-        found = re.fullmatch(r"(\d+)@(\d*\.?\d+)", word)
+        found = re.fullmatch(r"(\d+)@(\d*\.?\d+)(x\d*\.?\d+)?", word)
         if found is None:
             raise ValueError(
-                f"cascade must be auto, every, or looks such as 160@0.2 224@0.5, side of images @ mean cost, got {word!r}"
+                "cascade must be auto, every, or looks such as 160@0.2 224@0.5x4, side of images @ mean cost, and x how much it "
+                f"counts, got {word!r}"
             )
-        looks.append({"resolution": int(found[1]), "budget": float(found[2])})
+        weight = {"weight": float(found[3][1:])} if found[3] else {}
+        looks.append({"resolution": int(found[1]), "budget": float(found[2])} | weight)
     return weighted(looks) or None
 
 
 def weighted(looks):
-    """Looks of which each counts `LATER` times as much as the one before, which has seen less."""
-    return [{**look, "weight": LATER**index} for index, look in enumerate(looks)]
+    """Looks of which each counts `LATER` times as much as the one before, which has seen less, where none says how much."""
+    return [{"weight": LATER**index} | look for index, look in enumerate(looks)]
+
+
+def as_today(looks):
+    """The same looks, as `looks_for` would have them count."""
+    return weighted([{name: value for name, value in look.items() if name != "weight"} for look in looks])
 
 
 def chosen(words):
@@ -54,7 +61,7 @@ def chosen(words):
 
 def words_of(cascade):
     """What `read_looks` reads as a cascade whose looks all have a resolution; none of None."""
-    return [f"{look['resolution']}@{look['budget']:.4f}" for look in cascade or []]
+    return [f"{look['resolution']}@{look['budget']:.4f}x{look.get('weight', 1.0):f}" for look in cascade or []]
 
 
 def looks_for(config, budget, gated, count=2):

@@ -174,6 +174,25 @@ def test_models_of_an_earlier_board_are_measured_on_other_pixels(place, monkeypa
         merge.main(["--parts", *parts, "--output", str(place.folder / "all")])
 
 
+def test_looks_of_an_earlier_board_count_as_today(place, monkeypatch):
+    words = ["--methods", "cascade-resized", "--budgets", "0.7", "--tune", "true", "--validation_fraction", "0.2"]
+    run_board(place, "alike", *words)
+    folder = place.folder / "alike"
+    for file in (folder / "leaderboard.json", folder / "cascade-resized_0.7_0" / "config.json"):  # as they were before
+        content = json.loads(file.read_text())
+        for holder in content.get("cells", [content]):
+            holder["cascade"] = [{name: look[name] for name in ("resolution", "budget")} for look in holder["cascade"]]
+        file.write_text(json.dumps(content))
+    monkeypatch.setattr(leaderboard_tuning.DynViTTrainer, "train", lambda trainer: pytest.fail("nothing is trained"))
+    given = [*words, "--untrained", "false"]
+    (cell,) = run_board(place, "today", *given, "--trained", str(folder))["cells"]
+    assert [look["weight"] for look in cell["cascade"]] == [1, 4]
+    model = DynViTForImageClassification.from_pretrained(place.folder / "today" / "cascade-resized_0.7_0")
+    assert model.config.cascade == cell["cascade"] and model.config.budget_confidences
+    with pytest.raises(ValueError, match=r"at 0.7, seed 0, count alike, as they no longer do for a new seed \[1\]"):
+        run_board(place, "alike", *given, "--seeds", "0", "1")
+
+
 def test_models_that_an_earlier_board_lacks_are_named(place):
     words = ["--methods", "resized", "--budgets", "0.7", "--tune", "true"]
     run_board(place, "lacking", *words, "--seeds", "1")

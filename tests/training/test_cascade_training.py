@@ -14,7 +14,7 @@ from hf_dynvit.training import cascade_calibration
 from hf_dynvit.training.calibration import check_budgets
 from hf_dynvit.training.cascade_calibration import POINTS, confidences
 from hf_dynvit.training.checks import check_cascade
-from hf_dynvit.training.looks import read_looks
+from hf_dynvit.training.looks import read_looks, words_of
 from hf_dynvit.training.preparation import prepare
 
 
@@ -155,6 +155,12 @@ def test_words_name_looks():
     first, second = read_looks(["160@0.2", "224@1"])
     assert first == {"resolution": 160, "budget": 0.2, "weight": 1.0}
     assert second == {"resolution": 224, "budget": 1.0, "weight": 4.0}  # a later look has seen more
+    assert [look["weight"] for look in read_looks(["160@0.2x0.5", "192@0.3", "224@1x3"])] == [0.5, 4, 3]
+    assert read_looks(words_of(read_looks(["160@0.2x0.5", "224@1"]))) == read_looks(["160@0.2x0.5", "224@1"])
+    assert (
+        read_looks(words_of([{"resolution": 160, "budget": 0.2}, {"resolution": 224, "budget": 0.5}]))[1]["weight"]
+        == 1
+    )
     assert read_looks([]) is None
     config = DynViTConfig(hidden_size=192, num_attention_heads=3, intermediate_size=768)
     first, second = read_looks(["auto"], config, 0.3)
@@ -168,7 +174,7 @@ def test_words_name_looks():
     assert [look["weight"] for look in every] == [1, 4, 16]
     assert [look["resolution"] for look in every] == [160, 192, 224]
     assert [look["resolution"] for look in read_looks(["every"], config, 0.5, gated=False)] == [112, 128, 208]
-    with pytest.raises(ValueError, match="auto, every, or looks such as 160@0.2 224@0.5"):
+    with pytest.raises(ValueError, match="auto, every, or looks such as 160@0.2 224@0.5x4"):
         read_looks(["160"])
 
 
