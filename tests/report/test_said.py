@@ -161,9 +161,8 @@ def test_what_importance_is_worth_alone_and_in_a_cascade():
     assert at.format(*costs, on_line) in said()
     front = "is worth {1} points in it at four tenths of the computation ({gain} at the same cost) and {2} at three;"
     assert front.format(*worth, gain=on_line) in said(ROOT / "README.md")
-    assert abs(float(worth[0].split()[0])) < 0.1 and "at half a cascade without it is as good" in said(
-        ROOT / "README.md"
-    )
+    assert abs(float(worth[0].split()[0])) < float(worth[0].split()[2]) / 2  # less than chance makes
+    assert "at half a cascade without it is as good" in said(ROOT / "README.md")
 
     rows = {(row["method"], row["budget"]): row["over its twin"] for row in gain_rows(board)}
     together, every = rows["cascade-together", 0.5], rows["cascade-every", 0.4]
@@ -185,16 +184,29 @@ def test_what_importance_is_worth_alone_and_in_a_cascade():
     pair = " against ".join(f"{statistics.mean(tops):.2f} ± {statistics.stdev(tops):.2f}" for tops in turned)
     assert f"one whose looks learn together is so at four tenths, too ({pair})" in said(ROOT / "README.md")
 
-    def looks(cell):
-        return [look["resolution"] for look in cell.cascade]
 
-    cells = [cell for cell in board.cells if cell.tuned and cell.budget == 0.5]
-    found = {name: [looks(cell) for cell in cells if cell.method == name] for name in ("cascade", "cascade-unlearned")}
-    assert found == {"cascade": [[176, 224]] * 3, "cascade-unlearned": [[160, 224]] * 3}
-    alike = of("eval_photos_cascade_160")
-    (twin,) = [cell for cell in cells if (cell.method, cell.seed) == ("cascade-unlearned", 0)]
-    words = [f"{100 * one.accuracy:.2f} at {one.cost:.3f}" for one in (alike, twin)]
-    assert looks(alike) == [160, 224] and "it has {}, and without importance {}, one seed".format(*words) in said()
+def test_what_cascades_reach_beside_the_dense_model():
+    board, longer = of("board_photos"), of("board_photos_300")
+
+    def words(tops):
+        return f"{statistics.mean(tops):.2f} ± {statistics.stdev(tops):.2f}"
+
+    def turned(method, trained_for, budget):
+        cells = [cell for cell in board.cells if (cell.method, cell.budget) == (method, trained_for) and cell.tuned]
+        assert len(cells) == 3
+        return words([100 * at.accuracy for cell in cells for at in cell.looks.at if at.budget == budget])
+
+    dense = [100 * cell.accuracy for cell in board.cells if cell.method == "dense" and cell.tuned]
+    (twice,) = [100 * cell.accuracy for cell in longer.cells if cell.method == "dense"]
+    every = [turned("cascade-every", 0.4, budget) for budget in (0.5, 0.4, 0.3)]
+    sentence = (
+        "On photos one whose two looks learn together has {} at half of the computation, and one of three looks, turned to each "
+        "budget, {} there, {} at four tenths and {} at three; the dense model tuned by the same recipe has {}, and in twice the steps "
+        "{:.2f} (one seed)."
+    )
+    assert sentence.format(turned("cascade-together", 0.5, 0.5), *every, words(dense), twice) in said(
+        ROOT / "README.md"
+    )
 
 
 def test_what_one_cascade_for_every_budget_loses():
@@ -296,11 +308,11 @@ def test_what_whole_images_cost_on_the_photos():
 
     dense = [tops(cells, "dense", 1.0) for cells in (middle, whole)]
     assert all(len(seeds) == 3 for seeds in dense)
-    # The same trained models; `tome`, `cascade-fixed` and `merge-fixed` were trained anew for the middle of images.
-    lost = {name: tops(middle, name, 0.5)[0] - tops(whole, name, 0.5)[0] for name in ("merge", "cascade")}
+    # The same trained model; `tome` and `merge-fixed` were trained anew for the middle of images, looks of cascades count otherwise.
+    lost = tops(middle, "merge", 0.5)[0] - tops(whole, "merge", 0.5)[0]
     mean = statistics.mean(dense[0].values()) - statistics.mean(dense[1].values())
     words = (
-        f"whole images cost the tuned dense model {mean:.1f} points (three seeds), `merge` {lost['merge']:.1f} and `cascade` "
-        f"{lost['cascade']:.1f} at half of the computation with the first seed, the dense model {dense[0][0] - dense[1][0]:.1f}."
+        f"whole images cost the tuned dense model {mean:.1f} points (three seeds), and `merge` {lost:.1f} at half of the "
+        f"computation with the first seed, the dense model {dense[0][0] - dense[1][0]:.1f}."
     )
     assert words in said()
