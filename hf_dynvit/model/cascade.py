@@ -19,7 +19,7 @@ from .budgets import WIDEST_SHIFT, check_budget, check_reach, check_table, looke
 
 
 MOST_LOOKS = 8
-MOST_WEIGHT = 1e5  # of a look, more than eight that count four times as much as the one before come to; float32 tells it from others
+MOST_WEIGHT = 1e5  # of a look: room for eight of which each counts four times as much as the one before
 SURE = 1.001  # a confidence that no image has, whatever the rounding
 REFUSED = ("decisions", "output_attentions", "output_hidden_states", "patches")  # they mean nothing of several looks
 
