@@ -3,10 +3,10 @@
 from ..measure.dense import AHEAD, AHEAD_EAGER
 from ..measure.dense import FROZEN as OLD
 from .leaderboard import TOO_DEAR, columns_of, joined, name_of, named, top1, tuned_cells
-from .leaderboard_looks import one_model
+from .leaderboard_looks import turned_from
 from .leaderboard_results import DENSE
 from .markdown import ABSENT
-from .names import cost_spread, model_name, place, short
+from .names import ALIKE, cost_spread, counts_text, model_name, place, short
 from .rivals import counted, mean, percent
 
 
@@ -52,6 +52,8 @@ ONE_MODEL_MEANS = (
     "\n- *one model*: a cascade tuned for one of these budgets, where it is that of the row above, and turned to the others "
     "without training"
 )
+COUNT_ALIKE = ", looks alike"
+ALIKE_MEANS = "\n- *looks alike*: those of this cascade count alike in the mean; elsewhere a later one counts more"
 UNTRAINED = ("merge", "merge-resized", "cascade", "tome")  # methods whose rows without training are shown
 CLOCK = (
     "In PyTorch: how many times as fast as the fastest dense model there is here; in brackets that gain as a share of what "
@@ -74,17 +76,25 @@ def tuned_rows(boards, order=()):
     Args:
         boards: `Leaderboard`s. order: names of methods, in which their rows come; others follow.
     """
-    # (data set, budget) -> method -> cells, tuned and untrained; data set -> accuracy
-    columns, as_given, dense, given = {}, {}, {}, {}
+    # (data set, budget) -> method -> cells, tuned and untrained; data set -> accuracy; (data set, budget, method) of cascades
+    columns, as_given, dense, given, alike = {}, {}, {}, {}, set()
     for name, board in strongest(boards):
         own = columns_of(board)
-        turned = {ONE_MODEL.format(method): cells for method, cells in one_model(board, own).items()}
+        models = {ONE_MODEL.format(method): found for method, found in turned_from(board, own).items()}
+        turned = {method: cells for method, (_, cells) in models.items()}
         for budget, column in own.items():
             columns[name, budget] = column | {
                 method: cells[budget] for method, cells in turned.items() if budget in cells
             }
             untrained = {method: cells for (method, kind), cells in board.by_cell().items() if not kind}
             as_given[name, budget] = {method: cells[budget] for method, cells in untrained.items() if budget in cells}
+            of = columns[name, budget] | {method: runs for method, (runs, _) in models.items()}
+            alike |= {(name, budget, method) for method, runs in of.items() if _alike(runs)}
+            alike |= {
+                (name, budget, f"{method}, untrained")
+                for method, cells in untrained.items()
+                if _alike(cells.get(budget, ()))
+            }
             given[name] = f"{100 * board.dense.accuracy:.2f}"
         dense[name] = next(iter(board.by_cell().get((DENSE, True), {}).values()), None)
     if not columns:
@@ -92,14 +102,17 @@ def tuned_rows(boards, order=()):
     shown = {name: percent(runs) + counted(runs) if runs else ABSENT for name, runs in dense.items()}
     rows = [{"method": "dense, as given"} | {_heading(*key): given[key[0]] for key in columns}]
     for method in (method for method in UNTRAINED if any(method in column for column in as_given.values())):
-        cells = {_heading(*key): _cell(method, column, {}) for key, column in as_given.items()}
-        rows.append({"method": f"{method}, untrained"} | cells)
+        row = f"{method}, untrained"
+        cells = {_heading(*key): _cell(method, column, {}, (*key, row) in alike) for key, column in as_given.items()}
+        rows.append({"method": row} | cells)
     rows += [{"method": "dense, tuned"} | {_heading(*key): shown[key[0]] for key in columns}]
     methods = list(dict.fromkeys(method for column in columns.values() for method in column))
     order = [name for method in order for name in (method, ONE_MODEL.format(method))]
     methods.sort(key=lambda method: order.index(method) if method in order else len(order))
     for method in methods:
-        cells = {_heading(*key): _cell(method, column, column) for key, column in columns.items()}
+        cells = {
+            _heading(*key): _cell(method, column, column, (*key, method) in alike) for key, column in columns.items()
+        }
         rows.append({"method": method} | cells)
     return rows
 
@@ -110,6 +123,7 @@ def tuned_words(rows):
     shown = [key for key in LEGEND if key in names or (key[0] == "-" and any(key in name for name in names))]
     words = "\n".join(f"- *{key}*: {LEGEND[key]}" for key in shown)
     words += ONE_MODEL_MEANS * any(name.endswith(ONE_MODEL.format("")) for name in names)
+    words += ALIKE_MEANS * any(COUNT_ALIKE in cell for row in rows for cell in row.values())
     untrained = CLOSED_FORM * any(name.endswith(", untrained") for name in names)
     return TUNED.format(words=words, dear=TOO_DEAR, untrained=untrained)
 
@@ -133,12 +147,17 @@ def _heading(name, budget):
     return f"{name}, {budget:g}"
 
 
-def _cell(method, column, rivals):
+def _alike(runs):
+    """Whether any of these cells is of a cascade whose looks count alike."""
+    return any(run.cascade and counts_text(run.cascade) == ALIKE for run in runs)
+
+
+def _cell(method, column, rivals, alike):
     if method not in column:
         return ABSENT
     runs = column[method]
     shown = top1(runs, rivals.values()) if rivals else percent(runs)
-    return f"{shown} at {mean(runs, 'cost'):.3f}{counted(runs)}"
+    return f"{shown} at {mean(runs, 'cost'):.3f}{COUNT_ALIKE * alike}{counted(runs)}"
 
 
 def clock_words(evaluations, boards=()):

@@ -27,16 +27,21 @@ def look_rows(board):
 
 
 def one_model(board, budgets=BUDGETS):
-    """Method -> budget -> an `AtBudget` for each seed of cascades that were tuned for one budget and turned to the others.
+    """Method -> budget -> an `AtBudget` for each seed of cascades that were tuned for one budget and turned to the others."""
+    return {method: reached for method, (_, reached) in turned_from(board, budgets).items()}
+
+
+def turned_from(board, budgets=BUDGETS):
+    """Method -> the cells of the models that are turned, one for each seed, and what `one_model` has of them.
 
     Of a method's models those that reach the most of the budgets, with the most seeds, of equal ones the dearest; none that
     reach one budget alone.
     """
     found = {}
     for (method, tuned), cells in board.by_cell().items():
-        turned = [_turned(runs, budgets) for runs in cells.values() if tuned]
-        best = max(turned, key=lambda reached: sum(map(len, reached.values())), default={})
-        if len(best) > 1:
+        turned = [(runs, _turned(runs, budgets)) for runs in cells.values() if tuned]
+        best = max(turned, key=lambda one: sum(map(len, one[1].values())), default=((), {}))
+        if len(best[1]) > 1:
             found[method] = best
     return found
 

@@ -79,6 +79,23 @@ def test_one_cascade_stands_at_every_budget_that_all_of_its_seeds_reach():
     assert "cascade, one model" not in [row["method"] for row in tuned_rows([board(*tome, *few[1:], *one_seed)])]
 
 
+def test_looks_that_count_alike_are_said_where_they_are_shown():
+    alike = [{"resolution": 24, "budget": 0.3}, {"resolution": 32, "budget": 0.5}]
+    looks = [{**look, "weight": 4.0**index} for index, look in enumerate(alike)]
+    half = (
+        replace(cell("cascade", 0.9, seed=0), cascade=looks),
+        replace(cell("cascade", 0.8, tuned=False), cascade=alike),
+    )
+    less = turned(replace(cell("cascade", 0.7, 0.4), cascade=alike), at_0_5=0.8, at_0_4=0.7)
+    rows = tuned_rows([board(cell("tome", 0.5), cell("tome", 0.4, 0.4), *half, less)])
+    shown = {row["method"]: [*row.values()][1:] for row in rows}
+    assert shown["cascade"] == ["**90.00** at 0.500", "**70.00** at 0.400, looks alike"]
+    assert shown["cascade, one model"] == ["80.00 at 0.490, looks alike", "**70.00** at 0.390, looks alike"]
+    assert shown["cascade, untrained"] == ["80.00 at 0.500, looks alike", "–"]
+    assert shown["tome"] == ["50.00 at 0.500", "40.00 at 0.400"]
+    assert "\n- *looks alike*" in tuned_words(rows) and "*looks alike*" not in tuned_words(tuned_rows([board(*HALF)]))
+
+
 def test_what_was_not_run_is_said_and_one_method_alone_is_no_column():
     rows = tuned_rows([board(*HALF), board(*HALF[:2], cell("cascade", 0.6), cell("evit", 0.1), dataset="birds")])
     assert list(rows[0]) == ["method", "pets, 150 steps, 0.5", "birds, 150 steps, 0.5"]
